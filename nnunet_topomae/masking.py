@@ -1,0 +1,59 @@
+"""Which patches of a crop are hidden.
+
+A mask is boolean and True means *hidden from the network and to be reconstructed* (He et al., MAE), everywhere in
+this package.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def num_hidden_patches(num_patches: int, ratio: float) -> int:
+    """Number of hidden patches: ``ratio * num_patches``, rounded, at least 1 and at least 1 left visible.
+
+    Raises:
+        ValueError: if ``ratio`` is not inside (0, 1) or there are fewer than two patches.
+    """
+    if not 0 < ratio < 1:
+        raise ValueError(f"mask ratio must lie inside (0, 1), got {ratio}")
+    if num_patches < 2:
+        raise ValueError(f"a mask needs at least 2 patches, got {num_patches}")
+    return min(max(round(ratio * num_patches), 1), num_patches - 1)
+
+
+def random_patch_mask(grid: Sequence[int], ratio: float, generator: torch.Generator) -> Tensor:
+    """Hide a uniformly random set of patches of exactly the asked size (Gu et al., section II-A: 50 %).
+
+    Args:
+        grid: number of patches per axis, (d, h, w).
+        ratio: share of hidden patches, inside (0, 1).
+        generator: source of randomness, on the CPU; the same state gives the same mask on every machine.
+
+    Returns:
+        (d, h, w) bool, True = hidden.
+
+    Raises:
+        ValueError: see :func:`num_hidden_patches`.
+    """
+    num_patches = int(torch.tensor(tuple(grid)).prod())
+    hidden = torch.randperm(num_patches, generator=generator)[: num_hidden_patches(num_patches, ratio)]
+    mask = torch.zeros(num_patches, dtype=torch.bool)
+    mask[hidden] = True
+    return mask.reshape(tuple(grid))
+
+
+def mask_to_voxels(mask: Tensor, patch_size: Sequence[int]) -> Tensor:
+    """Bring a mask of patches to voxels.
+
+    Args:
+        mask: (B, d, h, w) bool.
+        patch_size: voxels of a patch per axis.
+
+    Returns:
+        (B, 1, D, H, W) bool with D = d * patch_size[0] and so on.
+    """
+    for axis, size in enumerate(patch_size, start=1):
+        mask = mask.repeat_interleave(size, dim=axis)
+    return mask[:, None]

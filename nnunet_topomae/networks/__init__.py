@@ -1,0 +1,7 @@
+"""Networks that plans can name, and the parts that pre-training adds to them."""
+
+from nnunet_topomae.networks.fused import FusedViTUNETRPP
+from nnunet_topomae.networks.unetrpp import UNETRPP
+from nnunet_topomae.networks.vit import ViTEncoder, ViTMaskedAutoencoder
+
+__all__ = ["UNETRPP", "FusedViTUNETRPP", "ViTEncoder", "ViTMaskedAutoencoder"]

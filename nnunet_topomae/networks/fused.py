@@ -1,0 +1,90 @@
+"""The fine-tuned network: a ViT encoder and UNETR++, fused by addition at four scales (Gu et al., section II-D)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from nnunet_topomae.networks.pyramid import TokenPyramid
+from nnunet_topomae.networks.unetrpp import UNETRPP, stage_grids
+from nnunet_topomae.networks.vit import ViTEncoder
+
+_DEFAULT_CHANNELS = (64, 64, 128, None)
+_DEFAULT_BLOCKS = (3, 1, 1, 0)
+
+
+class FusedViTUNETRPP(UNETRPP):
+    """UNETR++ whose four encoder scales receive the features of a ViT, by addition.
+
+    With the defaults at the published Synapse configuration: 85.88 M parameters (paper: 85.96 M).
+
+    Args:
+        input_channels, num_classes, deep_supervision: given by nnU-Net.
+        crop_size, strides: see :class:`UNETRPP`.
+        vit: keyword arguments of :class:`ViTEncoder`; ``patch_size`` is required.
+        taps: blocks (0-based) whose hidden states feed scales 1 to 3; scale 4 gets the normalised output. None: at
+            5/12, 8/12 and 11/12 of the depth, which is blocks 4, 7 and 10 of 12.
+        pyramid_channels, pyramid_blocks: of the adapters at the four scales; see :class:`ScaleAdapter`.
+        fusion_gain: first value of the learned gains on the ViT's features; at 0 the network starts as its UNETR++ alone.
+        drop_path: stochastic depth of the ViT.
+        unetrpp_kwargs: the other arguments of :class:`UNETRPP`.
+
+    Raises:
+        ValueError: if crop, patches and strides do not fit each other, or the taps not the ViT.
+    """
+
+    def __init__(
+        self,
+        input_channels: int,
+        num_classes: int,
+        crop_size: Sequence[int],
+        strides: Sequence[Sequence[int]],
+        vit: Mapping[str, Any],
+        taps: Sequence[int] | None = None,
+        pyramid_channels: Sequence[int | None] = _DEFAULT_CHANNELS,
+        pyramid_blocks: Sequence[int] = _DEFAULT_BLOCKS,
+        fusion_gain: float = 0.0,
+        drop_path: float = 0.0,
+        features_per_stage: Sequence[int] = (32, 64, 128, 256),
+        deep_supervision: bool = True,
+        **unetrpp_kwargs: Any,
+    ):
+        super().__init__(
+            input_channels,
+            num_classes,
+            crop_size,
+            strides,
+            features_per_stage=features_per_stage,
+            deep_supervision=deep_supervision,
+            **unetrpp_kwargs,
+        )
+        self.vit = ViTEncoder(input_channels, crop_size, drop_path=drop_path, **vit)
+        self.taps = tuple(taps) if taps is not None else default_taps(len(self.vit.blocks))
+        if len(self.taps) != 3 or list(self.taps) != sorted(set(self.taps)) or self.taps[-1] >= len(self.vit.blocks):
+            raise ValueError(f"taps must be three increasing blocks of a ViT of depth {len(self.vit.blocks)}: {taps}")
+        self.pyramid = TokenPyramid(
+            self.vit.width,
+            self.vit.grid,
+            stage_grids(crop_size, strides),
+            features_per_stage,
+            pyramid_channels,
+            pyramid_blocks,
+            fusion_gain,
+        )
+
+    def forward(self, crop: Tensor) -> Tensor | list[Tensor]:
+        """(B, C, D, H, W) to logits (B, K, D, H, W), or a list of four resolutions with deep supervision."""
+        from_vit = self.pyramid(self.vit.taps(crop, self.taps))
+        fused = [x + y for x, y in zip(self.encoder(crop), from_vit, strict=True)]
+        return self.decoder(self.full_resolution_skip(crop), fused)
+
+
+def default_taps(depth: int) -> tuple[int, int, int]:
+    """Blocks 4, 7 and 10 of 12, scaled to another depth (UNETR's taps).
+
+    Raises:
+        ValueError: for a depth below 4, which leaves no three blocks and an output.
+    """
+    if depth < 4:
+        raise ValueError(f"a ViT needs at least 4 blocks to feed four scales, got {depth}")
+    return tuple(round(depth * share / 12) - 1 for share in (5, 8, 11))

@@ -1,0 +1,281 @@
+"""UNETR++ (Shaker et al.) for any crop size and any strides, in the form nnU-Net builds from plans."""
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from dynamic_network_architectures.building_blocks.residual import BasicBlockD
+from torch import Tensor, nn
+
+from nnunet_topomae.networks.geometry import Size, divided
+from nnunet_topomae.networks.initialization import initialize
+
+_RESIDUAL = {
+    "conv_op": nn.Conv3d,
+    "kernel_size": 3,
+    "stride": 1,
+    "conv_bias": False,
+    "nonlin": nn.LeakyReLU,
+    "nonlin_kwargs": {"negative_slope": 0.01, "inplace": True},
+}
+
+
+def residual_block(input_channels: int, output_channels: int, norm: type[nn.Module] = nn.InstanceNorm3d) -> BasicBlockD:
+    """Two 3^3 convolutions with norm and LeakyReLU, and a skip; instance norm without affine parameters."""
+    return BasicBlockD(input_channels=input_channels, output_channels=output_channels, norm_op=norm, **_RESIDUAL)
+
+
+class EfficientPairedAttention(nn.Module):
+    """Channel and spatial attention that share queries and keys (Shaker et al., section 3.2).
+
+    Args:
+        num_tokens: N, which the projections of keys and values depend on.
+        channels: C, divisible by ``2 * num_heads``.
+        projection_size: P, tokens that keys and values are projected to for spatial attention.
+        num_heads: heads.
+        dropout: rate on both attention maps.
+    """
+
+    def __init__(self, num_tokens: int, channels: int, projection_size: int, num_heads: int, dropout: float = 0.1):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkvv = nn.Linear(channels, 4 * channels, bias=False)
+        self.project = nn.Linear(num_tokens, projection_size)
+        self.channel_temperature = nn.Parameter(torch.ones(num_heads, 1, 1))
+        self.spatial_temperature = nn.Parameter(torch.ones(num_heads, 1, 1))
+        self.dropout = nn.Dropout(dropout)
+        self.spatial_out = nn.Linear(channels, channels // 2)
+        self.channel_out = nn.Linear(channels, channels // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, C) to (B, N, C)."""
+        query, key, value_channel, value_spatial = self._heads(self.qkvv(x))  # each (B, heads, d, N)
+        key_projected, value_projected = self.project(key), self.project(value_spatial)  # (B, heads, d, P)
+        query, key = F.normalize(query, dim=-1), F.normalize(key, dim=-1)
+
+        channel_map = self.dropout(((query @ key.transpose(-2, -1)) * self.channel_temperature).softmax(dim=-1))
+        by_channel = channel_map @ value_channel  # (B, heads, d, N)
+
+        spatial_map = (query.transpose(-2, -1) @ key_projected) * self.spatial_temperature
+        by_space = self.dropout(spatial_map.softmax(dim=-1)) @ value_projected.transpose(-2, -1)  # (B, heads, N, d)
+
+        tokens = (by_space.transpose(1, 2).flatten(2), by_channel.permute(0, 3, 1, 2).flatten(2))
+        return torch.cat([self.spatial_out(tokens[0]), self.channel_out(tokens[1])], dim=-1)
+
+    def _heads(self, qkvv: Tensor) -> tuple[Tensor, ...]:
+        return qkvv.unflatten(2, (4, self.num_heads, -1)).permute(2, 0, 3, 4, 1).unbind()
+
+
+class EPABlock(nn.Module):
+    """Paired attention with position and layer scale, then a convolution block; no MLP.
+
+    Args:
+        grid: tokens per axis of the feature maps.
+        channels, projection_size, num_heads: see :class:`EfficientPairedAttention`.
+        dropout: rate of channel dropout before the last convolution, and of the attention maps.
+    """
+
+    def __init__(self, grid: Size, channels: int, projection_size: int, num_heads: int, dropout: float = 0.1):
+        super().__init__()
+        num_tokens = grid[0] * grid[1] * grid[2]
+        self.pos_embed = nn.Parameter(torch.zeros(1, num_tokens, channels))
+        self.norm = nn.LayerNorm(channels)
+        self.gamma = nn.Parameter(torch.full((channels,), 1e-6))
+        self.attention = EfficientPairedAttention(num_tokens, channels, projection_size, num_heads, dropout)
+        self.residual = residual_block(channels, channels, nn.BatchNorm3d)
+        self.output = nn.Sequential(nn.Dropout3d(dropout), nn.Conv3d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, d, h, w) to the same shape."""
+        tokens = x.flatten(2).transpose(1, 2) + self.pos_embed
+        tokens = tokens + self.gamma * self.attention(self.norm(tokens))
+        attended = tokens.transpose(1, 2).reshape(x.shape)
+        return attended + self.output(self.residual(attended))
+
+
+class UNETRPPEncoder(nn.Module):
+    """Four stages: a stem or a downsampling with kernel = stride and group norm, then EPA blocks.
+
+    Args:
+        input_channels: C of the crop.
+        grids: tokens per axis of the four stages.
+        strides: per stage and axis, the stem first.
+        features_per_stage, depths, projection_sizes: one value a stage.
+        num_heads: heads of every block.
+    """
+
+    def __init__(
+        self,
+        input_channels: int,
+        grids: Sequence[Size],
+        strides: Sequence[Sequence[int]],
+        features_per_stage: Sequence[int],
+        depths: Sequence[int],
+        projection_sizes: Sequence[int],
+        num_heads: int,
+    ):
+        super().__init__()
+        inputs = (input_channels, *features_per_stage[:-1])
+        self.downsample = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv3d(before, after, tuple(stride), tuple(stride), bias=False), nn.GroupNorm(before, after)
+            )
+            for before, after, stride in zip(inputs, features_per_stage, strides, strict=True)
+        )
+        self.stages = nn.ModuleList(
+            nn.Sequential(*(EPABlock(grid, channels, projection, num_heads) for _ in range(depth)))
+            for grid, channels, depth, projection in zip(
+                grids, features_per_stage, depths, projection_sizes, strict=True
+            )
+        )
+
+    def forward(self, crop: Tensor) -> list[Tensor]:
+        """(B, C, D, H, W) to the feature maps of the four stages, finest first."""
+        features = []
+        for downsample, stage in zip(self.downsample, self.stages, strict=True):
+            crop = stage(downsample(crop))
+            features.append(crop)
+        return features
+
+
+class UpBlock(nn.Module):
+    """Transposed convolution with kernel = stride and without bias, add the skip, then blocks."""
+
+    def __init__(self, input_channels: int, output_channels: int, stride: Sequence[int], blocks: nn.Module):
+        super().__init__()
+        self.upsample = nn.ConvTranspose3d(input_channels, output_channels, tuple(stride), tuple(stride), bias=False)
+        self.blocks = blocks
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """Features (B, C, ...) and the skip at the finer resolution, to the skip's shape."""
+        return self.blocks(self.upsample(x) + skip)
+
+
+class UNETRPPDecoder(nn.Module):
+    """Three EPA stages, a full-resolution stage, and segmentation heads at three resolutions.
+
+    ``deep_supervision`` and ``seg_layers`` carry the names that nnU-Net looks for.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        grids: Sequence[Size],
+        strides: Sequence[Sequence[int]],
+        features_per_stage: Sequence[int],
+        depths: Sequence[int],
+        projection_size: int,
+        num_heads: int,
+        full_resolution_features: int,
+        deep_supervision: bool,
+    ):
+        super().__init__()
+        self.deep_supervision = deep_supervision
+        self.lowest_stride = tuple(strides[2])
+        self.stages = nn.ModuleList(
+            UpBlock(
+                features_per_stage[level + 1],
+                features_per_stage[level],
+                strides[level + 1],
+                nn.Sequential(
+                    *(
+                        EPABlock(grids[level], features_per_stage[level], projection_size, num_heads)
+                        for _ in range(depths[level])
+                    )
+                ),
+            )
+            for level in (2, 1, 0)
+        )
+        width = full_resolution_features
+        self.full_resolution = UpBlock(features_per_stage[0], width, strides[0], residual_block(width, width))
+        self.seg_layers = nn.ModuleList(
+            nn.Conv3d(channels, num_classes, 1) for channels in (width, *features_per_stage[:2])
+        )
+
+    def features(self, full_resolution_skip: Tensor, encoder_features: list[Tensor]) -> list[Tensor]:
+        """Decoded feature maps at full resolution, the first and the second stage."""
+        x, decoded = encoder_features[-1], []
+        for stage, skip in zip(self.stages, reversed(encoder_features[:-1]), strict=True):
+            x = stage(x, skip)
+            decoded.append(x)
+        return [self.full_resolution(x, full_resolution_skip), decoded[-1], decoded[-2]]
+
+    def forward(self, full_resolution_skip: Tensor, encoder_features: list[Tensor]) -> Tensor | list[Tensor]:
+        """Logits at full resolution, or with deep supervision at four, finest first.
+
+        nnU-Net gives the coarsest output the weight 0; it is the third one pooled and needs no head.
+        """
+        features = self.features(full_resolution_skip, encoder_features)
+        if not self.deep_supervision:
+            return self.seg_layers[0](features[0])
+        outputs = [head(x) for head, x in zip(self.seg_layers, features, strict=True)]
+        return [*outputs, F.avg_pool3d(outputs[-1], self.lowest_stride, self.lowest_stride)]
+
+
+class UNETRPP(nn.Module):
+    """UNETR++ as published: 42,952,850 parameters for 64x128x128 crops, one channel, 14 classes, stem (2, 4, 4).
+
+    Args:
+        input_channels, num_classes, deep_supervision: given by nnU-Net.
+        crop_size: voxels per axis; equals the configuration's ``patch_size`` in the plans.
+        strides: five per-axis strides: 1 for full resolution, the stem's, and three downsamplings.
+        features_per_stage, depths: channels and number of EPA blocks of the four stages.
+        projection_sizes: of the EPA blocks of the four encoder stages.
+        decoder_projection_size: of all EPA blocks of the decoder.
+        num_heads: heads of every EPA block.
+        full_resolution_features: channels at full resolution.
+
+    Raises:
+        ValueError: if the strides do not divide the crop, or are not five per-axis strides that start with 1.
+    """
+
+    initialize = staticmethod(initialize)
+
+    def __init__(
+        self,
+        input_channels: int,
+        num_classes: int,
+        crop_size: Sequence[int],
+        strides: Sequence[Sequence[int]],
+        features_per_stage: Sequence[int] = (32, 64, 128, 256),
+        depths: Sequence[int] = (3, 3, 3, 3),
+        projection_sizes: Sequence[int] = (64, 64, 64, 32),
+        decoder_projection_size: int = 64,
+        num_heads: int = 4,
+        full_resolution_features: int = 16,
+        deep_supervision: bool = True,
+    ):
+        super().__init__()
+        grids = stage_grids(crop_size, strides)
+        self.encoder = UNETRPPEncoder(
+            input_channels, grids, strides[1:], features_per_stage, depths, projection_sizes, num_heads
+        )
+        self.full_resolution_skip = residual_block(input_channels, full_resolution_features)
+        self.decoder = UNETRPPDecoder(
+            num_classes,
+            grids,
+            strides[1:],
+            features_per_stage,
+            depths,
+            decoder_projection_size,
+            num_heads,
+            full_resolution_features,
+            deep_supervision,
+        )
+
+    def forward(self, crop: Tensor) -> Tensor | list[Tensor]:
+        """(B, C, D, H, W) to logits (B, K, D, H, W), or a list of four resolutions with deep supervision."""
+        return self.decoder(self.full_resolution_skip(crop), self.encoder(crop))
+
+
+def stage_grids(crop_size: Sequence[int], strides: Sequence[Sequence[int]]) -> list[Size]:
+    """Tokens per axis of the four stages.
+
+    Raises:
+        ValueError: see :class:`UNETRPP`.
+    """
+    if len(strides) != 5 or any(stride != 1 for stride in strides[0]):
+        raise ValueError(f"UNETR++ takes five strides of which the first is 1 on every axis, got {strides}")
+    cumulative = accumulate(strides[1:], lambda a, b: [i * j for i, j in zip(a, b, strict=True)])
+    return [divided(crop_size, stride, "cumulative UNETR++ stride") for stride in cumulative]

@@ -1,0 +1,180 @@
+"""Vision transformer encoder and its masked autoencoder in 3D (He et al., MAE; SelfMedMAE)."""
+
+from collections.abc import Sequence
+
+import torch
+from timm.layers import trunc_normal_
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from nnunet_topomae.networks.geometry import divided
+
+
+class ViTEncoder(nn.Module):
+    """Patch embedding, positions, pre-norm transformer blocks of timm, final norm. No class token.
+
+    Positions start as fixed 3D sine-cosine values; pre-training freezes them, fine-tuning trains them.
+
+    Args:
+        input_channels: C of the crop.
+        crop_size: voxels per axis.
+        patch_size: voxels of a patch per axis; must divide the crop size.
+        width: channels of a token.
+        depth: number of blocks.
+        num_heads: attention heads per block.
+        drop_path: stochastic depth rate of the last block; grows linearly from 0 at the first.
+
+    Raises:
+        ValueError: if the patches do not divide the crop, or the heads the width.
+    """
+
+    def __init__(
+        self,
+        input_channels: int,
+        crop_size: Sequence[int],
+        patch_size: Sequence[int],
+        width: int = 512,
+        depth: int = 12,
+        num_heads: int = 8,
+        drop_path: float = 0.0,
+    ):
+        super().__init__()
+        if width % num_heads:
+            raise ValueError(f"ViT width {width} is not divisible by {num_heads} heads")
+        self.patch_size = tuple(patch_size)
+        self.grid = divided(crop_size, patch_size, "ViT patch size")
+        self.width = width
+        self.patch_embed = nn.Conv3d(input_channels, width, self.patch_size, self.patch_size)
+        self.pos_embed = nn.Parameter(sincos_positions(self.grid, width))
+        rates = torch.linspace(0, drop_path, depth).tolist()
+        self.blocks = nn.ModuleList(Block(width, num_heads, qkv_bias=True, drop_path=rate) for rate in rates)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, crop: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Normalised tokens of the visible patches.
+
+        Args:
+            crop: (B, C, D, H, W).
+            mask: (B, d, h, w) bool with the same number of hidden patches in every sample; None shows everything.
+
+        Returns:
+            (B, N_visible, width), in raster order of the patches.
+        """
+        tokens = self._embed(crop)
+        if mask is not None:
+            tokens = gather_tokens(tokens, visible_indices(mask))
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens)
+
+    def taps(self, crop: Tensor, block_indices: Sequence[int]) -> list[Tensor]:
+        """Hidden states after the named blocks (0-based), then the normalised output, as feature maps.
+
+        Returns:
+            Tensors (B, width, d, h, w).
+        """
+        tokens, maps = self._embed(crop), []
+        for index, block in enumerate(self.blocks):
+            tokens = block(tokens)
+            if index in block_indices:
+                maps.append(self._to_map(tokens))
+        return [*maps, self._to_map(self.norm(tokens))]
+
+    def _embed(self, crop: Tensor) -> Tensor:
+        return self.patch_embed(crop).flatten(2).transpose(1, 2) + self.pos_embed
+
+    def _to_map(self, tokens: Tensor) -> Tensor:
+        return tokens.transpose(1, 2).unflatten(2, self.grid)
+
+
+class ViTMaskedAutoencoder(nn.Module):
+    """A ViT encoder with the light transformer decoder of He et al. that predicts the voxels of hidden patches.
+
+    Args:
+        encoder: encodes visible patches.
+        output_channels: channels to predict, those of the crop.
+        width, depth, num_heads: of the decoder (SelfMedMAE: 384, 8, 12).
+    """
+
+    def __init__(
+        self, encoder: ViTEncoder, output_channels: int, width: int = 384, depth: int = 8, num_heads: int = 12
+    ):
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = ViTDecoder(encoder, output_channels, width, depth, num_heads)
+
+    def forward(self, crop: Tensor, mask: Tensor) -> Tensor:
+        """Reconstruct a crop from its visible patches.
+
+        Args:
+            crop: (B, C, D, H, W).
+            mask: (B, d, h, w) bool, True = hidden.
+
+        Returns:
+            (B, C, D, H, W): the decoder's prediction at every patch.
+        """
+        return self.decoder(self.encoder(crop, mask), mask)
+
+
+class ViTDecoder(nn.Module):
+    """Transformer decoder over visible tokens and learned mask tokens; arguments of :class:`ViTMaskedAutoencoder`."""
+
+    def __init__(self, encoder: ViTEncoder, output_channels: int, width: int, depth: int, num_heads: int):
+        super().__init__()
+        self.grid, self.patch_size, self.output_channels = encoder.grid, encoder.patch_size, output_channels
+        self.embed = nn.Linear(encoder.width, width)
+        self.mask_token = nn.Parameter(trunc_normal_(torch.zeros(1, 1, width), std=0.02))
+        self.register_buffer("pos_embed", sincos_positions(self.grid, width), persistent=False)
+        self.blocks = nn.ModuleList(Block(width, num_heads, qkv_bias=True) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.to_voxels = nn.Linear(width, output_channels * self.patch_size[0] * self.patch_size[1] * self.patch_size[2])
+
+    def forward(self, visible: Tensor, mask: Tensor) -> Tensor:
+        """Predict all voxels.
+
+        Args:
+            visible: (B, N_visible, encoder width), as the encoder returns them.
+            mask: (B, d, h, w) bool, True = hidden.
+
+        Returns:
+            (B, C, D, H, W).
+        """
+        visible = self.embed(visible)
+        tokens = self.mask_token.to(visible.dtype).expand(len(visible), mask[0].numel(), -1)
+        index = visible_indices(mask)[..., None].expand(-1, -1, tokens.shape[-1])
+        tokens = tokens.scatter(1, index, visible) + self.pos_embed
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.unpatchify(self.to_voxels(self.norm(tokens)))
+
+    def unpatchify(self, tokens: Tensor) -> Tensor:
+        """(B, N, C * p0 * p1 * p2) to (B, C, D, H, W)."""
+        (d, h, w), (p, q, r) = self.grid, self.patch_size
+        blocks = tokens.reshape(-1, d, h, w, self.output_channels, p, q, r)
+        return blocks.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(-1, self.output_channels, d * p, h * q, w * r)
+
+
+def visible_indices(mask: Tensor) -> Tensor:
+    """Raster indices of visible patches, (B, N_visible), of a mask (B, d, h, w) that hides equally many per sample."""
+    hidden = mask.flatten(1)
+    num_visible = hidden.shape[1] - int(hidden[0].sum())
+    return hidden.to(torch.uint8).argsort(dim=1, stable=True)[:, :num_visible]
+
+
+def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
+    """Tokens (B, N, width) at indices (B, M): (B, M, width)."""
+    return tokens.gather(1, indices[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+def sincos_positions(grid: Sequence[int], width: int) -> Tensor:
+    """Fixed 3D sine-cosine position embedding (1, N, width).
+
+    A third of the channels each, rounded down to an even number, encodes z, y and x as sines and cosines of
+    geometrically spaced frequencies from 1 to 1/10000; what is left of the width stays zero.
+    """
+    per_axis = width // 6 * 2
+    frequencies = 10000.0 ** (-torch.arange(per_axis // 2, dtype=torch.float64) / (per_axis / 2))
+    coordinates = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in grid), indexing="ij")
+    angles = [c.reshape(-1, 1) * frequencies for c in coordinates]
+    encoded = torch.cat([f(angle) for angle in angles for f in (torch.sin, torch.cos)], dim=1)
+    return nn.functional.pad(encoded, (0, width - encoded.shape[1])).float()[None]

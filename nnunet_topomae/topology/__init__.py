@@ -1,0 +1,7 @@
+"""Persistent homology of volumes and the 2-Wasserstein distance of their diagrams, differentiable."""
+
+from nnunet_topomae.topology.loss import TopologicalLoss
+from nnunet_topomae.topology.persistence import persistence_diagrams
+from nnunet_topomae.topology.wasserstein import wasserstein_distance
+
+__all__ = ["TopologicalLoss", "persistence_diagrams", "wasserstein_distance"]
