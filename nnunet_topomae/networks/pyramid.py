@@ -111,10 +111,10 @@ def resampling_factors(source: Size, target: Size) -> tuple[Size, Size]:
 
 def upsampling_steps(factors: Size) -> Iterator[Size]:
     """Strides of at most 2 per axis whose product is ``factors``; at least one step, which may be (1, 1, 1)."""
-    remaining = torch.tensor(factors)
+    remaining = factors
     while True:
-        step = remaining.clamp(max=2)
-        yield tuple(step.tolist())
-        remaining = remaining // step
-        if (remaining == 1).all():
+        step = tuple(min(factor, 2) for factor in remaining)
+        yield step
+        remaining = tuple(factor // s for factor, s in zip(remaining, step, strict=True))
+        if max(remaining) == 1:
             return

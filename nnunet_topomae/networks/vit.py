@@ -46,23 +46,24 @@ class ViTEncoder(nn.Module):
         self.width = width
         self.patch_embed = nn.Conv3d(input_channels, width, self.patch_size, self.patch_size)
         self.pos_embed = nn.Parameter(sincos_positions(self.grid, width))
-        rates = torch.linspace(0, drop_path, depth).tolist()
-        self.blocks = nn.ModuleList(Block(width, num_heads, qkv_bias=True, drop_path=rate) for rate in rates)
+        self.blocks = nn.ModuleList(
+            Block(width, num_heads, qkv_bias=True, drop_path=drop_path * i / max(depth - 1, 1)) for i in range(depth)
+        )
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, crop: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, crop: Tensor, visible: Tensor | None = None) -> Tensor:
         """Normalised tokens of the visible patches.
 
         Args:
             crop: (B, C, D, H, W).
-            mask: (B, d, h, w) bool with the same number of hidden patches in every sample; None shows everything.
+            visible: (B, N_visible) indices of patches, see :func:`visible_indices`; None shows everything.
 
         Returns:
-            (B, N_visible, width), in raster order of the patches.
+            (B, N_visible, width), in the order of the indices.
         """
         tokens = self._embed(crop)
-        if mask is not None:
-            tokens = gather_tokens(tokens, visible_indices(mask))
+        if visible is not None:
+            tokens = tokens.gather(1, visible[..., None].expand(-1, -1, self.width))
         for block in self.blocks:
             tokens = block(tokens)
         return self.norm(tokens)
@@ -113,7 +114,8 @@ class ViTMaskedAutoencoder(nn.Module):
         Returns:
             (B, C, D, H, W): the decoder's prediction at every patch.
         """
-        return self.decoder(self.encoder(crop, mask), mask)
+        visible = visible_indices(mask, num_visible=int((~mask[0]).sum()))
+        return self.decoder(self.encoder(crop, visible), visible)
 
 
 class ViTDecoder(nn.Module):
@@ -129,20 +131,19 @@ class ViTDecoder(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.to_voxels = nn.Linear(width, output_channels * self.patch_size[0] * self.patch_size[1] * self.patch_size[2])
 
-    def forward(self, visible: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, visible: Tensor) -> Tensor:
         """Predict all voxels.
 
         Args:
-            visible: (B, N_visible, encoder width), as the encoder returns them.
-            mask: (B, d, h, w) bool, True = hidden.
+            tokens: (B, N_visible, encoder width), as the encoder returns them.
+            visible: (B, N_visible), the indices of their patches.
 
         Returns:
             (B, C, D, H, W).
         """
-        visible = self.embed(visible)
-        tokens = self.mask_token.to(visible.dtype).expand(len(visible), mask[0].numel(), -1)
-        index = visible_indices(mask)[..., None].expand(-1, -1, tokens.shape[-1])
-        tokens = tokens.scatter(1, index, visible) + self.pos_embed
+        tokens = self.embed(tokens)
+        background = self.mask_token.to(tokens.dtype).expand(len(tokens), self.pos_embed.shape[1], -1)
+        tokens = scatter_tokens(tokens, visible, background) + self.pos_embed
         for block in self.blocks:
             tokens = block(tokens)
         return self.unpatchify(self.to_voxels(self.norm(tokens)))
@@ -154,16 +155,22 @@ class ViTDecoder(nn.Module):
         return blocks.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(-1, self.output_channels, d * p, h * q, w * r)
 
 
-def visible_indices(mask: Tensor) -> Tensor:
-    """Raster indices of visible patches, (B, N_visible), of a mask (B, d, h, w) that hides equally many per sample."""
-    hidden = mask.flatten(1)
-    num_visible = hidden.shape[1] - int(hidden[0].sum())
-    return hidden.to(torch.uint8).argsort(dim=1, stable=True)[:, :num_visible]
+def visible_indices(mask: Tensor, num_visible: int) -> Tensor:
+    """Raster indices of the visible patches, in ascending order.
+
+    Args:
+        mask: (B, d, h, w) bool, True = hidden, with the same number of hidden patches in every sample.
+        num_visible: that leaves; asked for rather than counted, to spare the GPU a wait.
+
+    Returns:
+        (B, num_visible) int64.
+    """
+    return mask.flatten(1).to(torch.uint8).argsort(dim=1, stable=True)[:, :num_visible]
 
 
-def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
-    """Tokens (B, N, width) at indices (B, M): (B, M, width)."""
-    return tokens.gather(1, indices[..., None].expand(-1, -1, tokens.shape[-1]))
+def scatter_tokens(tokens: Tensor, indices: Tensor, background: Tensor) -> Tensor:
+    """Put tokens (B, M, width) at indices (B, M) of a background (B, N, width)."""
+    return background.scatter(1, indices[..., None].expand(-1, -1, tokens.shape[-1]), tokens)
 
 
 def sincos_positions(grid: Sequence[int], width: int) -> Tensor:

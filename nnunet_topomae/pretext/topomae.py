@@ -1,0 +1,150 @@
+"""TopoMAE: co-pre-training of a ViT masked autoencoder and UNETR++ (Gu et al., section II)."""
+
+from math import prod
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from nnunet_topomae.config import PretrainingConfig
+from nnunet_topomae.keypoints import NUM_KEYPOINTS
+from nnunet_topomae.masking import mask_to_voxels, num_hidden_patches
+from nnunet_topomae.networks.fused import FusedViTUNETRPP
+from nnunet_topomae.networks.vit import ViTDecoder, ViTEncoder, scatter_tokens, visible_indices
+from nnunet_topomae.pretext.base import PretextOutput, PretextTask, compose, masked_mse
+from nnunet_topomae.topology import TopologicalLoss
+
+_DECODER_WIDTH, _DECODER_DEPTH, _DECODER_HEAD_WIDTH = 384, 8, 32  # SelfMedMAE's decoder
+_KEYPOINT_CHANNELS, _KEYPOINT_HIDDEN = 64, 256
+
+
+class KeypointHead(nn.Module):
+    """A convolution and an MLP of two layers that predict the key points of a crop (Gu et al., section II-B).
+
+    Args:
+        channels: of the encoder's feature map.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.convolution = nn.Conv3d(channels, _KEYPOINT_CHANNELS, 3, padding=1)
+        self.mlp = nn.Sequential(
+            nn.Linear(_KEYPOINT_CHANNELS, _KEYPOINT_HIDDEN), nn.GELU(), nn.Linear(_KEYPOINT_HIDDEN, NUM_KEYPOINTS * 3)
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, channels, d, h, w) to (B, 9, 3) in (-1, 1)."""
+        pooled = F.gelu(self.convolution(features)).mean(dim=(2, 3, 4))
+        return self.mlp(pooled).tanh().unflatten(1, (NUM_KEYPOINTS, 3))
+
+
+class TopoMAE(PretextTask):
+    """Reconstruction, topology, key points and consistency of two branches (Gu et al., equation for L).
+
+    Args:
+        network: the fused network, built with as many classes as the crop has channels. UNETR++'s full-resolution
+            head reconstructs; the pyramid and the other heads stay as they are.
+        config: the plans' ``pretraining`` block.
+    """
+
+    def __init__(self, network: FusedViTUNETRPP, config: PretrainingConfig):
+        if not isinstance(network, FusedViTUNETRPP):
+            raise ValueError(
+                f"TopoMAE pre-trains a FusedViTUNETRPP, but the plans name {type(network).__name__}; "
+                "plan the dataset with nnUNetv2_topomae"
+            )
+        super().__init__(network, config)
+        self.decoder.deep_supervision = False
+        num_patches = prod(self.mask_grid)
+        self.num_visible = num_patches - num_hidden_patches(num_patches, config.mask_ratio)
+        self.topological_loss = TopologicalLoss(config.topology.grid)
+        channels = self.decoder.seg_layers[0].out_channels
+        heads = {}
+        if "vit" in config.branches:
+            self.vit_decoder = _light_decoder(self.vit, channels)
+            heads["vit"] = KeypointHead(self.vit.width)
+        if "unetrpp" in config.branches:
+            heads["unetrpp"] = KeypointHead(self.encoder.downsample[-1][0].out_channels)
+        self.keypoint_heads = nn.ModuleDict(heads if config.spatial.enabled else {})
+        self._freeze_what_is_not_trained()
+
+    def _freeze_what_is_not_trained(self) -> None:
+        frozen = [self.pyramid, *self.decoder.seg_layers[1:]]
+        if "vit" not in self.config.branches:
+            frozen.append(self.vit)
+        if "unetrpp" not in self.config.branches:
+            frozen += [self.encoder, self.full_resolution_skip, self.decoder]
+        for part in frozen:
+            part.requires_grad_(False)
+        self.vit.pos_embed.requires_grad_(False)
+
+    @property
+    def mask_grid(self) -> tuple[int, int, int]:
+        """The ViT's patches; both branches share the mask."""
+        return self.vit.grid
+
+    @property
+    def patch_size(self) -> tuple[int, int, int]:
+        """The ViT's patches; both branches share the mask."""
+        return self.vit.patch_size
+
+    def forward(self, crop: Tensor, mask: Tensor) -> PretextOutput:
+        """See :meth:`PretextTask.forward`; the ViT sees visible patches only, UNETR++ the crop with zeros for the rest."""
+        reconstructions, features = {}, {}
+        if "vit" in self.config.branches:
+            visible = visible_indices(mask, self.num_visible)
+            tokens = self.vit(crop, visible)
+            reconstructions["vit"] = self.vit_decoder(tokens, visible)
+            features["vit"] = self._token_map(tokens, visible)
+        if "unetrpp" in self.config.branches:
+            zeroed = crop.masked_fill(mask_to_voxels(mask, self.patch_size), 0)
+            scales = self.encoder(zeroed)
+            reconstructions["unetrpp"] = self.decoder(self.full_resolution_skip(zeroed), scales)
+            features["unetrpp"] = scales[-1]
+        keypoints = {branch: head(features[branch]) for branch, head in self.keypoint_heads.items()}
+        return PretextOutput(reconstructions, keypoints)
+
+    def _token_map(self, tokens: Tensor, visible: Tensor) -> Tensor:
+        """Visible tokens on their grid, zeros elsewhere: (B, width, d, h, w)."""
+        background = tokens.new_zeros(len(tokens), self.vit.pos_embed.shape[1], tokens.shape[-1])
+        return scatter_tokens(tokens, visible, background).transpose(1, 2).unflatten(2, self.mask_grid)
+
+    def loss_terms(self, output: PretextOutput, crop: Tensor, mask: Tensor, keypoints: Tensor) -> dict[str, Tensor]:
+        """The eight terms of L, those that are switched on, and ``total``; see :meth:`PretextTask.loss_terms`."""
+        hidden = mask_to_voxels(mask, self.patch_size)
+        terms = {f"{b}_mse": masked_mse(r, crop, hidden) for b, r in output.reconstructions.items()}
+        if self.config.topology.enabled:
+            composed = [compose(crop, r, hidden) for r in output.reconstructions.values()]
+            distances = self.topological_loss(crop, *composed)
+            terms |= {f"{b}_topological": d for b, d in zip(output.reconstructions, distances, strict=True)}
+        terms |= {f"{b}_spatial": F.mse_loss(points, keypoints) for b, points in output.keypoints.items()}
+        if len(output.keypoints) == 2:
+            terms["spatial_consistency"] = F.mse_loss(output.keypoints["vit"], output.keypoints["unetrpp"])
+        if len(output.reconstructions) == 2:
+            terms["reconstruction_consistency"] = masked_mse(
+                output.reconstructions["vit"], output.reconstructions["unetrpp"], hidden
+            )
+        weights = loss_weights(self.config)
+        return {"total": torch.stack([weights[name] * term for name, term in terms.items()]).sum(), **terms}
+
+
+def _light_decoder(encoder: ViTEncoder, output_channels: int) -> ViTDecoder:
+    """SelfMedMAE's decoder (384 wide, 8 blocks, 12 heads), never wider or deeper than two thirds of a small encoder."""
+    width = min(_DECODER_WIDTH, max(encoder.width * 2 // 3, 1) // _DECODER_HEAD_WIDTH * _DECODER_HEAD_WIDTH)
+    width = max(width, _DECODER_HEAD_WIDTH)
+    depth = min(_DECODER_DEPTH, max(len(encoder.blocks) * 2 // 3, 1))
+    return ViTDecoder(encoder, output_channels, width, depth, width // _DECODER_HEAD_WIDTH)
+
+
+def loss_weights(config: PretrainingConfig) -> dict[str, float]:
+    """Factor of every term in L = (1 - l1) L_vit + l1 L_unetrpp + l3 (consistencies), by the term's name.
+
+    Each branch weighs its terms (1 - 2 l2) MSE + l2 topological + l2 spatial. With a single branch, l1 is 0 or 1.
+    """
+    lambda1 = config.lambda1 if len(config.branches) == 2 else float("unetrpp" in config.branches)
+    weights = {"spatial_consistency": config.lambda3, "reconstruction_consistency": config.lambda3}
+    for branch, share in (("vit", 1 - lambda1), ("unetrpp", lambda1)):
+        weights[f"{branch}_mse"] = share * (1 - 2 * config.lambda2)
+        weights[f"{branch}_topological"] = share * config.lambda2 * config.topology.weight
+        weights[f"{branch}_spatial"] = share * config.lambda2
+    return weights
