@@ -1,1 +1,154 @@
-"""Console command."""
+"""``nnUNetv2_topomae``: what nnU-Net's own commands cannot do."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import nnunet_topomae.trainers
+
+_CONFIGURATIONS = ("3d_fullres", "3d_lowres")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a sub-command; errors that a user can mend are one line on standard error and exit status 2."""
+    options = build_parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (ValueError, FileNotFoundError) as error:
+        _say(f"Error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All sub-commands and their options; those of planning are nnU-Net's."""
+    parser = argparse.ArgumentParser(prog="nnUNetv2_topomae", description=__doc__.split(":")[0])
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    trainers = commands.add_parser("trainers", help="print the folder that nnUNet_extTrainer must name")
+    trainers.set_defaults(run=lambda _: _say(trainers_folder()))
+
+    both = commands.add_parser("plan_and_preprocess", help="fingerprint, plan and preprocess datasets")
+    _add_planning_options(both)
+    _add_preprocessing_options(both)
+    both.set_defaults(run=_plan_and_preprocess)
+
+    plan = commands.add_parser("plan_experiment", help="plan datasets that have a fingerprint")
+    _add_planning_options(plan)
+    plan.set_defaults(run=_plan_experiment)
+
+    demo = commands.add_parser("demo", help="run everything on a made-up dataset, about 8 minutes on 2 CPU cores")
+    demo.add_argument("--keep", type=Path, metavar="FOLDER", help="leave everything in FOLDER, to look at")
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _add_planning_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-d", type=int, nargs="+", required=True, metavar="ID", help="dataset IDs")
+    parser.add_argument("-pl", default="TopoMAEPlanner", metavar="PLANNER", help="planner class (default: %(default)s)")
+    parser.add_argument("-gpu_memory_target", type=float, metavar="GB", help="memory to plan for (default: 8)")
+    parser.add_argument("-preprocessor_name", default="DefaultPreprocessor", help="nnU-Net preprocessor class")
+    parser.add_argument(
+        "-overwrite_target_spacing", type=float, nargs=3, metavar="MM", help="spacing of 3d_fullres (z, y, x)"
+    )
+    parser.add_argument("-overwrite_plans_name", metavar="NAME", help="name of the plans (default: the planner's)")
+
+
+def _add_preprocessing_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-c", nargs="+", default=_CONFIGURATIONS, metavar="CONFIGURATION", help="default: all 3D ones")
+    parser.add_argument("-np", type=int, nargs="+", metavar="N", help="processes per configuration (default: 4 and 8)")
+    parser.add_argument("-npfp", type=int, default=8, metavar="N", help="processes of fingerprint extraction")
+    parser.add_argument("--verify_dataset_integrity", action="store_true", help="check images and labels first")
+    parser.add_argument("--clean", action="store_true", help="extract the fingerprint again")
+    parser.add_argument("--no_pp", action="store_true", help="do not preprocess")
+    parser.add_argument("--verbose", action="store_true", help="print more")
+    parser.add_argument("--no_pbar", action="store_true", help="no progress bars")
+
+
+def _plan_and_preprocess(options: argparse.Namespace) -> None:
+    from nnunet_topomae.nnunet import experiment
+
+    _refuse_2d(options.c)
+    planner = experiment.find_planner(options.pl)
+    for dataset_id in options.d:
+        experiment.extract_fingerprint(
+            dataset_id,
+            options.npfp,
+            options.verify_dataset_integrity,
+            options.clean,
+            options.verbose,
+            not options.no_pbar,
+        )
+    plans_name = _plan(options, planner)
+    if not options.no_pp:
+        for dataset_id in options.d:
+            experiment.preprocess(
+                dataset_id, plans_name, options.c, options.np, options.verbose, not options.no_pbar
+            )
+    _print_next_commands(options.d[0], options.c[0], plans_name)
+
+
+def _plan_experiment(options: argparse.Namespace) -> None:
+    from nnunet_topomae.nnunet import experiment
+
+    plans_name = _plan(options, experiment.find_planner(options.pl))
+    _print_next_commands(options.d[0], _CONFIGURATIONS[0], plans_name)
+
+
+def _plan(options: argparse.Namespace, planner: type) -> str:
+    from nnunet_topomae.nnunet import experiment
+
+    return [
+        experiment.plan(
+            dataset_id,
+            planner,
+            options.gpu_memory_target,
+            options.preprocessor_name,
+            options.overwrite_target_spacing,
+            options.overwrite_plans_name,
+        )
+        for dataset_id in options.d
+    ][-1]
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from nnunet_topomae import demo
+
+    demo.run(options.keep)
+
+
+def _refuse_2d(configurations: Sequence[str]) -> None:
+    if "2d" in configurations:
+        raise ValueError("-c 2d: TopoMAE is made for 3D images and has no 2d configuration; use 3d_fullres")
+
+
+def trainers_folder() -> Path:
+    """The folder in which nnU-Net finds our trainers."""
+    return Path(nnunet_topomae.trainers.__file__).resolve().parent
+
+
+def next_commands(dataset_id: int, configuration: str, plans_name: str) -> list[str]:
+    """The commands that follow planning: pre-train, fine-tune, predict."""
+    train = f"nnUNetv2_train {dataset_id} {configuration} 0 -p {plans_name} -tr"
+    return [
+        'export nnUNet_extTrainer="$(nnUNetv2_topomae trainers)"',
+        f"{train} TopoMAEPretrainer",
+        f"{train} FusedFinetuneTrainer",
+        f"nnUNetv2_predict -d {dataset_id} -c {configuration} -f 0 -p {plans_name} -tr FusedFinetuneTrainer -i IN -o OUT",
+    ]
+
+
+def _print_next_commands(dataset_id: int, configuration: str, plans_name: str) -> None:
+    _say("\nNext:\n")
+    for command in next_commands(dataset_id, configuration, plans_name):
+        _say(f"    {command}")
+
+
+def _say(text: object, file=None) -> None:
+    """Write a line; this command's results are for standard output, not for a log."""
+    (file or sys.stdout).write(f"{text}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

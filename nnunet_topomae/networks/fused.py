@@ -72,6 +72,14 @@ class FusedViTUNETRPP(UNETRPP):
             fusion_gain,
         )
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Layers of the ViT for timm's layer-wise learning rates; everything else belongs to the last."""
+        last = (len(self.vit.blocks) + 1,)
+        return {
+            "stem": r"^vit\.(patch_embed|pos_embed)",
+            "blocks": [(r"^vit\.blocks\.(\d+)", None), (r"^vit\.norm", (last[0] - 1,)), (r"^(?!vit\.)", last)],
+        }
+
     def forward(self, crop: Tensor) -> Tensor | list[Tensor]:
         """(B, C, D, H, W) to logits (B, K, D, H, W), or a list of four resolutions with deep supervision."""
         from_vit = self.pyramid(self.vit.taps(crop, self.taps))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import accumulate
+from math import gcd
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -119,7 +120,8 @@ class UNETRPPEncoder(nn.Module):
         inputs = (input_channels, *features_per_stage[:-1])
         self.downsample = nn.ModuleList(
             nn.Sequential(
-                nn.Conv3d(before, after, tuple(stride), tuple(stride), bias=False), nn.GroupNorm(before, after)
+                nn.Conv3d(before, after, tuple(stride), tuple(stride), bias=False),
+                nn.GroupNorm(gcd(before, after), after),
             )
             for before, after, stride in zip(inputs, features_per_stage, strides, strict=True)
         )

@@ -1,0 +1,1 @@
+"""The only room that imports nnunetv2: planning, data loading, training and checkpoints."""

@@ -1,0 +1,128 @@
+"""Reading and writing checkpoints: plain types only, no code, never half-written; and handing weights over."""
+
+import pickle
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+WEIGHTS = "network_weights"  # nnU-Net's key
+UNTRAINED = "untrained_parameters"
+SEGMENTATION_HEADS = ".seg_layers."  # nnU-Net skips keys that hold this when it loads pre-trained weights
+
+
+def write_checkpoint(checkpoint: Mapping[str, Any], file: Path) -> None:
+    """Save tensors and plain Python types under a temporary name, then rename it."""
+    temporary = file.with_name(f".{file.name}.{torch.initial_seed() & 0xFFFF:x}")
+    torch.save(to_plain(checkpoint), temporary)
+    temporary.replace(file)
+
+
+def to_plain(value: Any) -> Any:
+    """Turn NumPy scalars and arrays, devices and paths inside nested containers into plain Python types.
+
+    Raises:
+        TypeError: for anything else that a checkpoint must not hold.
+    """
+    if isinstance(value, Mapping):
+        return {key: to_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(item) for item in value]
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, torch.device | Path):
+        return str(value)
+    if value is None or isinstance(value, bool | int | float | str | Tensor):
+        return value
+    raise TypeError(f"a checkpoint holds tensors and plain types only, got {type(value).__name__}: {value!r}")
+
+
+def read_checkpoint(file: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Load a checkpoint without executing anything it might hold.
+
+    Raises:
+        ValueError: if the file is missing, truncated, holds more than tensors and plain types, or no network.
+    """
+    if not file.is_file():
+        raise ValueError(f"{file} does not exist")
+    try:
+        checkpoint = torch.load(file, map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{file} is no checkpoint, or holds more than tensors and plain Python types, which is not loaded "
+            f"because it could execute code: {str(error).splitlines()[0]}"
+        ) from error
+    except (RuntimeError, EOFError, zipfile.BadZipFile, OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{file} is damaged, truncated or no checkpoint: {str(error).splitlines()[0]}") from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(WEIGHTS), dict):
+        raise ValueError(f'{file} is no nnU-Net checkpoint: it has no "{WEIGHTS}"')
+    return checkpoint
+
+
+@dataclass(frozen=True)
+class HandOver:
+    """What became of the parameters of a network when a checkpoint was loaded into it; names of tensors."""
+
+    loaded: list[str]
+    fresh: list[str]
+
+    def report(self, network: nn.Module) -> str:
+        """A table: how many tensors and parameters per part of the network were loaded and left fresh."""
+        sizes = {name: tensor.numel() for name, tensor in network.state_dict().items()}
+        parts = list(dict.fromkeys(name.split(".")[0] for name in sizes))
+        lines = [f"  {'part':<24}{'loaded':>14}{'fresh':>14}   (parameters)"]
+        for part in parts:
+            counts = [sum(sizes[name] for name in names if name.split(".")[0] == part) for names in (self.loaded, self.fresh)]
+            lines.append(f"  {part:<24}{counts[0]:>14,}{counts[1]:>14,}")
+        heads = [name for name in self.fresh if SEGMENTATION_HEADS in name]
+        others = Counter(name.split(".")[0] for name in self.fresh if SEGMENTATION_HEADS not in name)
+        reasons = [f"{len(heads)} tensors of segmentation heads"] if heads else []
+        reasons += [f"{count} tensors of {part}, which pre-training does not train" for part, count in others.items()]
+        return "\n".join([*lines, f"  fresh: {'; '.join(reasons) or 'nothing'}; adapted: nothing"])
+
+
+def hand_over(checkpoint: Mapping[str, Any], network: nn.Module, file: Path) -> HandOver:
+    """Load pre-trained weights into the network to be fine-tuned; segmentation heads stay fresh.
+
+    Raises:
+        ValueError: if the checkpoint is of another architecture; names the first tensors that do not fit.
+    """
+    wanted = {name: t for name, t in network.state_dict().items() if SEGMENTATION_HEADS not in name}
+    check_fits(checkpoint, wanted, file)
+    network.load_state_dict({name: checkpoint[WEIGHTS][name] for name in wanted}, strict=False)
+    untrained = set(checkpoint.get(UNTRAINED, ()))
+    fixed_positions = {name for name in untrained if name.endswith("pos_embed")}  # meant to be as they are
+    fresh = [name for name in network.state_dict() if name not in wanted or name in untrained - fixed_positions]
+    return HandOver(loaded=[name for name in wanted if name not in fresh], fresh=fresh)
+
+
+def check_fits(checkpoint: Mapping[str, Any], wanted: Mapping[str, Tensor], file: Path) -> None:
+    """Every wanted tensor must be in the checkpoint with its shape.
+
+    Raises:
+        ValueError: names the file and the first tensors that are missing or of another shape.
+    """
+    weights = checkpoint[WEIGHTS]
+    missing = [name for name in wanted if name not in weights]
+    reshaped = [
+        f"{name} {tuple(weights[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    if missing or reshaped:
+        raise ValueError(
+            f"{file} is of another architecture than the plans: {len(missing)} tensors are missing"
+            f"{_some(missing)}, {len(reshaped)} have another shape{_some(reshaped)}; "
+            f"use a checkpoint that was pre-trained with these plans"
+        )
+
+
+def _some(names: Iterable[str], count: int = 3) -> str:
+    names = list(names)
+    return f" ({', '.join(names[:count])}{', ...' if len(names) > count else ''})" if names else ""

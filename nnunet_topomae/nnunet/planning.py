@@ -1,0 +1,310 @@
+"""Plans the fused network for any 3D nnU-Net dataset: crop, patches, strides, batch size, epochs."""
+
+import math
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import replace
+from functools import lru_cache
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
+from nnunetv2.preprocessing.normalization.default_normalization_schemes import (
+    CTNormalization,
+    RescaleTo01Normalization,
+    ZScoreNormalization,
+)
+
+from nnunet_topomae.config import FinetuningConfig, PretrainingConfig, StageConfig, TopologyConfig, to_block
+from nnunet_topomae.networks.fused import FusedViTUNETRPP
+from nnunet_topomae.nnunet.memory import GIB, training_memory
+from nnunet_topomae.pretext.topomae import TopoMAE
+
+PLANS_NAME = "nnUNetTopoMAEPlans"
+
+_MIN_EDGE = 3  # of the coarsest feature map; a 96^3 crop and a total stride of 32 give it, as published
+_MAX_POOLINGS = 5  # a stem of 4 and three downsamplings by 2
+_PATCH_SIZES = (16, 8, 4, 2)
+_TARGET_TOKENS = 200
+_MIN_BATCH_SIZE = 2
+_MAX_EPOCHS = 1000  # nnU-Net's own
+_WARMUP_SHARE = 0.05
+_PRETRAINING_PASSES, _FINETUNING_PASSES = 10_000, 5_000  # over all cases; SelfMedMAE
+_MAX_TOPOLOGY_CELLS = 24**3
+
+Size = tuple[int, int, int]
+Strides = tuple[Size, ...]
+
+
+class TopoMAEPlanner(ExperimentPlanner):
+    """Writes ``nnUNetTopoMAEPlans``; arguments as nnU-Net's planner. There is no 2D and no cascaded configuration.
+
+    Attributes:
+        vit: width, depth and heads of the ViT.
+        features_per_stage: channels of UNETR++.
+    """
+
+    vit: dict[str, int] = {"width": 512, "depth": 12, "num_heads": 8}  # noqa: RUF012 - a template, copied on use
+    features_per_stage: tuple[int, ...] = (32, 64, 128, 256)
+
+    def __init__(
+        self,
+        dataset_name_or_id: str | int,
+        gpu_memory_target_in_gb: float = 8,
+        preprocessor_name: str = "DefaultPreprocessor",
+        plans_name: str = PLANS_NAME,
+        overwrite_target_spacing: Sequence[float] | None = None,
+        suppress_transpose: bool = False,
+    ):
+        super().__init__(
+            dataset_name_or_id,
+            gpu_memory_target_in_gb,
+            preprocessor_name,
+            plans_name,
+            overwrite_target_spacing,
+            suppress_transpose,
+        )
+        self.num_channels = len(self.dataset_json.get("channel_names", self.dataset_json.get("modality")))
+        self._scale_ct_to_unit_interval()
+
+    def _scale_ct_to_unit_interval(self) -> None:
+        """Make CTNormalization clip to the foreground's percentiles [a, b] and scale to [0, 1].
+
+        It computes (clip(x, a, b) - mean) / std, so mean = a and std = b - a do that.
+
+        Raises:
+            ValueError: if a CT channel has no foreground to take percentiles from.
+        """
+        schemes, _ = self.determine_normalization_scheme_and_whether_mask_is_used_for_norm()
+        self.dataset_fingerprint = deepcopy(self.dataset_fingerprint)
+        for channel, scheme in enumerate(schemes):
+            properties = self.dataset_fingerprint["foreground_intensity_properties_per_channel"][str(channel)]
+            if scheme == CTNormalization.__name__:
+                low, high = properties["percentile_00_5"], properties["percentile_99_5"]
+                if not np.isfinite([low, high]).all():
+                    raise ValueError(
+                        f"{self.dataset_name}: channel {channel} is CT, but no case has a labelled foreground to take "
+                        f"its intensity range from"
+                    )
+                properties.update(mean=low, std=high - low)
+
+    def determine_normalization_scheme_and_whether_mask_is_used_for_norm(self) -> tuple[list[str], list[bool]]:
+        """nnU-Net's choice per channel, with min-max scaling in place of z-scores: reconstruction wants [0, 1]."""
+        schemes, _ = super().determine_normalization_scheme_and_whether_mask_is_used_for_norm()
+        to_unit = {ZScoreNormalization.__name__: RescaleTo01Normalization.__name__}
+        return [to_unit.get(scheme, scheme) for scheme in schemes], [False] * len(schemes)
+
+    def plan_experiment(self) -> dict[str, Any]:
+        """Plan and save.
+
+        Raises:
+            ValueError: for a 2D dataset.
+        """
+        shapes = np.vstack(self.dataset_fingerprint["shapes_after_crop"])
+        if np.median(shapes, axis=0).min() <= 1:
+            raise ValueError(f"{self.dataset_name} is a 2D dataset; TopoMAE plans and trains 3D images only")
+        return super().plan_experiment()
+
+    def save_plans(self, plans: dict[str, Any]) -> None:
+        """Leave out what cannot be trained here, then save as nnU-Net."""
+        plans["configurations"] = {
+            name: configuration
+            for name, configuration in plans["configurations"].items()
+            if "architecture" in configuration  # neither the 2D stand-in nor the cascade, which inherits
+        }
+        for configuration in plans["configurations"].values():
+            configuration.pop("next_stage", None)
+        super().save_plans(plans)
+
+    def get_plans_for_configuration(
+        self,
+        spacing: np.ndarray,
+        median_shape: np.ndarray,
+        data_identifier: str,
+        approximate_n_voxels_dataset: float,
+        _cache: dict,
+    ) -> dict[str, Any]:
+        """The plan of a 3D configuration; for 2D a note, which nnU-Net prints and :meth:`save_plans` drops."""
+        if len(spacing) == 2:
+            return {"left out": "TopoMAE is made for 3D images, so these plans have no 2d configuration"}
+        crop_size, strides = self._largest_crop(spacing, median_shape)
+        patch_size = choose_patch_size(crop_size, spacing)
+        batch_size = self._batch_size(crop_size, strides, patch_size, approximate_n_voxels_dataset)
+        return {
+            **self._preprocessing(spacing, median_shape, data_identifier),
+            "batch_size": batch_size,
+            "patch_size": list(crop_size),
+            "architecture": self._architecture(crop_size, strides, patch_size),
+            "pretraining": to_block(self.pretraining_config(crop_size, spacing, batch_size)),
+            "finetuning": to_block(self.finetuning_config(batch_size)),
+        }
+
+    def _preprocessing(self, spacing: np.ndarray, median_shape: np.ndarray, data_identifier: str) -> dict[str, Any]:
+        """The keys of a configuration that say how cases are preprocessed and exported, as nnU-Net decides them."""
+        resample_data, data_kwargs, resample_seg, seg_kwargs = self.determine_resampling()
+        resample_probabilities, probabilities_kwargs = self.determine_segmentation_softmax_export_fn()
+        schemes, use_mask = self.determine_normalization_scheme_and_whether_mask_is_used_for_norm()
+        return {
+            "data_identifier": data_identifier,
+            "preprocessor_name": self.preprocessor_name,
+            "median_image_size_in_voxels": median_shape,
+            "spacing": spacing,
+            "normalization_schemes": schemes,
+            "use_mask_for_norm": use_mask,
+            "resampling_fn_data": resample_data.__name__,
+            "resampling_fn_seg": resample_seg.__name__,
+            "resampling_fn_data_kwargs": data_kwargs,
+            "resampling_fn_seg_kwargs": seg_kwargs,
+            "resampling_fn_probabilities": resample_probabilities.__name__,
+            "resampling_fn_probabilities_kwargs": probabilities_kwargs,
+        }
+
+    def _architecture(self, crop_size: Size, strides: Strides, patch_size: Size) -> dict[str, Any]:
+        return {
+            "network_class_name": f"{FusedViTUNETRPP.__module__}.{FusedViTUNETRPP.__name__}",
+            "arch_kwargs": {
+                "crop_size": list(crop_size),
+                "strides": [list(stride) for stride in strides],
+                "features_per_stage": list(self.features_per_stage),
+                "vit": {"patch_size": list(patch_size), **self.vit},
+            },
+            "_kw_requires_import": [],
+        }
+
+    def _largest_crop(self, spacing: np.ndarray, median_shape: np.ndarray) -> tuple[Size, Strides]:
+        """nnU-Net's search: the aspect of the voxels, no larger than the images, reduced until two crops fit.
+
+        The longest axis relative to the images is reduced first.
+        """
+        aspect = 1 / np.asarray(spacing)
+        initial = np.minimum(np.round(aspect * (256**3 / aspect.prod()) ** (1 / 3)), median_shape)
+        crop_size, strides, divisor = fit_strides(spacing, initial)
+        while not self._fits(crop_size, strides, choose_patch_size(crop_size, spacing), _MIN_BATCH_SIZE):
+            axis = int(np.argmax(np.divide(crop_size, median_shape)))
+            smaller = np.array(crop_size)
+            smaller[axis] -= divisor[axis]
+            if smaller[axis] < 1:
+                raise ValueError(
+                    f"{self.dataset_name}: no crop fits into {self.UNet_vram_target_GB} GB; raise -gpu_memory_target"
+                )
+            crop_size, strides, divisor = fit_strides(spacing, smaller)
+        return crop_size, strides
+
+    def _batch_size(self, crop_size: Size, strides: Strides, patch_size: Size, num_voxels: float) -> int:
+        """As many crops as fit, covering at most 5 % of the dataset as in nnU-Net, at least 2."""
+        limit = max(round(num_voxels * self.max_dataset_covered / math.prod(crop_size)), _MIN_BATCH_SIZE)
+        batch_size = _MIN_BATCH_SIZE
+        while batch_size < limit and self._fits(crop_size, strides, patch_size, batch_size + 1):
+            batch_size += 1
+        return batch_size
+
+    def _fits(self, crop_size: Size, strides: Strides, patch_size: Size, batch_size: int) -> bool:
+        architecture = self._architecture(crop_size, strides, patch_size)["arch_kwargs"]
+        num_classes = len(self.dataset_json["labels"])
+        target = self.UNet_vram_target_GB * GIB
+        return step_memory(_freeze(architecture), self.num_channels, num_classes, batch_size) <= target
+
+    def pretraining_config(self, crop_size: Size, spacing: np.ndarray, batch_size: int) -> PretrainingConfig:
+        """Defaults of the paper; epochs from its passes over the data, a topology grid that fits the crop."""
+        schedule = self._schedule(PretrainingConfig(), _PRETRAINING_PASSES, batch_size)
+        return replace(schedule, topology=TopologyConfig(grid=choose_topology_grid(crop_size, spacing)))
+
+    def finetuning_config(self, batch_size: int) -> FinetuningConfig:
+        """Defaults of the paper; epochs from its passes over the data."""
+        return self._schedule(FinetuningConfig(), _FINETUNING_PASSES, batch_size)
+
+    def _schedule(self, config: Any, passes: int, batch_size: int) -> Any:
+        num_epochs = epochs_for(passes, self.dataset_json["numTraining"], batch_size, config)
+        return replace(config, num_epochs=num_epochs, warmup_epochs=round(_WARMUP_SHARE * num_epochs, 1))
+
+
+def epochs_for(passes: int, num_cases: int, batch_size: int, config: StageConfig) -> int:
+    """nnU-Net epochs in which every case is drawn ``passes`` times on average, between 1 and 1000."""
+    iterations = passes * num_cases / batch_size
+    return min(max(round(iterations / config.num_iterations_per_epoch), 1), _MAX_EPOCHS)
+
+
+def fit_strides(spacing: Sequence[float], crop_size: Sequence[float]) -> tuple[Size, Strides, Size]:
+    """UNETR++'s strides for a crop, by nnU-Net's rules for pooling: thin axes are left alone until voxels are even.
+
+    Of n halvings the first n - 3, but at least one, make the stem.
+
+    Returns:
+        The crop padded to be divisible, five strides that start with 1, and what each axis is divisible by.
+    """
+    _, pooling, _, padded, divisor = get_pool_and_conv_props(
+        spacing, [int(size) for size in crop_size], _MIN_EDGE, _MAX_POOLINGS
+    )
+    halvings = [tuple(int(k) for k in kernel) for kernel in pooling[1:]][:_MAX_POOLINGS]
+    in_stem = max(len(halvings) - 3, 1)
+    stem = tuple(math.prod(kernel[axis] for kernel in halvings[:in_stem]) for axis in range(3))
+    rest = halvings[in_stem:] + [(1, 1, 1)] * (3 - len(halvings[in_stem:]))
+    return tuple(int(p) for p in padded), ((1, 1, 1), stem, *rest), tuple(int(d) for d in divisor)
+
+
+def choose_patch_size(crop_size: Sequence[int], spacing: Sequence[float]) -> Size:
+    """ViT patches that divide the crop, give about 200 tokens, and are near isotropic in mm.
+
+    Both deviations are weighed alike, in squared octaves; of equals, the larger patches win.
+
+    Raises:
+        ValueError: if an axis is not divisible by 2.
+    """
+    options = [[p for p in _PATCH_SIZES if size % p == 0 and size > p] or [size] for size in crop_size]
+
+    def badness(patch: Size) -> float:
+        tokens = math.prod(size // p for size, p in zip(crop_size, patch, strict=True))
+        edges = np.log2(np.multiply(patch, spacing))
+        return math.log2(tokens / _TARGET_TOKENS) ** 2 + float(np.ptp(edges)) ** 2
+
+    return min(product(*options), key=badness)
+
+
+def choose_topology_grid(crop_size: Sequence[int], spacing: Sequence[float]) -> tuple[int, ...] | None:
+    """The finest grid of whole cells, near isotropic in mm, of at most 24^3 cells; None if the crop itself is one."""
+    cell = [1, 1, 1]
+    while math.prod(grid := [-(-size // c) for size, c in zip(crop_size, cell, strict=True)]) > _MAX_TOPOLOGY_CELLS:
+        divisible = [axis for axis in range(3) if grid[axis] > 1]
+        cell[min(divisible, key=lambda axis: cell[axis] * spacing[axis])] += 1
+    grid = [-(-size // c) for size, c in zip(crop_size, cell, strict=True)]
+    return None if grid == list(crop_size) else tuple(grid)
+
+
+@lru_cache(maxsize=256)
+def step_memory(architecture: tuple, num_channels: int, num_classes: int, batch_size: int) -> float:
+    """Estimated peak in bytes of the larger of a pre-training and a fine-tuning step."""
+    kwargs = _thaw(architecture)
+    crop = (1, num_channels, *kwargs["crop_size"])
+
+    def pretext() -> TopoMAE:
+        network = FusedViTUNETRPP(num_channels, num_channels, deep_supervision=False, **kwargs)
+        return TopoMAE(network, PretrainingConfig())
+
+    def pretext_step(task: TopoMAE) -> torch.Tensor:
+        return task(torch.empty(crop), torch.empty((1, *task.mask_grid), dtype=torch.bool))
+
+    return max(
+        training_memory(pretext, pretext_step, batch_size),
+        training_memory(
+            lambda: FusedViTUNETRPP(num_channels, num_classes, **kwargs),
+            lambda network: network(torch.empty(crop)),
+            batch_size,
+        ),
+    )
+
+
+def _freeze(value: Any) -> Any:
+    """Nested lists and dicts as tuples, to be used as a key."""
+    if isinstance(value, dict):
+        return ("dict", *((key, _freeze(item)) for key, item in value.items()))
+    return ("list", *map(_freeze, value)) if isinstance(value, list) else value
+
+
+def _thaw(value: Any) -> Any:
+    if not isinstance(value, tuple):
+        return value
+    kind, *items = value
+    return {key: _thaw(item) for key, item in items} if kind == "dict" else [_thaw(item) for item in items]

@@ -1,0 +1,327 @@
+"""The nnU-Net trainer of every pretext task."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from time import time
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from nnunetv2.training.logging.nnunet_logger import LocalLogger
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from timm.optim import param_groups_weight_decay
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from nnunet_topomae.masking import mask_to_voxels
+from nnunet_topomae.nnunet.checkpoints import UNTRAINED
+from nnunet_topomae.nnunet.data_loading import CropDataset, StreamSampler, check_finite, endless_batches
+from nnunet_topomae.nnunet.plans import PRETRAINING, build_network, read_config
+from nnunet_topomae.nnunet.training import NO_WEIGHT_DECAY, StageTrainer
+from nnunet_topomae.pretext.base import PretextOutput, PretextTask, compose
+from nnunet_topomae.reporting.figures import Curve, Reconstruction, plane_names, save_progress, save_reconstructions
+from nnunet_topomae.reporting.metrics import keypoint_error, mean_of, reconstruction_metrics
+from nnunet_topomae.topology import TopologicalLoss
+
+_MAX_GRADIENT_NORM = 12  # nnU-Net's
+_TRAINING_STREAM, _VALIDATION_STREAM, _REPORT_STREAM = 0, 1, 2
+_PICTURED_CASES = 4
+_HEADINGS = {"vit": "ViT", "unetrpp": "UNETR++"}
+
+
+class Pretrainer(StageTrainer):
+    """Pre-trains the network of the plans on the images of the training cases; labels are never used.
+
+    Attributes:
+        task_class: the pretext task, set by subclasses.
+    """
+
+    block = PRETRAINING
+    betas = (0.9, 0.95)
+    task_class: ClassVar[type[PretextTask]]
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's signature
+    ):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.oversample_foreground_percent = 0.0  # labels must not steer the crops
+        self.enable_deep_supervision = False
+        self.logger.local_logger = PretrainingLogger()
+
+    @classmethod
+    def build_network_architecture(
+        cls,
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """The pretext task around the network of the plans, which gets a class per input channel."""
+        network = build_network(
+            configuration_manager, num_input_channels, num_classes=num_input_channels, deep_supervision=False
+        )
+        return cls.task_class(network, read_config(configuration_manager, PRETRAINING))
+
+    @property
+    def task(self) -> PretextTask:
+        """The pretext task without the wrappers around it."""
+        return self.module
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """No weight decay on biases, norms, positions and the like."""
+        return param_groups_weight_decay(self.network, self.weight_decay, NO_WEIGHT_DECAY)
+
+    def _build_loss(self) -> None:
+        """The loss belongs to the task."""
+
+    def get_dataloaders(self) -> tuple[Iterator[dict], Iterator[dict]]:
+        """Random crops of the training cases; fixed crops and masks of the validation cases."""
+        training, validation = self.get_tr_and_val_datasets()
+        check_finite(training, show_progress=self.local_rank == 0)
+        check_finite(validation, show_progress=self.local_rank == 0)
+        world_size = dist.get_world_size() if self.is_ddp else 1
+        global_batch = self.configuration_manager.batch_size
+        seen = self.current_epoch * self.num_iterations_per_epoch * global_batch
+        pin_memory = self.device.type == "cuda"
+        return (
+            endless_batches(
+                self.crops_of(training, _TRAINING_STREAM, mirror=True),
+                StreamSampler(seen, rank=self.local_rank, world_size=world_size),
+                self.batch_size,
+                pin_memory,
+            ),
+            endless_batches(
+                self.crops_of(validation, _VALIDATION_STREAM, mirror=False),
+                StreamSampler(
+                    period=self.num_val_iterations_per_epoch * global_batch,
+                    rank=self.local_rank,
+                    world_size=world_size,
+                ),
+                self.batch_size,
+                pin_memory,
+            ),
+        )
+
+    def crops_of(self, cases: Any, stream: int, mirror: bool) -> CropDataset:
+        """The stream of crops of some cases."""
+        return CropDataset(
+            cases,
+            self.configuration_manager.patch_size,
+            self.task.mask_grid,
+            self.config.mask_ratio,
+            self.configuration_manager.spacing,
+            (self.config.seed, stream),
+            mirror,
+        )
+
+    def to_device(self, batch: dict) -> tuple[Tensor, Tensor, Tensor]:
+        """Crops (B, C, D, H, W), masks (B, d, h, w) and key points (B, 9, 3) of a batch."""
+        return tuple(batch[key].to(self.device, non_blocking=True) for key in ("data", "mask", "keypoints"))
+
+    def autocast(self) -> AbstractContextManager:
+        """Half precision on CUDA, as nnU-Net."""
+        return torch.autocast("cuda") if self.device.type == "cuda" else nullcontext()
+
+    def train_step(self, batch: dict) -> dict[str, np.ndarray]:
+        """One optimisation step; returns every loss term by name."""
+        crop, mask, keypoints = self.to_device(batch)
+        terms = self.loss_terms(batch, crop, mask, keypoints)
+        self.optimise(terms["total"])
+        self.task.after_step()
+        self.on_iteration_end()
+        return to_numpy(terms)
+
+    def validation_step(self, batch: dict) -> dict[str, np.ndarray]:
+        """Every loss term by name."""
+        return to_numpy(self.loss_terms(batch, *self.to_device(batch)))
+
+    def loss_terms(self, batch: dict, crop: Tensor, mask: Tensor, keypoints: Tensor) -> dict[str, Tensor]:
+        """Forward pass in mixed precision, losses in float32.
+
+        Raises:
+            ValueError: names the cases of a batch whose reconstruction is not finite.
+        """
+        with self.autocast():
+            output = self.network(crop, mask)
+        try:
+            return self.task.loss_terms(to_float32(output), crop, mask, keypoints)
+        except ValueError as error:
+            raise ValueError(
+                f"epoch {self.current_epoch}, cases {', '.join(batch['case'])}: {error}; if the images are sound, "
+                f"training has diverged: lower pretraining.base_lr"
+            ) from error
+
+    def optimise(self, loss: Tensor) -> None:
+        """Backward pass, gradient clipping and step, scaled in mixed precision."""
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.grad_scaler is None:
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.network.parameters(), _MAX_GRADIENT_NORM)
+            self.optimizer.step()
+            return
+        self.grad_scaler.scale(loss).backward()
+        self.grad_scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.network.parameters(), _MAX_GRADIENT_NORM)
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+
+    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
+        """Log the mean of every term."""
+        self.progress.close()
+        self.log_terms(train_outputs, "train")
+
+    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+        """Log the mean of every term."""
+        self.log_terms(val_outputs, "val")
+
+    def log_terms(self, outputs: list[dict], split: str) -> None:
+        """Means over batches and processes, under ``train_<term>`` and ``val_<term>``; totals under nnU-Net's names."""
+        means = {name: float(np.mean([output[name] for output in outputs])) for name in outputs[0]}
+        if self.is_ddp:
+            gathered: list[dict] = [{}] * dist.get_world_size()
+            dist.all_gather_object(gathered, means)
+            means = {name: float(np.mean([each[name] for each in gathered])) for name in means}
+        self.logger.log(f"{split}_losses", means.pop("total"), self.current_epoch)
+        for name, value in means.items():
+            self.logger.log(f"{split}_{name}", value, self.current_epoch)
+
+    def on_epoch_end(self) -> None:
+        """Print, draw and save; the best checkpoint has the lowest validation loss."""
+        self.logger.log("epoch_end_timestamps", time(), self.current_epoch)
+        latest = self.logger.local_logger.latest()
+        for split in ("train", "val"):
+            terms = "  ".join(f"{name[len(split) + 1 :]} {value:.4g}" for name, value in latest.items() if name.startswith(split))
+            self.print_to_log_file(f"{split}: {terms}")
+        duration = latest["epoch_end_timestamps"] - latest["epoch_start_timestamps"]
+        self.print_to_log_file(f"Epoch time: {duration:.2f} s")
+        if self._best_ema is None or latest["val_losses"] < self._best_ema:
+            self._best_ema = latest["val_losses"]
+            self.print_to_log_file(f"New lowest validation loss: {self._best_ema:.4g}")
+            self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_best.pth"))
+        if (self.current_epoch + 1) % self.save_every == 0 and self.current_epoch + 1 != self.num_epochs:
+            self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_latest.pth"))
+        if self.local_rank == 0:
+            self.logger.plot_progress_png(self.output_folder)
+        self.current_epoch += 1
+
+    def checkpoint(self) -> dict[str, Any]:
+        """Adds the names of parameters that pre-training leaves as they were."""
+        return {**super().checkpoint(), UNTRAINED: self.task.untrained_parameters()}
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """Instead of segmentations: pictures and figures of reconstructed crops in ``validation/``.
+
+        One fixed crop and mask per validation case; of all cases the first ones are pictured.
+        """
+        if self.local_rank != 0:
+            return
+        self.network.eval()
+        folder = Path(self.output_folder) / "validation"
+        folder.mkdir(exist_ok=True)
+        records, pictures = [], []
+        for batch in tqdm(self._report_batches(), "Reconstructing", leave=False, disable=None):
+            crop, mask, _ = self.to_device(batch)
+            with torch.no_grad(), self.autocast():
+                output = to_float32(self.task(crop, mask))
+            hidden = mask_to_voxels(mask, self.task.patch_size)
+            records.append(self._measure(batch, crop, hidden, output))
+            if len(pictures) < _PICTURED_CASES:
+                pictures.append(self._picture(batch, crop, hidden, output))
+        branches = records[0]["metrics"]
+        summary = {
+            "mean": {branch: mean_of([record["metrics"][branch] for record in records]) for branch in branches},
+            "metric_per_case": records,
+        }
+        save_reconstructions(pictures, folder / "reconstructions.png")
+        temporary = folder / ".summary.json"
+        temporary.write_text(json.dumps(summary, indent=2))
+        temporary.replace(folder / "summary.json")
+        self.print_to_log_file(f"Validation complete: see {folder}")
+        for branch, means in summary["mean"].items():
+            values = "  ".join(f"{name} {'-' if value is None else f'{value:.4g}'}" for name, value in means.items())
+            self.print_to_log_file(f"  {_HEADINGS[branch]:<8} {values}")
+
+    def _report_batches(self) -> Iterator[dict]:
+        """One batch of one crop per validation case, always the same."""
+        validation = self.get_tr_and_val_datasets()[1]
+        crops = []
+        for case in validation.identifiers:
+            one = self.dataset_class(self.preprocessed_dataset_folder, [case])
+            crops.append(self.crops_of(one, _REPORT_STREAM, mirror=False))
+        return [torch.utils.data.default_collate([dataset[0]]) for dataset in crops]
+
+    def _measure(self, batch: dict, crop: Tensor, hidden: Tensor, output: PretextOutput) -> dict[str, Any]:
+        """Metrics of every branch on one crop."""
+        topology = TopologicalLoss(self.config.topology.grid)
+        metrics = {}
+        for branch, prediction in output.reconstructions.items():
+            metrics[branch] = reconstruction_metrics(*(t[0].cpu().numpy() for t in (crop, prediction, hidden)))
+            metrics[branch]["topological_distance"] = topology(crop, compose(crop, prediction, hidden))[0].item()
+            if branch in output.keypoints:
+                metrics[branch]["keypoint_error_mm"] = keypoint_error(
+                    output.keypoints[branch][0].cpu().numpy(), batch["keypoints"][0].numpy(), batch["extent"][0].tolist()
+                )
+        return {"case": batch["case"][0], "metrics": metrics}
+
+    def _picture(self, batch: dict, crop: Tensor, hidden: Tensor, output: PretextOutput) -> Reconstruction:
+        """The crop, what the network saw of it, and the reconstructions with visible patches from the crop."""
+        columns = {"input": crop, "masked": crop.masked_fill(hidden, 0)}
+        for branch, prediction in output.reconstructions.items():
+            columns[_HEADINGS[branch]] = compose(crop, prediction, hidden)
+        return Reconstruction(
+            batch["case"][0],
+            {heading: volume[0].cpu().numpy() for heading, volume in columns.items()},
+            self.configuration_manager.spacing,
+            plane_names(self.plans_manager.transpose_forward),
+        )
+
+
+class PretrainingLogger(LocalLogger):
+    """nnU-Net's log of one value per epoch, with whatever terms a task has."""
+
+    def __init__(self):
+        super().__init__()
+        self.my_fantastic_logging = {}
+
+    def log(self, key: str, value: Any, epoch: int) -> None:
+        """Add a value; a key may be new."""
+        self.my_fantastic_logging.setdefault(key, [])
+        super().log(key, value, epoch)
+
+    def latest(self) -> dict[str, float]:
+        """The last value of every key."""
+        return {key: values[-1] for key, values in self.my_fantastic_logging.items()}
+
+    def plot_progress_png(self, output_folder: str) -> None:
+        """Draw ``progress.png``: a panel per loss term, learning rate and epoch duration."""
+        log = self.my_fantastic_logging
+        terms = [key.removeprefix("train_") for key in log if key.startswith("train_")]
+        times = zip(log["epoch_end_timestamps"], log["epoch_start_timestamps"], strict=True)
+        save_progress(
+            {("total" if t == "losses" else t): Curve(log[f"train_{t}"], log[f"val_{t}"]) for t in terms},
+            log["lrs"],
+            [end - start for end, start in times],
+            Path(output_folder) / "progress.png",
+        )
+
+
+def to_float32(output: PretextOutput) -> PretextOutput:
+    """All predictions in float32; losses are computed outside autocast."""
+    return PretextOutput(*({branch: t.float() for branch, t in group.items()} for group in output))
+
+
+def to_numpy(terms: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    """Detached copies on the CPU."""
+    return {name: term.detach().cpu().numpy() for name, term in terms.items()}
+
+

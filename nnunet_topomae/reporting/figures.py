@@ -1,0 +1,121 @@
+"""Pictures of a pre-training run."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+
+Volume = npt.NDArray[np.float32]
+
+_PLANES = ("axial", "coronal", "sagittal")
+_TILE = 2.2  # inches
+_CHANNEL = 0  # the channel that pictures show
+
+
+class Reconstruction(NamedTuple):
+    """One crop and what became of it.
+
+    Attributes:
+        case: identifier of the case.
+        columns: (C, D, H, W) volumes by heading: input, masked, one per branch.
+        spacing: mm per voxel and axis.
+        planes: name of the plane perpendicular to each axis; see :func:`plane_names`.
+    """
+
+    case: str
+    columns: Mapping[str, Volume]
+    spacing: Sequence[float]
+    planes: Sequence[str]
+
+
+def plane_names(transpose: Sequence[int] = (0, 1, 2)) -> list[str]:
+    """Anatomical names of the planes perpendicular to the axes of an array whose axes were (z, y, x) before ``transpose``."""
+    return [_PLANES[axis] for axis in transpose]
+
+
+def save_reconstructions(reconstructions: Sequence[Reconstruction], file: Path) -> None:
+    """Draw the three planes through the middle of every crop, one row a plane, one column a volume.
+
+    All pictures of a case share the grey scale of its input; of several channels the first is shown.
+
+    Raises:
+        ValueError: if there is nothing to draw.
+    """
+    if not reconstructions:
+        raise ValueError("no reconstruction to draw")
+    headings = list(reconstructions[0].columns)
+    rows = len(reconstructions) * len(_PLANES)
+    figure = Figure(figsize=(_TILE * len(headings), _TILE * rows), layout="constrained")
+    axes = figure.subplots(rows, len(headings), squeeze=False)
+    for index, reconstruction in enumerate(reconstructions):
+        _draw_case(axes[index * len(_PLANES) : (index + 1) * len(_PLANES)], reconstruction)
+    for axis, heading in zip(axes[0], headings, strict=True):
+        axis.set_title(heading, fontsize=11)
+    _save(figure, file, dpi=110)
+
+
+def _draw_case(axes: npt.NDArray[np.object_], reconstruction: Reconstruction) -> None:
+    reference = reconstruction.columns[next(iter(reconstruction.columns))][_CHANNEL]
+    low, high = float(reference.min()), float(reference.max())
+    for axis_of_plane, (plane, row) in enumerate(zip(reconstruction.planes, axes, strict=True)):
+        across = [s for axis, s in enumerate(reconstruction.spacing) if axis != axis_of_plane]
+        for axis, volume in zip(row, reconstruction.columns.values(), strict=True):
+            middle = volume.shape[1 + axis_of_plane] // 2
+            image = np.take(volume[_CHANNEL], middle, axis=axis_of_plane)
+            axis.imshow(
+                image,
+                cmap="gray",
+                vmin=low,
+                vmax=high if high > low else low + 1,
+                aspect=across[0] / across[1],
+                origin="upper" if plane == _PLANES[0] else "lower",  # head up in coronal and sagittal planes
+            )
+            axis.set(xticks=[], yticks=[])
+        row[0].set_ylabel(f"{reconstruction.case}\n{plane}", fontsize=8)
+
+
+class Curve(NamedTuple):
+    """A value per epoch in training and in validation; either may be missing."""
+
+    training: Sequence[float]
+    validation: Sequence[float]
+
+
+def save_progress(
+    terms: Mapping[str, Curve], learning_rates: Sequence[float], epoch_seconds: Sequence[float], file: Path
+) -> None:
+    """Draw a panel per loss term, the learning rate and the duration of epochs, all over epochs."""
+    panels = len(terms) + 2
+    columns = min(3, panels)
+    rows = -(-panels // columns)
+    figure = Figure(figsize=(4.6 * columns, 2.9 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis, (name, curve) in zip(axes, terms.items(), strict=False):
+        for values, label, color in ((curve.training, "training", "C0"), (curve.validation, "validation", "C3")):
+            if len(values):
+                axis.plot(values, color=color, label=label, marker="." if len(values) < 20 else None)
+        axis.set_title(name.replace("_", " "))
+        if all(value > 0 for values in curve for value in values):
+            axis.set_yscale("log")
+    axes[0].legend()
+    axes[len(terms)].plot(learning_rates, color="C2", marker="." if len(learning_rates) < 20 else None)
+    axes[len(terms)].set_title("learning rate at the start of the epoch")
+    axes[len(terms) + 1].plot(epoch_seconds, color="C4", marker="." if len(epoch_seconds) < 20 else None)
+    axes[len(terms) + 1].set_title("epoch duration [s]")
+    axes[len(terms) + 1].set_ylim(bottom=0)
+    for axis in axes[:panels]:
+        axis.set_xlabel("epoch")
+        axis.grid(alpha=0.3)
+    for axis in axes[panels:]:
+        axis.remove()
+    _save(figure, file, dpi=100)
+
+
+def _save(figure: Figure, file: Path, dpi: int) -> None:
+    """Write a picture under a temporary name, then rename it, so that none is ever half-written."""
+    temporary = file.with_name(f".{file.name}")
+    figure.savefig(temporary, dpi=dpi, format="png")
+    temporary.replace(file)

@@ -1,0 +1,62 @@
+"""How well a crop was reconstructed."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from skimage.metrics import structural_similarity
+
+Volume = npt.NDArray[np.float32]
+
+_SSIM_WINDOW = 7
+
+
+def reconstruction_metrics(
+    crop: Volume, prediction: Volume, hidden: npt.NDArray[np.bool_]
+) -> dict[str, float | None]:
+    """Errors of one reconstruction of values in [0, 1].
+
+    Args:
+        crop: (C, D, H, W).
+        prediction: the same shape.
+        hidden: (1, D, H, W), True = hidden.
+
+    Returns:
+        ``MSE`` over hidden voxels; ``PSNR`` in dB from that MSE for a range of 1, None where the MSE is 0; ``SSIM``
+        of the crop and the crop with its hidden voxels replaced by the prediction, mean over channels.
+    """
+    mse = float(np.square(prediction - crop)[:, hidden[0]].mean())
+    composed = np.where(hidden, prediction, crop)
+    window = min(_SSIM_WINDOW, (min(crop.shape[1:]) - 1) // 2 * 2 + 1)
+    similarities = [
+        structural_similarity(a, b, win_size=window, data_range=1.0) if window >= 3 else math.nan
+        for a, b in zip(crop, composed, strict=True)
+    ]
+    ssim = float(np.mean(similarities))
+    return {
+        "MSE": mse,
+        "PSNR": -10 * math.log10(mse) if mse > 0 else None,
+        "SSIM": None if math.isnan(ssim) else ssim,
+    }
+
+
+def keypoint_error(predicted: Volume, actual: Volume, extent: Sequence[float]) -> float:
+    """Mean distance of predicted and actual key points in mm.
+
+    Args:
+        predicted: (9, 3) in [-1, 1].
+        actual: the same.
+        extent: length in mm per axis of the interval that is scaled to [-1, 1].
+    """
+    difference = (predicted - actual) * np.asarray(extent) / 2
+    return float(np.linalg.norm(difference, axis=1).mean())
+
+
+def mean_of(records: Sequence[dict[str, float | None]]) -> dict[str, float | None]:
+    """Mean per key over the records that have a value."""
+    means: dict[str, float | None] = {}
+    for key in records[0]:
+        values = [record[key] for record in records if record[key] is not None]
+        means[key] = float(np.mean(values)) if values else None
+    return means
