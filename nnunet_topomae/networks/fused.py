@@ -74,10 +74,9 @@ class FusedViTUNETRPP(UNETRPP):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Layers of the ViT for timm's layer-wise learning rates; everything else belongs to the last."""
-        last = (len(self.vit.blocks) + 1,)
         return {
-            "stem": r"^vit\.(patch_embed|pos_embed)",
-            "blocks": [(r"^vit\.blocks\.(\d+)", None), (r"^vit\.norm", (last[0] - 1,)), (r"^(?!vit\.)", last)],
+            "stem": r"^vit\.(?:patch_embed|pos_embed)",
+            "blocks": [(r"^vit\.blocks\.(\d+)", None), (r"^vit\.norm", (len(self.vit.blocks),))],
         }
 
     def forward(self, crop: Tensor) -> Tensor | list[Tensor]:

@@ -251,14 +251,14 @@ class Pretrainer(StageTrainer):
             values = "  ".join(f"{name} {'-' if value is None else f'{value:.4g}'}" for name, value in means.items())
             self.print_to_log_file(f"  {_HEADINGS[branch]:<8} {values}")
 
-    def _report_batches(self) -> Iterator[dict]:
-        """One batch of one crop per validation case, always the same."""
-        validation = self.get_tr_and_val_datasets()[1]
-        crops = []
-        for case in validation.identifiers:
-            one = self.dataset_class(self.preprocessed_dataset_folder, [case])
-            crops.append(self.crops_of(one, _REPORT_STREAM, mirror=False))
-        return [torch.utils.data.default_collate([dataset[0]]) for dataset in crops]
+    def _report_batches(self) -> list[dict]:
+        """A batch of one crop per validation case, always the same."""
+        batches = []
+        for index, case in enumerate(self.get_tr_and_val_datasets()[1].identifiers):
+            only_this = self.dataset_class(self.preprocessed_dataset_folder, [case])
+            crops = self.crops_of(only_this, _REPORT_STREAM, mirror=False)
+            batches.append(torch.utils.data.default_collate([crops[index]]))
+        return batches
 
     def _measure(self, batch: dict, crop: Tensor, hidden: Tensor, output: PretextOutput) -> dict[str, Any]:
         """Metrics of every branch on one crop."""

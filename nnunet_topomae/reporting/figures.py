@@ -7,11 +7,13 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 Volume = npt.NDArray[np.float32]
 
 _PLANES = ("axial", "coronal", "sagittal")
 _TILE = 2.2  # inches
+_WINDOW = (0.5, 99.5)  # percentiles of the input that become black and white
 _CHANNEL = 0  # the channel that pictures show
 
 
@@ -58,8 +60,8 @@ def save_reconstructions(reconstructions: Sequence[Reconstruction], file: Path) 
 
 
 def _draw_case(axes: npt.NDArray[np.object_], reconstruction: Reconstruction) -> None:
-    reference = reconstruction.columns[next(iter(reconstruction.columns))][_CHANNEL]
-    low, high = float(reference.min()), float(reference.max())
+    reference = next(iter(reconstruction.columns.values()))[_CHANNEL]
+    low, high = (float(value) for value in np.percentile(reference, _WINDOW))
     for axis_of_plane, (plane, row) in enumerate(zip(reconstruction.planes, axes, strict=True)):
         across = [s for axis, s in enumerate(reconstruction.spacing) if axis != axis_of_plane]
         for axis, volume in zip(row, reconstruction.columns.values(), strict=True):
@@ -108,6 +110,7 @@ def save_progress(
     axes[len(terms) + 1].set_ylim(bottom=0)
     for axis in axes[:panels]:
         axis.set_xlabel("epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
     for axis in axes[panels:]:
         axis.remove()
