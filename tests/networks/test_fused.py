@@ -1,0 +1,86 @@
+import pytest
+import torch
+from timm.optim import param_groups_layer_decay
+
+from nnunet_topomae.networks import UNETRPP, FusedViTUNETRPP
+from nnunet_topomae.networks.fused import default_taps
+from nnunet_topomae.networks.pyramid import ScaleAdapter, resampling_factors, upsampling_steps
+from tests.conftest import TINY_CROP, TINY_NETWORK
+
+
+def _network(**kwargs):
+    return FusedViTUNETRPP(1, 3, **{**TINY_NETWORK, **kwargs})
+
+
+def test_starts_exactly_as_its_unetrpp():
+    fused = _network(fusion_gain=0.0).eval()
+    alone = UNETRPP(1, 3, **{k: TINY_NETWORK[k] for k in ("crop_size", "strides", "features_per_stage", "depths")})
+    alone.load_state_dict(fused.state_dict(), strict=False)
+    crop = torch.rand(1, 1, *TINY_CROP)
+    for a, b in zip(fused(crop), alone.eval()(crop), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_with_gain_the_vit_adds_to_all_four_scales():
+    fused = _network(fusion_gain=1.0).eval()
+    crop = torch.rand(1, 1, *TINY_CROP)
+    features = fused.pyramid(fused.vit.taps(crop, fused.taps))
+    for ours, encoders in zip(features, fused.encoder(crop), strict=True):
+        assert ours.shape == encoders.shape
+        assert ours.abs().max() > 0
+
+
+def test_gradients_reach_every_parameter():
+    fused = _network(fusion_gain=1.0)
+    sum(output.square().sum() for output in fused(torch.rand(2, 1, *TINY_CROP))).backward()
+    assert [name for name, p in fused.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize(("depth", "taps"), [(12, (4, 7, 10)), (24, (9, 15, 21)), (4, (1, 2, 3))])
+def test_default_taps(depth, taps):
+    assert default_taps(depth) == taps
+
+
+def test_too_shallow_a_vit_is_refused():
+    with pytest.raises(ValueError, match="at least 4 blocks"):
+        _network(vit={**TINY_NETWORK["vit"], "depth": 3})
+
+
+def test_taps_must_fit_the_depth():
+    with pytest.raises(ValueError, match="three increasing blocks of a ViT of depth 4"):
+        _network(taps=(0, 1, 4))
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "up", "down"),
+    [
+        ((4, 8, 8), (32, 32, 32), (8, 4, 4), (1, 1, 1)),
+        ((4, 8, 8), (4, 4, 4), (1, 1, 1), (1, 2, 2)),
+        ((4, 10, 10), (8, 5, 5), (2, 1, 1), (1, 2, 2)),  # finer along one axis, coarser along the others
+    ],
+)
+def test_resampling_per_axis(source, target, up, down):
+    assert resampling_factors(source, target) == (up, down)
+    adapter = ScaleAdapter(6, 8, source, target)
+    assert adapter(torch.rand(1, 6, *source)).shape == (1, 8, *target)
+
+
+def test_grids_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="choose another ViT patch size"):
+        resampling_factors((4, 4, 4), (6, 4, 4))
+
+
+def test_upsampling_steps():
+    assert list(upsampling_steps((8, 4, 1))) == [(2, 2, 1), (2, 2, 1), (2, 1, 1)]
+    assert list(upsampling_steps((1, 1, 1))) == [(1, 1, 1)]
+
+
+def test_learning_rates_fall_towards_the_input_of_the_vit():
+    fused = _network()
+    names = {id(p): name for name, p in fused.named_parameters()}
+    groups = param_groups_layer_decay(fused, 0.05, layer_decay=0.5)
+    scales = {names[id(p)]: group["lr_scale"] for group in groups for p in group["params"]}
+    assert scales["decoder.seg_layers.0.weight"] == scales["encoder.downsample.0.0.weight"] == 1
+    assert scales["vit.norm.weight"] == 0.5
+    assert [scales[f"vit.blocks.{i}.mlp.fc1.weight"] for i in (3, 2, 1, 0)] == [0.25, 0.125, 0.0625, 0.03125]
+    assert scales["vit.patch_embed.weight"] == scales["vit.pos_embed"] == 0.015625

@@ -1,0 +1,81 @@
+import pytest
+import torch
+
+from nnunet_topomae.masking import mask_to_voxels
+from nnunet_topomae.networks import ViTEncoder, ViTMaskedAutoencoder
+from nnunet_topomae.networks.vit import ViTDecoder, sincos_positions, visible_indices
+
+
+def _encoder(**kwargs):
+    defaults = {"crop_size": (8, 8, 16), "patch_size": (4, 4, 4), "width": 24, "depth": 4, "num_heads": 2}
+    return ViTEncoder(1, **{**defaults, **kwargs})
+
+
+def test_visible_patches_in_raster_order():
+    mask = torch.tensor([[[[True, False], [False, True]]], [[[False, False], [True, True]]]])
+    assert visible_indices(mask, 2).tolist() == [[1, 2], [0, 1]]
+
+
+def test_encoder_sees_visible_patches_only():
+    encoder = _encoder()
+    mask = torch.zeros(1, *encoder.grid, dtype=torch.bool)
+    mask[0, 0] = True
+    crop = torch.rand(1, 1, 8, 8, 16, requires_grad=True)
+    tokens = encoder(crop, visible_indices(mask, 8))
+    assert tokens.shape == (1, 8, 24)
+    tokens.square().sum().backward()
+    hidden = mask_to_voxels(mask, encoder.patch_size)
+    assert crop.grad[hidden].abs().max() == 0
+    assert crop.grad[~hidden].abs().min() > 0
+
+
+def test_nothing_hidden_is_the_plain_encoder():
+    encoder = _encoder().eval()
+    crop = torch.rand(2, 1, 8, 8, 16)
+    everything = torch.arange(16).expand(2, -1)
+    torch.testing.assert_close(encoder(crop), encoder(crop, everything))
+
+
+def test_taps_end_with_the_normalised_output():
+    encoder = _encoder().eval()
+    crop = torch.rand(2, 1, 8, 8, 16)
+    taps = encoder.taps(crop, (0, 2))
+    assert [tuple(t.shape) for t in taps] == [(2, 24, 2, 2, 4)] * 3
+    torch.testing.assert_close(taps[-1].flatten(2).transpose(1, 2), encoder(crop))
+
+
+def test_unpatchify_inverts_cutting_into_patches():
+    decoder = ViTDecoder(_encoder(), output_channels=2, width=12, depth=1, num_heads=2)
+    crop = torch.rand(1, 2, 8, 8, 16)
+    patches = crop.unfold(2, 4, 4).unfold(3, 4, 4).unfold(4, 4, 4)  # (B, C, d, h, w, p, q, r)
+    tokens = patches.permute(0, 2, 3, 4, 1, 5, 6, 7).reshape(1, 16, 2 * 64)
+    assert torch.equal(decoder.unpatchify(tokens), crop)
+
+
+def test_masked_autoencoder_reconstructs_every_voxel():
+    autoencoder = ViTMaskedAutoencoder(_encoder(), output_channels=1, width=12, depth=1, num_heads=2)
+    mask = torch.zeros(2, 2, 2, 4, dtype=torch.bool)
+    mask[:, :, :, ::2] = True
+    assert autoencoder(torch.rand(2, 1, 8, 8, 16), mask).shape == (2, 1, 8, 8, 16)
+
+
+def test_positions_by_hand():
+    positions = sincos_positions((1, 2, 3), 14)[0]  # 4 channels an axis, frequencies 1 and 1/100; 2 channels are left
+    assert positions.shape == (6, 14)
+    angle = torch.tensor([0.0, 1.0, 2.0])
+    for column, expected in ((8, angle.sin()), (9, (angle / 100).sin()), (10, angle.cos()), (11, (angle / 100).cos())):
+        torch.testing.assert_close(positions[:3, column], expected)
+    assert positions[:, 12:].abs().max() == 0
+    torch.testing.assert_close(positions[3:, 4], torch.full((3,), 1.0).sin())
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"crop_size": (8, 8, 15)}, "crop size (8, 8, 15) is not divisible by ViT patch size (4, 4, 4)"),
+        ({"width": 25}, "ViT width 25 is not divisible by 2 heads"),
+    ],
+)
+def test_ill_sizes(kwargs, message):
+    with pytest.raises(ValueError, match=message.replace("(", r"\(").replace(")", r"\)")):
+        _encoder(**kwargs)

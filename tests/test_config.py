@@ -1,0 +1,70 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from nnunet_topomae.config import FinetuningConfig, PretrainingConfig, read_block, to_block
+
+
+def test_defaults_are_the_papers():
+    config = PretrainingConfig()
+    assert (config.mask_ratio, config.lambda1, config.lambda2, config.lambda3) == (0.5, 0.5, 0.1, 0.1)
+    assert (config.base_lr, FinetuningConfig().base_lr, config.weight_decay) == (6.4e-3, 1e-1, 0.005)
+
+
+@pytest.mark.parametrize("config_class", [PretrainingConfig, FinetuningConfig])
+def test_a_block_survives_json(config_class):
+    config = config_class()
+    block = json.loads(json.dumps(to_block(config)))
+    assert read_block(config_class, block, "block") == config
+
+
+def test_left_out_keys_take_their_defaults():
+    config = read_block(PretrainingConfig, {"mask_ratio": 0.7, "topology": {"grid": [8, 8, 8]}}, "pretraining")
+    assert config.mask_ratio == 0.7
+    assert config.topology.grid == (8, 8, 8)
+    assert config.topology.enabled
+    assert config.num_iterations_per_epoch == 250
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ({"mask_rati": 0.5}, "unknown key pretraining.mask_rati in the plans; did you mean mask_ratio?"),
+        ({"zzz": 0.5}, "unknown key pretraining.zzz in the plans; known keys: num_epochs"),
+        ({"mask_ratio": 1}, "pretraining.mask_ratio in the plans must be a number above 0 and below 1, got 1"),
+        ({"mask_ratio": "0.5"}, "pretraining.mask_ratio in the plans must be a number"),
+        ({"num_epochs": 2.5}, "pretraining.num_epochs in the plans must be a whole number of at least 1, got 2.5"),
+        ({"num_epochs": True}, "pretraining.num_epochs"),
+        ({"lambda2": 0.6}, "pretraining.lambda2 in the plans must be a number of at least 0 and at most 0.5"),
+        ({"branches": []}, "pretraining.branches in the plans must be a list of one or more of vit, unetrpp"),
+        ({"branches": ["vit", "vit"]}, "pretraining.branches"),
+        ({"branches": "vit"}, "pretraining.branches"),
+        ({"topology": {"gird": None}}, "unknown key pretraining.topology.gird in the plans; did you mean grid?"),
+        ({"topology": {"grid": [8, 8]}}, "pretraining.topology.grid in the plans must be null or three whole numbers"),
+        ({"topology": True}, "pretraining.topology must be a block of settings, got True"),
+        ({"spatial": {"enabled": 1}}, "pretraining.spatial.enabled in the plans must be true or false, got 1"),
+        ({"from_scratch": True}, "unknown key pretraining.from_scratch"),
+    ],
+)
+def test_bad_keys_are_named(block, message):
+    with pytest.raises(ValueError, match=message.replace("?", r"\?").split("[")[0]):
+        read_block(PretrainingConfig, block, "pretraining")
+
+
+def _keys(config_class, prefix):
+    for field in dataclasses.fields(config_class):
+        if "block" in field.metadata:
+            yield from _keys(field.metadata["block"], f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", field
+
+
+@pytest.mark.parametrize("config_class", [PretrainingConfig, FinetuningConfig])
+def test_the_reference_describes_every_key(config_class):
+    lines = (Path(__file__).parents[1] / "docs" / "reference.md").read_text().splitlines()
+    for name, field in _keys(config_class, ""):
+        row = next((line for line in lines if line.startswith(f"| `{name}` |")), "")
+        assert str(field.metadata["accepted"]) in row, name
+        assert field.metadata["meaning"] in row, name

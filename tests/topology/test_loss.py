@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from gudhi import CubicalComplex
+from gudhi.wasserstein import wasserstein_distance as gudhi_distance
+
+from nnunet_topomae.topology import TopologicalLoss
+from nnunet_topomae.topology.loss import pool_to_grid
+
+
+def _gudhi_loss(a, b):
+    """The paper's equation with gudhi, for one channel of one sample."""
+    total = 0.0
+    diagrams = []
+    for volume in (a, b):
+        complex_ = CubicalComplex(vertices=-volume)
+        complex_.compute_persistence(min_persistence=0)
+        diagrams.append([complex_.persistence_intervals_in_dimension(k).reshape(-1, 2) for k in range(3)])
+        diagrams[-1][0][np.isinf(diagrams[-1][0])] = -volume.min()
+    for x, y in zip(*diagrams, strict=True):
+        total += gudhi_distance(x, y, order=2, internal_p=np.inf) ** 2
+    return np.sqrt(total)
+
+
+def test_is_the_mean_over_samples_and_channels_of_the_papers_equation():
+    target, reconstruction = (torch.rand(2, 2, 6, 7, 5, dtype=torch.float64) for _ in range(2))
+    expected = np.mean(
+        [_gudhi_loss(target[i, c].numpy(), reconstruction[i, c].numpy()) for i in range(2) for c in range(2)]
+    )
+    assert TopologicalLoss()(target, reconstruction)[0].item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_several_reconstructions_share_a_target():
+    target, a, b = (torch.rand(1, 1, 5, 5, 5) for _ in range(3))
+    loss = TopologicalLoss()
+    together = loss(target, a, b)
+    assert [t.item() for t in together] == [loss(target, a)[0].item(), loss(target, b)[0].item()]
+
+
+def test_gradient_by_finite_differences():
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randperm(125, generator=generator).double() / 125  # no ties within an interval of eps
+    target = torch.rand(1, 1, 5, 5, 5, generator=generator, dtype=torch.float64)
+    reconstruction = values.reshape(1, 1, 5, 5, 5).requires_grad_()
+    assert torch.autograd.gradcheck(lambda r: TopologicalLoss()(target, r)[0], (reconstruction,), eps=1e-6)
+
+
+def test_constant_volumes_and_equal_volumes_give_zero_without_nan():
+    for target in (torch.full((1, 1, 4, 4, 4), 0.5), torch.rand(1, 1, 4, 4, 4)):
+        reconstruction = target.clone().requires_grad_()
+        (distance,) = TopologicalLoss()(target, reconstruction)
+        distance.backward()
+        assert distance.item() == 0
+        assert reconstruction.grad.abs().sum().item() == 0
+
+
+def test_half_precision_is_computed_in_float32():
+    target = torch.rand(1, 1, 4, 4, 4).half()
+    assert TopologicalLoss()(target, target.clone())[0].dtype == torch.float32
+
+
+def test_grid_that_divides_is_a_mean_over_cells():
+    crop = torch.rand(2, 1, 8, 6, 4)
+    assert torch.allclose(pool_to_grid(crop, (4, 2, 4)), F.avg_pool3d(crop, (2, 3, 1)))
+
+
+def test_grid_that_does_not_divide_has_a_smaller_last_cell():
+    crop = torch.arange(5.0).reshape(1, 1, 5, 1, 1)
+    assert pool_to_grid(crop, (3, 1, 1)).flatten().tolist() == [0.5, 2.5, 4.0]
+
+
+@pytest.mark.parametrize("grid", [(16, 8, 8), (5, 8, 8)])
+def test_grid_that_cannot_be_had_is_refused(grid):
+    with pytest.raises(ValueError, match="does not fit a crop of"):
+        pool_to_grid(torch.zeros(1, 1, 8, 8, 8), grid)
+
+
+def test_shapes_must_agree():
+    with pytest.raises(ValueError, match="shapes differ"):
+        TopologicalLoss()(torch.zeros(1, 1, 4, 4, 4), torch.zeros(1, 1, 4, 4, 5))
