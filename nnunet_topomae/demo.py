@@ -19,10 +19,11 @@ from nnunet_topomae.phantom import LABELS, write_dataset
 
 _DATASET_ID, _DATASET = 999, "Dataset999_TopoMAEPhantom"
 _CONFIGURATION, _FOLD = "3d_fullres", 0
-_NUM_TRAINING, _NUM_TEST = 10, 4
+_NUM_TRAINING, _NUM_TEST = 10, 3
 _SCRATCH_PLANS = f"{PLANS_NAME}Scratch"
 _CROP = [32, 32, 32]
-_SCHEDULE = {"num_iterations_per_epoch": 25, "num_val_iterations_per_epoch": 2, "warmup_epochs": 1}
+_ITERATIONS = 20  # per epoch
+_SCHEDULE = {"num_iterations_per_epoch": _ITERATIONS, "num_val_iterations_per_epoch": 2, "warmup_epochs": 1}
 _NETWORK = {
     "features_per_stage": [8, 16, 32, 64],
     "vit": {"patch_size": [8, 8, 8], "width": 96, "depth": 4, "num_heads": 3},
@@ -30,8 +31,8 @@ _NETWORK = {
     "pyramid_blocks": [1, 1, 1, 0],
 }
 _SETTINGS = {
-    "pretraining": {"num_epochs": 6, "base_lr": 0.064, "topology": {"grid": [16, 16, 16]}, **_SCHEDULE},
-    "finetuning": {"num_epochs": 8, "base_lr": 0.4, **_SCHEDULE},
+    "pretraining": {"num_epochs": 5, "base_lr": 0.064, "topology": {"grid": [16, 16, 16]}, **_SCHEDULE},
+    "finetuning": {"num_epochs": 6, "base_lr": 0.4, **_SCHEDULE},
 }
 
 
@@ -114,7 +115,7 @@ class Demo:
 
     def report(self, pretrained: dict[str, float], scratch: dict[str, float]) -> None:
         """Print both columns of Dice and where the pictures are."""
-        _say(f"\nDice of {_NUM_TEST} test cases, {_SETTINGS['finetuning']['num_epochs'] * 25} training steps each")
+        _say(f"\nDice of {_NUM_TEST} test cases, {_SETTINGS['finetuning']['num_epochs'] * _ITERATIONS} training steps each")
         _say(f"  {'structure':<16}{'pre-trained':>14}{'from scratch':>14}")
         for name, value in pretrained.items():
             _say(f"  {name:<16}{value:>14.3f}{scratch[name]:>14.3f}")

@@ -1,6 +1,7 @@
 """How much GPU memory a training step takes, found by tracing it without computing anything."""
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,27 +14,41 @@ _CONTEXT = 0.6 * GIB  # CUDA context and cuDNN workspaces
 _TEMPORARIES = 1.15  # activations' gradients during the backward pass and fragmentation
 
 
-def training_memory(build: Callable[[], nn.Module], step: Callable[[nn.Module], Tensor], batch_size: int) -> float:
-    """Estimated peak of a mixed-precision training step on CUDA, in bytes.
+class StepMemory(NamedTuple):
+    """Estimated memory of a mixed-precision training step on CUDA, in bytes.
 
-    Counts what autograd keeps for the backward pass of one sample, on tensors without storage, times the batch size,
-    plus the state of weights and AdamW. PyTorch disables CUDA's autocast where there is no GPU, so the CPU's stands in
-    and plans do not depend on the machine they are made on.
+    Attributes:
+        fixed: weights, gradients, state of AdamW, CUDA context.
+        per_sample: activations of one sample.
+    """
+
+    fixed: float
+    per_sample: float
+
+    def peak(self, batch_size: int) -> float:
+        """Estimated peak of a step."""
+        return self.fixed + batch_size * self.per_sample
+
+
+def trace_step(build: Callable[[], nn.Module], step: Callable[[nn.Module], Any]) -> StepMemory:
+    """Trace a forward pass on tensors without storage and count what autograd keeps for the backward pass.
+
+    PyTorch disables CUDA's autocast where there is no GPU, so the CPU's stands in and plans do not depend on the
+    machine they are made on.
 
     Args:
         build: makes the network.
-        step: the forward pass of a batch of one.
-        batch_size: samples of a step.
+        step: its forward pass on one sample.
     """
     with FakeTensorMode(), torch.device("cpu"):
         network = build()
         states = sum(p.numel() * _STATE_BYTES for p in network.parameters() if p.requires_grad)
         states += sum(p.numel() * 4 for p in network.parameters() if not p.requires_grad)
         activations = _saved_bytes(network, step)
-    return states + _CONTEXT + _TEMPORARIES * batch_size * activations
+    return StepMemory(states + _CONTEXT, _TEMPORARIES * activations)
 
 
-def _saved_bytes(network: nn.Module, step: Callable[[nn.Module], Tensor]) -> int:
+def _saved_bytes(network: nn.Module, step: Callable[[nn.Module], Any]) -> int:
     """Bytes of distinct storages that autograd saves, without the parameters themselves."""
     own = {p.untyped_storage()._cdata for p in network.parameters()}
     saved: dict[int, Tensor] = {}

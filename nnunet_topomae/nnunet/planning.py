@@ -1,7 +1,9 @@
 """Plans the fused network for any 3D nnU-Net dataset: crop, patches, strides, batch size, epochs."""
 
+import json
 import math
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from functools import lru_cache
@@ -20,7 +22,7 @@ from nnunetv2.preprocessing.normalization.default_normalization_schemes import (
 
 from nnunet_topomae.config import FinetuningConfig, PretrainingConfig, StageConfig, TopologyConfig, to_block
 from nnunet_topomae.networks.fused import FusedViTUNETRPP
-from nnunet_topomae.nnunet.memory import GIB, training_memory
+from nnunet_topomae.nnunet.memory import GIB, StepMemory, trace_step
 from nnunet_topomae.pretext.topomae import TopoMAE
 
 PLANS_NAME = "nnUNetTopoMAEPlans"
@@ -175,23 +177,22 @@ class TopoMAEPlanner(ExperimentPlanner):
         }
 
     def _largest_crop(self, spacing: np.ndarray, median_shape: np.ndarray) -> tuple[Size, Strides]:
-        """nnU-Net's search: the aspect of the voxels, no larger than the images, reduced until two crops fit.
+        """The first of :func:`shrinking_crops` of which two fit into the memory target.
 
-        The longest axis relative to the images is reduced first.
+        Raises:
+            ValueError: if none does.
         """
-        aspect = 1 / np.asarray(spacing)
-        initial = np.minimum(np.round(aspect * (256**3 / aspect.prod()) ** (1 / 3)), median_shape)
-        crop_size, strides, divisor = fit_strides(spacing, initial)
-        while not self._fits(crop_size, strides, choose_patch_size(crop_size, spacing), _MIN_BATCH_SIZE):
-            axis = int(np.argmax(np.divide(crop_size, median_shape)))
-            smaller = np.array(crop_size)
-            smaller[axis] -= divisor[axis]
-            if smaller[axis] < 1:
-                raise ValueError(
-                    f"{self.dataset_name}: no crop fits into {self.UNet_vram_target_GB} GB; raise -gpu_memory_target"
-                )
-            crop_size, strides, divisor = fit_strides(spacing, smaller)
-        return crop_size, strides
+        candidates = list(shrinking_crops(spacing, median_shape))
+
+        def fits(candidate: tuple[Size, Strides]) -> bool:
+            return self._fits(*candidate, choose_patch_size(candidate[0], spacing))
+
+        first = 0 if fits(candidates[0]) else bisect_left(candidates, True, lo=1, key=fits)
+        if first == len(candidates):
+            raise ValueError(
+                f"{self.dataset_name}: no crop fits into {self.UNet_vram_target_GB} GB; raise -gpu_memory_target"
+            )
+        return candidates[first]
 
     def _batch_size(self, crop_size: Size, strides: Strides, patch_size: Size, num_voxels: float) -> int:
         """As many crops as fit, covering at most 5 % of the dataset as in nnU-Net, at least 2."""
@@ -201,11 +202,11 @@ class TopoMAEPlanner(ExperimentPlanner):
             batch_size += 1
         return batch_size
 
-    def _fits(self, crop_size: Size, strides: Strides, patch_size: Size, batch_size: int) -> bool:
-        architecture = self._architecture(crop_size, strides, patch_size)["arch_kwargs"]
-        num_classes = len(self.dataset_json["labels"])
-        target = self.UNet_vram_target_GB * GIB
-        return step_memory(_freeze(architecture), self.num_channels, num_classes, batch_size) <= target
+    def _fits(self, crop_size: Size, strides: Strides, patch_size: Size, batch_size: int = _MIN_BATCH_SIZE) -> bool:
+        """Whether pre-training and fine-tuning steps of that batch size stay within the memory target."""
+        architecture = json.dumps(self._architecture(crop_size, strides, patch_size)["arch_kwargs"])
+        steps = trace_steps(architecture, self.num_channels, len(self.dataset_json["labels"]))
+        return max(step.peak(batch_size) for step in steps) <= self.UNet_vram_target_GB * GIB
 
     def pretraining_config(self, crop_size: Size, spacing: np.ndarray, batch_size: int) -> PretrainingConfig:
         """Defaults of the paper; epochs from its passes over the data, a topology grid that fits the crop."""
@@ -225,6 +226,24 @@ def epochs_for(passes: int, num_cases: int, batch_size: int, config: StageConfig
     """nnU-Net epochs in which every case is drawn ``passes`` times on average, between 1 and 1000."""
     iterations = passes * num_cases / batch_size
     return min(max(round(iterations / config.num_iterations_per_epoch), 1), _MAX_EPOCHS)
+
+
+def shrinking_crops(spacing: Sequence[float], median_shape: Sequence[float]) -> Iterator[tuple[Size, Strides]]:
+    """Crops with their strides as nnU-Net tries them, from the largest on.
+
+    The first has the aspect of the voxels at the volume of 256^3 and is no larger than the images; each next one is
+    shorter along the axis that is longest relative to the images.
+    """
+    aspect = 1 / np.asarray(spacing)
+    size = np.minimum(np.round(aspect * (256**3 / aspect.prod()) ** (1 / 3)), median_shape)
+    while size.min() >= 1:
+        crop_size, strides, divisor = fit_strides(spacing, size)
+        if math.prod(crop_size) // math.prod(choose_patch_size(crop_size, spacing)) < 2:
+            return
+        yield crop_size, strides
+        axis = int(np.argmax(np.divide(crop_size, median_shape)))
+        size = np.array(crop_size)
+        size[axis] -= divisor[axis]
 
 
 def fit_strides(spacing: Sequence[float], crop_size: Sequence[float]) -> tuple[Size, Strides, Size]:
@@ -248,12 +267,10 @@ def fit_strides(spacing: Sequence[float], crop_size: Sequence[float]) -> tuple[S
 def choose_patch_size(crop_size: Sequence[int], spacing: Sequence[float]) -> Size:
     """ViT patches that divide the crop, give about 200 tokens, and are near isotropic in mm.
 
-    Both deviations are weighed alike, in squared octaves; of equals, the larger patches win.
-
-    Raises:
-        ValueError: if an axis is not divisible by 2.
+    Both deviations are weighed alike, in squared octaves; of equals, the larger patches win. Axes of an odd number of
+    voxels get patches of 1.
     """
-    options = [[p for p in _PATCH_SIZES if size % p == 0 and size > p] or [size] for size in crop_size]
+    options = [[p for p in _PATCH_SIZES if size % p == 0 and size > p] or [1] for size in crop_size]
 
     def badness(patch: Size) -> float:
         tokens = math.prod(size // p for size, p in zip(crop_size, patch, strict=True))
@@ -274,37 +291,24 @@ def choose_topology_grid(crop_size: Sequence[int], spacing: Sequence[float]) -> 
 
 
 @lru_cache(maxsize=256)
-def step_memory(architecture: tuple, num_channels: int, num_classes: int, batch_size: int) -> float:
-    """Estimated peak in bytes of the larger of a pre-training and a fine-tuning step."""
-    kwargs = _thaw(architecture)
+def trace_steps(architecture: str, num_channels: int, num_classes: int) -> tuple[StepMemory, StepMemory]:
+    """Memory of a pre-training and of a fine-tuning step.
+
+    Args:
+        architecture: keyword arguments of the network as JSON.
+        num_channels: of the crop.
+        num_classes: of the segmentation.
+    """
+    kwargs = json.loads(architecture)
     crop = (1, num_channels, *kwargs["crop_size"])
 
     def pretext() -> TopoMAE:
         network = FusedViTUNETRPP(num_channels, num_channels, deep_supervision=False, **kwargs)
         return TopoMAE(network, PretrainingConfig())
 
-    def pretext_step(task: TopoMAE) -> torch.Tensor:
-        return task(torch.empty(crop), torch.empty((1, *task.mask_grid), dtype=torch.bool))
-
-    return max(
-        training_memory(pretext, pretext_step, batch_size),
-        training_memory(
-            lambda: FusedViTUNETRPP(num_channels, num_classes, **kwargs),
-            lambda network: network(torch.empty(crop)),
-            batch_size,
+    return (
+        trace_step(pretext, lambda task: task(torch.empty(crop), torch.empty((1, *task.mask_grid), dtype=torch.bool))),
+        trace_step(
+            lambda: FusedViTUNETRPP(num_channels, num_classes, **kwargs), lambda network: network(torch.empty(crop))
         ),
     )
-
-
-def _freeze(value: Any) -> Any:
-    """Nested lists and dicts as tuples, to be used as a key."""
-    if isinstance(value, dict):
-        return ("dict", *((key, _freeze(item)) for key, item in value.items()))
-    return ("list", *map(_freeze, value)) if isinstance(value, list) else value
-
-
-def _thaw(value: Any) -> Any:
-    if not isinstance(value, tuple):
-        return value
-    kind, *items = value
-    return {key: _thaw(item) for key, item in items} if kind == "dict" else [_thaw(item) for item in items]

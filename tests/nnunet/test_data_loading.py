@@ -1,0 +1,105 @@
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from nnunet_topomae.keypoints import crop_keypoints
+from nnunet_topomae.nnunet.data_loading import (
+    CropDataset,
+    StreamSampler,
+    check_finite,
+    endless_batches,
+    random_start,
+)
+
+
+class Cases:
+    """Stands in for nnU-Net's dataset; reading a label is an error."""
+
+    source_folder = "folder"
+
+    def __init__(self, **volumes):
+        self.volumes, self.identifiers = volumes, list(volumes)
+
+    def load_case(self, case):
+        return self.volumes[case], None, None, None
+
+
+def ramp(shape):
+    """A volume whose voxels know where they are."""
+    return np.arange(np.prod(shape), dtype=np.float32).reshape(1, *shape) + 1
+
+
+def crops(cases, crop_size=(4, 6, 8), seed=(0,), mirror=False):
+    return CropDataset(cases, crop_size, (2, 2, 2), 0.5, (1.0, 2.0, 3.0), seed, mirror)
+
+
+def test_crops_depend_on_seed_and_number_alone():
+    cases = Cases(a=ramp((8, 9, 10)), b=ramp((7, 9, 12)))
+    first, again, other = crops(cases, mirror=True)[5], crops(cases, mirror=True)[5], crops(cases, seed=(1,))[5]
+    assert first["case"] == again["case"]
+    for key in ("data", "mask", "keypoints", "extent"):
+        assert torch.equal(first[key], again[key])
+    assert not torch.equal(first["data"], other["data"])
+    assert int(first["mask"].sum()) == 4
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_keypoints_say_where_the_crop_lies(mirror):
+    """The voxels of a crop are looked up in the volume, mirrored or not, and must lie where the key points say."""
+    volume = ramp((9, 11, 13))
+    seen = set()
+    for index in range(40):
+        item = crops(Cases(a=volume), mirror=mirror)[index]
+        crop = item["data"][0].numpy()
+        corner, opposite = (np.argwhere(volume[0] == v)[0] for v in (crop[0, 0, 0], crop[-1, -1, -1]))
+        flipped = [int(axis) for axis in range(3) if corner[axis] > opposite[axis]]
+        seen.add(tuple(flipped))
+        world = np.flip(volume[0], flipped)
+        start = np.argwhere(world == crop[0, 0, 0])[0]
+        np.testing.assert_array_equal(item["keypoints"], crop_keypoints(start, (4, 6, 8), (9, 11, 13)))
+    assert len(seen) == (8 if mirror else 1)
+
+
+def test_volume_smaller_than_the_crop_is_centred_and_padded_with_zero():
+    item = crops(Cases(a=ramp((2, 6, 9))))[0]
+    assert item["data"].shape == (1, 4, 6, 8)
+    assert (item["data"][0, 0] == 0).all()
+    assert (item["data"][0, 1:3] > 0).all()
+    assert (item["data"][0, 3] == 0).all()
+    assert item["keypoints"].abs().max() <= 1
+    assert item["extent"].tolist() == [4.0, 12.0, 27.0]
+
+
+def test_every_place_inside_the_volume_is_drawn():
+    rng = np.random.default_rng(0)
+    starts = {random_start((6, 4, 3), (4, 4, 8), rng) for _ in range(100)}
+    assert starts == {(0, 0, -2), (1, 0, -2), (2, 0, -2)}
+
+
+def test_stream_goes_on_where_it_was_left_and_is_shared_by_processes():
+    assert list(islice(StreamSampler(start=6), 3)) == [6, 7, 8]
+    assert list(islice(StreamSampler(start=6, rank=1, world_size=2), 3)) == [7, 9, 11]
+    assert list(islice(StreamSampler(period=3), 7)) == [0, 1, 2, 0, 1, 2, 0]
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_batches_do_not_depend_on_the_number_of_processes(monkeypatch, workers):
+    monkeypatch.setenv("nnUNet_n_proc_DA", workers)
+    dataset = crops(Cases(a=ramp((8, 9, 10))), mirror=True)
+    batch = next(iter(endless_batches(dataset, StreamSampler(4), 2, pin_memory=False)))
+    assert torch.equal(batch["data"], torch.stack([dataset[4]["data"], dataset[5]["data"]]))
+    assert batch["mask"].shape == (2, 2, 2, 2)
+
+
+def test_cases_that_are_not_finite_are_named():
+    broken = ramp((4, 4, 4))
+    broken[0, 1, 2, 3] = np.inf
+    with pytest.raises(ValueError, match=r"NaN or inf in 1 preprocessed case\(s\) in folder: bad"):
+        check_finite(Cases(good=ramp((4, 4, 4)), bad=broken), show_progress=False)
+
+
+def test_no_case_is_an_error():
+    with pytest.raises(ValueError, match="no case to draw crops from"):
+        crops(Cases())

@@ -1,0 +1,187 @@
+import json
+
+import numpy as np
+import pytest
+
+from nnunet_topomae.config import PretrainingConfig
+from nnunet_topomae.nnunet.planning import (
+    TopoMAEPlanner,
+    choose_patch_size,
+    choose_topology_grid,
+    epochs_for,
+    fit_strides,
+    shrinking_crops,
+)
+from nnunet_topomae.nnunet.plans import check_plans
+
+DATASET = "Dataset777_Planned"
+
+
+@pytest.mark.parametrize(
+    ("spacing", "crop", "padded", "strides"),
+    [
+        ((1.5,) * 3, (96, 96, 96), (96, 96, 96), [[4] * 3, [2] * 3, [2] * 3, [2] * 3]),  # the paper's
+        ((1, 1, 1), (36, 50, 35), (40, 56, 40), [[2] * 3, [2] * 3, [2] * 3, [1] * 3]),  # hippocampus
+        ((10, 1.5, 1.5), (16, 160, 160), (16, 160, 160), [[1, 4, 4], [2] * 3, [2] * 3, [1, 2, 2]]),  # thick slices
+        ((6, 0.5, 0.5), (9, 320, 320), (10, 320, 320), [[1, 4, 4], [1, 2, 2], [2] * 3, [1, 2, 2]]),
+    ],
+)
+def test_strides(spacing, crop, padded, strides):
+    got_crop, got_strides, divisor = fit_strides(spacing, crop)
+    assert got_crop == padded
+    assert [list(s) for s in got_strides] == [[1, 1, 1], *strides]
+    assert all(c % d == 0 for c, d in zip(got_crop, divisor, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("crop", "spacing", "patch"),
+    [
+        ((96, 96, 96), (1.5,) * 3, (16, 16, 16)),  # 216 tokens
+        ((40, 56, 40), (1, 1, 1), (8, 8, 8)),  # 175
+        ((16, 160, 160), (10, 1.5, 1.5), (4, 16, 16)),  # 400 tokens of 40 x 24 x 24 mm
+        ((12, 12, 12), (1, 1, 1), (2, 2, 2)),  # 216
+    ],
+)
+def test_patches(crop, spacing, patch):
+    assert choose_patch_size(crop, spacing) == patch
+
+
+def test_crops_shrink_to_nothing_and_every_one_can_be_built():
+    crops = [crop for crop, _ in shrinking_crops((5, 0.8, 0.8), (24, 300, 300))]
+    voxels = [np.prod(crop) for crop in crops]
+    assert voxels == sorted(voxels, reverse=True)
+    assert len(set(crops)) == len(crops)
+    assert voxels[-1] < 10_000
+
+
+def test_topology_grid():
+    assert choose_topology_grid((96, 96, 96), (1, 1, 1)) == (24, 24, 24)
+    assert choose_topology_grid((24, 24, 24), (1, 1, 1)) is None
+    assert choose_topology_grid((16, 160, 160), (10, 1.5, 1.5)) == (16, 27, 32)
+
+
+@pytest.mark.parametrize(("cases", "epochs"), [(30, 600), (260, 1000), (1, 20)])
+def test_epochs_from_passes(cases, epochs):
+    assert epochs_for(10_000, cases, 2, PretrainingConfig()) == epochs
+
+
+class SmallPlanner(TopoMAEPlanner):
+    """Networks that are quick to trace."""
+
+    vit = {"width": 64, "depth": 4, "num_heads": 2}
+    features_per_stage = (8, 16, 32, 64)
+
+
+def _planner(tmp_path, monkeypatch, shape=(96, 128, 128), spacing=(1.5, 1.0, 1.0), channels=("CT",), **kwargs):
+    """A dataset that has a fingerprint and file names, but no image."""
+    raw, preprocessed = tmp_path / "raw", tmp_path / "preprocessed"
+    images, labels = raw / DATASET / "imagesTr", raw / DATASET / "labelsTr"
+    for folder in (images, labels, preprocessed / DATASET):
+        folder.mkdir(parents=True, exist_ok=True)
+    for case in range(30):
+        for channel in range(len(channels)):
+            (images / f"c{case:02d}_{channel:04d}.nii.gz").touch()
+        (labels / f"c{case:02d}.nii.gz").touch()
+    dataset = {
+        "channel_names": {str(i): name for i, name in enumerate(channels)},
+        "labels": {"background": 0, "organ": 1},
+        "numTraining": 30,
+        "file_ending": ".nii.gz",
+        "overwrite_image_reader_writer": "SimpleITKIO",
+    }
+    (raw / DATASET / "dataset.json").write_text(json.dumps(dataset))
+    intensities = {"percentile_00_5": -175.0, "percentile_99_5": 250.0, "mean": 40.0, "std": 70.0}
+    fingerprint = {
+        "spacings": [list(spacing)] * 30,
+        "shapes_after_crop": [list(shape)] * 30,
+        "foreground_intensity_properties_per_channel": {str(i): dict(intensities) for i in range(len(channels))},
+        "median_relative_size_after_cropping": 1.0,
+    }
+    (preprocessed / DATASET / "dataset_fingerprint.json").write_text(json.dumps(fingerprint))
+    monkeypatch.setenv("nnUNet_raw", str(raw))
+    monkeypatch.setenv("nnUNet_preprocessed", str(preprocessed))
+    return SmallPlanner(777, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing", "channels"),
+    [
+        ((96, 128, 128), (1.5, 1.0, 1.0), ("CT",)),
+        ((36, 50, 35), (1.0, 1.0, 1.0), ("MRI", "T2", "CT")),
+        ((20, 320, 320), (6.0, 0.5, 0.5), ("MRI",)),
+        ((12, 13, 14), (1.0, 1.0, 1.0), ("MRI",)),
+    ],
+)
+def test_plans_of_any_3d_dataset_can_be_trained(tmp_path, monkeypatch, shape, spacing, channels):
+    plans = _planner(tmp_path, monkeypatch, shape, spacing, channels).plan_experiment()
+    assert "2d" not in plans["configurations"]
+    plan = plans["configurations"]["3d_fullres"]
+    check_plans(plans, "3d_fullres")
+    assert plan["patch_size"] == plan["architecture"]["arch_kwargs"]["crop_size"]
+    assert plan["batch_size"] >= 2
+    assert plan["pretraining"]["mask_ratio"] == 0.5
+    written = json.loads((tmp_path / "preprocessed" / DATASET / "nnUNetTopoMAEPlans.json").read_text())
+    assert written["configurations"]["3d_fullres"]["patch_size"] == plan["patch_size"]
+
+
+def test_intensities_go_to_the_unit_interval_by_nnunets_own_normalisation(tmp_path, monkeypatch):
+    from nnunetv2.preprocessing.normalization.default_normalization_schemes import CTNormalization
+
+    plans = _planner(tmp_path, monkeypatch, channels=("CT", "MRI")).plan_experiment()
+    plan = plans["configurations"]["3d_fullres"]
+    assert plan["normalization_schemes"] == ["CTNormalization", "RescaleTo01Normalization"]
+    properties = plans["foreground_intensity_properties_per_channel"]["0"]
+    hu = np.array([-1000, -175, 0, 37.5, 250, 3000], dtype=np.float32)
+    scaled = CTNormalization(False, properties).run(hu)
+    np.testing.assert_allclose(scaled, [0, 0, 175 / 425, 0.5, 1, 1], atol=1e-6)
+    fingerprint = json.loads((tmp_path / "preprocessed" / DATASET / "dataset_fingerprint.json").read_text())
+    assert fingerprint["foreground_intensity_properties_per_channel"]["0"]["mean"] == 40  # left as nnU-Net wrote it
+
+
+def test_crop_and_batch_grow_with_the_memory_target(tmp_path, monkeypatch):
+    voxels = []
+    for target in (2, 4, 12):
+        planner = _planner(tmp_path, monkeypatch, shape=(160, 320, 320), gpu_memory_target_in_gb=target)
+        plan = planner.plan_experiment()["configurations"]["3d_fullres"]
+        voxels.append(plan["batch_size"] * np.prod(plan["patch_size"]))
+    assert voxels[0] < voxels[1] < voxels[2]
+
+
+def test_too_little_memory_is_said(tmp_path, monkeypatch):
+    planner = _planner(tmp_path, monkeypatch, gpu_memory_target_in_gb=0.5)
+    with pytest.raises(ValueError, match="no crop fits into 0.5 GB; raise -gpu_memory_target"):
+        planner.plan_experiment()
+
+
+def test_2d_dataset_is_refused_and_nothing_written(tmp_path, monkeypatch):
+    planner = _planner(tmp_path, monkeypatch, shape=(1, 512, 512))
+    with pytest.raises(ValueError, match="is a 2D dataset"):
+        planner.plan_experiment()
+    assert not (tmp_path / "preprocessed" / DATASET / "nnUNetTopoMAEPlans.json").exists()
+
+
+def _set(configuration, **changes):
+    configuration.update(changes)
+
+
+@pytest.mark.parametrize(
+    ("edit", "configuration", "message"),
+    [
+        (lambda c: None, "3d_lores", "there is no such configuration; these plans have 3d_fullres"),
+        (lambda c: _set(c, patch_size=[96, 96]), "3d_fullres", "this one is 2D; use 3d_fullres"),
+        (lambda c: _set(c, previous_stage="3d_lowres"), "3d_fullres", "second stage of the cascade"),
+        (lambda c: _set(c["architecture"], network_class_name="a.PlainConvUNet"), "3d_fullres", "a.PlainConvUNet"),
+        (lambda c: _set(c, patch_size=[90, 90, 90]), "3d_fullres", "crop_size .* must be equal"),
+        (lambda c: _set(c, batch_size=0), "3d_fullres", "batch_size must be at least 1, got 0"),
+        (lambda c: _set(c["pretraining"], mask_ratio=2), "3d_fullres", "pretraining.mask_ratio in the plans must be"),
+        (lambda c: _set(c["finetuning"], lr=1), "3d_fullres", "unknown key finetuning.lr in the plans"),
+        (lambda c: _set(c["pretraining"]["topology"], grid=[500, 1, 1]), "3d_fullres", "does not fit a crop"),
+        (lambda c: _set(c["architecture"]["arch_kwargs"]["vit"], patch_size=[7, 8, 8]), "3d_fullres", "not divisible by ViT patch"),
+    ],
+)
+def test_plans_that_cannot_work_are_refused(tmp_path, monkeypatch, edit, configuration, message):
+    plans = _planner(tmp_path, monkeypatch, (48, 48, 48), (1.0, 1.0, 1.0)).plan_experiment()
+    edit(plans["configurations"]["3d_fullres"])
+    with pytest.raises(ValueError, match=message) as error:
+        check_plans(plans, configuration)
+    assert f'plans "nnUNetTopoMAEPlans", configuration "{configuration}"' in str(error.value)

@@ -1,0 +1,133 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+from nnunetv2.run.run_training import maybe_load_checkpoint
+
+from nnunet_topomae.nnunet.checkpoints import read_checkpoint
+from nnunet_topomae.nnunet.training import warmup_cosine
+
+
+@pytest.mark.parametrize(
+    ("iteration", "expected"),
+    [(0, 1 / 11), (9, 10 / 11), (10, 1.0), (60, 0.5), (110, 0.0)],
+)
+def test_warm_up_and_cosine(iteration, expected):
+    assert warmup_cosine(iteration, warmup=10, total=110) == pytest.approx(expected, abs=1e-12)
+
+
+def test_run_leaves_checkpoints_curves_pictures_and_summary(workspace, pretrained):
+    folder = workspace.checkpoint("TopoMAEPretrainer").parent
+    names = {file.name for file in folder.iterdir()}
+    assert {"checkpoint_final.pth", "checkpoint_best.pth", "progress.png", "validation"} <= names
+    assert "checkpoint_latest.pth" not in names
+    assert imread(folder / "progress.png").std() > 0
+    assert imread(folder / "validation" / "reconstructions.png").std() > 0
+    summary = json.loads((folder / "validation" / "summary.json").read_text())
+    (record,) = summary["metric_per_case"]
+    split = json.loads((workspace.preprocessed / "splits_final.json").read_text())[0]
+    assert [record["case"]] == split["val"]
+    for branch in ("vit", "unetrpp"):
+        assert set(record["metrics"][branch]) == {"MSE", "PSNR", "SSIM", "topological_distance", "keypoint_error_mm"}
+        assert all(np.isfinite(value) for value in record["metrics"][branch].values())
+
+
+def test_learning_rate_is_scaled_by_the_batch(pretrained):
+    assert pretrained.initial_lr == pytest.approx(6.4e-3 * 2 / 256)
+
+
+def test_only_training_cases_of_the_fold_are_drawn(workspace, pretrained):
+    split = json.loads((workspace.preprocessed / "splits_final.json").read_text())[0]
+    training, validation = pretrained.get_tr_and_val_datasets()
+    assert sorted(training.identifiers) == sorted(split["train"])
+    drawn = {pretrained.crops_of(training, 0, mirror=True)[i]["case"] for i in range(30)}
+    assert drawn == set(split["train"])
+    assert not drawn & set(validation.identifiers)
+
+
+def test_labels_are_not_used(workspace, pretrained, monkeypatch):
+    training, _ = pretrained.get_tr_and_val_datasets()
+    volume, _, _, properties = training.load_case(training.identifiers[0])
+    monkeypatch.setattr(training, "load_case", lambda case: (volume, None, None, {"class_locations": None}))
+    assert pretrained.crops_of(training, 0, mirror=True)[0]["data"].isfinite().all()
+
+
+def test_every_term_is_logged_once_an_epoch(pretrained):
+    log = pretrained.logger.local_logger.my_fantastic_logging
+    assert {"train_losses", "val_losses", "train_vit_topological", "val_spatial_consistency", "lrs"} <= set(log)
+    assert {len(values) for values in log.values()} == {3}
+
+
+def test_validation_is_the_same_in_every_epoch(pretrained):
+    _, loader = pretrained.get_dataloaders()
+    period = pretrained.num_val_iterations_per_epoch
+    batches = [next(loader) for _ in range(2 * period)]
+    assert torch.equal(batches[0]["data"], batches[period]["data"])
+    assert torch.equal(batches[0]["mask"], batches[period]["mask"])
+
+
+def test_checkpoint_can_be_read_without_running_code(workspace, pretrained):
+    checkpoint = read_checkpoint(workspace.checkpoint("TopoMAEPretrainer"))
+    assert checkpoint["init_args"]["plans"]["configurations"]["3d_fullres"]["pretraining"]["seed"] == 12345
+    assert "pyramid.gains.0" in checkpoint["untrained_parameters"]
+    assert "vit.blocks.0.mlp.fc1.weight" not in checkpoint["untrained_parameters"]
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_interrupted_and_resumed_run_ends_with_the_same_weights(workspace, pretrained, monkeypatch):
+    plans = workspace.write_plans("Resumed", lambda configuration: None)
+    trainer = workspace.trainer("TopoMAEPretrainer", plans)
+    trainer.save_every = 1
+    trainer.initialize()
+    step = trainer.train_step
+
+    def interrupted_step(batch):
+        if trainer.current_epoch == 2:
+            raise Interrupted  # in the middle of an epoch
+        return step(batch)
+
+    monkeypatch.setattr(trainer, "train_step", interrupted_step)
+    with pytest.raises(Interrupted):
+        trainer.run_training()
+    torch.manual_seed(99)  # another process would not have this one's random state either
+    resumed = workspace.trainer("TopoMAEPretrainer", plans, continue_training=True)
+    maybe_load_checkpoint(resumed, continue_training=True, validation_only=False)
+    assert resumed.current_epoch == 2
+    resumed.run_training()
+    expected, got = (
+        read_checkpoint(workspace.checkpoint("TopoMAEPretrainer", *names)) for names in ((), ("Resumed",))
+    )
+    for name, tensor in expected["network_weights"].items():
+        assert torch.equal(got["network_weights"][name], tensor), name
+    for key, state in expected["optimizer_state"]["state"].items():
+        assert torch.equal(got["optimizer_state"]["state"][key]["exp_avg_sq"], state["exp_avg_sq"])
+    assert got["logging"]["train_losses"] == expected["logging"]["train_losses"]
+    assert got["logging"]["lrs"] == expected["logging"]["lrs"]
+
+
+def test_best_checkpoint_has_the_lowest_validation_loss(workspace, pretrained):
+    losses = pretrained.logger.get_value("val_losses", step=None)
+    best = read_checkpoint(workspace.checkpoint("TopoMAEPretrainer", name="best"))
+    assert best["current_epoch"] == int(np.argmin(losses)) + 1
+
+
+def test_checkpoint_of_other_plans_cannot_be_continued(workspace, pretrained):
+    def narrower(configuration):
+        configuration["architecture"]["arch_kwargs"]["vit"]["width"] = 16
+
+    other = workspace.trainer("TopoMAEPretrainer", workspace.write_plans("Narrow", narrower))
+    file = workspace.checkpoint("TopoMAEPretrainer")
+    with pytest.raises(ValueError, match=r"checkpoint_final.pth was written with other plans"):
+        other.load_checkpoint(str(file))
+
+
+def test_reconstruction_that_is_not_finite_names_the_cases(pretrained):
+    batch = next(pretrained.get_dataloaders()[0])
+    batch["data"][:] = torch.nan
+    with pytest.raises(ValueError, match=r"epoch \d, cases phantom_.*NaN or inf.*lower pretraining.base_lr"):
+        pretrained.validation_step(batch)
