@@ -83,9 +83,7 @@ def _plan_and_preprocess(options: argparse.Namespace) -> None:
     plans_name = _plan(options, planner)
     if not options.no_pp:
         for dataset_id in options.d:
-            experiment.preprocess(
-                dataset_id, plans_name, options.c, options.np, options.verbose, not options.no_pbar
-            )
+            experiment.preprocess(dataset_id, plans_name, options.c, options.np, options.verbose, not options.no_pbar)
     _print_next_commands(options.d[0], options.c[0], plans_name)
 
 

@@ -118,9 +118,7 @@ class StageConfig:
 
     num_epochs: int = setting(1000, Number(1, integer=True), "epochs", "planner: passes of SelfMedMAE, at most 1000")
     num_iterations_per_epoch: int = setting(250, Number(1, integer=True), "training steps per epoch", "nnU-Net")
-    num_val_iterations_per_epoch: int = setting(
-        50, Number(1, integer=True), "validation batches per epoch", "nnU-Net"
-    )
+    num_val_iterations_per_epoch: int = setting(50, Number(1, integer=True), "validation batches per epoch", "nnU-Net")
     base_lr: float = setting(
         6.4e-3, Number(0, low_open=True), "learning rate = base_lr x batch size / 256", "paper, III-B"
     )
@@ -158,9 +156,14 @@ class FinetuningConfig(StageConfig):
         1e-1, Number(0, low_open=True), "learning rate = base_lr x batch size / 256", "paper, III-B"
     )
     layer_decay: float = setting(
-        0.75, Number(0, 1, low_open=True), "factor on the learning rate per ViT block, from output to input", "SelfMedMAE"
+        0.75,
+        Number(0, 1, low_open=True),
+        "factor on the learning rate per ViT block, from output to input",
+        "SelfMedMAE",
     )
-    drop_path: float = setting(0.1, Number(0, 1, high_open=True), "stochastic depth of the last ViT block", "SelfMedMAE")
+    drop_path: float = setting(
+        0.1, Number(0, 1, high_open=True), "stochastic depth of the last ViT block", "SelfMedMAE"
+    )
     from_scratch: bool = setting(False, Flag(), "train without a pre-trained checkpoint", "ours")
 
 

@@ -32,7 +32,7 @@ _NETWORK = {
 }
 _SETTINGS = {
     "pretraining": {"num_epochs": 5, "base_lr": 0.064, "topology": {"grid": [16, 16, 16]}, **_SCHEDULE},
-    "finetuning": {"num_epochs": 6, "base_lr": 0.4, **_SCHEDULE},
+    "finetuning": {"num_epochs": 5, "base_lr": 0.4, **_SCHEDULE},
 }
 
 
@@ -105,9 +105,7 @@ class Demo:
         """Predict the test cases; mean Dice per structure."""
         dataset, predictions = self.raw / _DATASET, self.folder / "predictions" / plans
         model = ("-d", _DATASET_ID, "-c", _CONFIGURATION, "-f", _FOLD, "-p", plans, "-tr", "FusedFinetuneTrainer")
-        self.execute(
-            "nnUNetv2_predict", *model, "-i", dataset / "imagesTs", "-o", predictions, "-device", self.device
-        )
+        self.execute("nnUNetv2_predict", *model, "-i", dataset / "imagesTs", "-o", predictions, "-device", self.device)
         labels = [str(label) for label in LABELS.values() if label]
         self.execute("nnUNetv2_evaluate_simple", dataset / "labelsTs", predictions, "-l", *labels)
         summary = json.loads((predictions / "summary.json").read_text())
@@ -115,7 +113,9 @@ class Demo:
 
     def report(self, pretrained: dict[str, float], scratch: dict[str, float]) -> None:
         """Print both columns of Dice and where the pictures are."""
-        _say(f"\nDice of {_NUM_TEST} test cases, {_SETTINGS['finetuning']['num_epochs'] * _ITERATIONS} training steps each")
+        _say(
+            f"\nDice of {_NUM_TEST} test cases, {_SETTINGS['finetuning']['num_epochs'] * _ITERATIONS} training steps each"
+        )
         _say(f"  {'structure':<16}{'pre-trained':>14}{'from scratch':>14}")
         for name, value in pretrained.items():
             _say(f"  {name:<16}{value:>14.3f}{scratch[name]:>14.3f}")

@@ -5,7 +5,7 @@ from itertools import accumulate
 from math import gcd
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from dynamic_network_architectures.building_blocks.residual import BasicBlockD
 from torch import Tensor, nn
 

@@ -129,7 +129,9 @@ class ViTDecoder(nn.Module):
         self.register_buffer("pos_embed", sincos_positions(self.grid, width), persistent=False)
         self.blocks = nn.ModuleList(Block(width, num_heads, qkv_bias=True) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
-        self.to_voxels = nn.Linear(width, output_channels * self.patch_size[0] * self.patch_size[1] * self.patch_size[2])
+        self.to_voxels = nn.Linear(
+            width, output_channels * self.patch_size[0] * self.patch_size[1] * self.patch_size[2]
+        )
 
     def forward(self, tokens: Tensor, visible: Tensor) -> Tensor:
         """Predict all voxels.

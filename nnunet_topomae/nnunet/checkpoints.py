@@ -56,13 +56,17 @@ def read_checkpoint(file: Path, device: torch.device | str = "cpu") -> dict[str,
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{file} is no checkpoint, or holds more than tensors and plain Python types, which is not loaded "
-            f"because it could execute code: {str(error).splitlines()[0]}"
+            f"because it could execute code: {_first_line(error)}"
         ) from error
-    except (RuntimeError, EOFError, zipfile.BadZipFile, OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{file} is damaged, truncated or no checkpoint: {str(error).splitlines()[0]}") from error
+    except (RuntimeError, EOFError, zipfile.BadZipFile, OSError, ValueError, LookupError, AttributeError) as error:
+        raise ValueError(f"{file} is damaged, truncated or no checkpoint: {_first_line(error)}") from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(WEIGHTS), dict):
         raise ValueError(f'{file} is no nnU-Net checkpoint: it has no "{WEIGHTS}"')
     return checkpoint
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,9 @@ class HandOver:
         parts = list(dict.fromkeys(name.split(".")[0] for name in sizes))
         lines = [f"  {'part':<24}{'loaded':>14}{'fresh':>14}   (parameters)"]
         for part in parts:
-            counts = [sum(sizes[name] for name in names if name.split(".")[0] == part) for names in (self.loaded, self.fresh)]
+            counts = [
+                sum(sizes[name] for name in names if name.split(".")[0] == part) for names in (self.loaded, self.fresh)
+            ]
             lines.append(f"  {part:<24}{counts[0]:>14,}{counts[1]:>14,}")
         heads = [name for name in self.fresh if SEGMENTATION_HEADS in name]
         others = Counter(name.split(".")[0] for name in self.fresh if SEGMENTATION_HEADS not in name)

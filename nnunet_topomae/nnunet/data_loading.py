@@ -77,9 +77,7 @@ class CropDataset(Dataset):
         }
 
 
-def random_start(
-    volume_shape: Sequence[int], crop_size: Sequence[int], rng: np.random.Generator
-) -> tuple[int, ...]:
+def random_start(volume_shape: Sequence[int], crop_size: Sequence[int], rng: np.random.Generator) -> tuple[int, ...]:
     """First voxel of a crop, uniform over all places inside the volume; a volume smaller than the crop is centred."""
     return tuple(
         int(rng.integers(volume - crop + 1)) if volume >= crop else -((crop - volume) // 2)
@@ -112,6 +110,7 @@ def endless_batches(dataset: CropDataset, sampler: StreamSampler, batch_size: in
             sampler=sampler,
             num_workers=get_allowed_n_proc_DA(),
             pin_memory=pin_memory,
+            generator=torch.Generator(),  # else making the loader would advance the random state of dropout
         )
     )
 

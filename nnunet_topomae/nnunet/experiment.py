@@ -1,10 +1,11 @@
 """Fingerprint, planning and preprocessing of datasets: nnU-Net's steps, with our planners."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import nnunet_topomae.planners
+from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.experiment_planning.plan_and_preprocess_api import (
@@ -12,35 +13,16 @@ from nnunetv2.experiment_planning.plan_and_preprocess_api import (
     plan_experiment_dataset,
     preprocess_dataset,
 )
-from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_name
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+from tqdm import tqdm
 
-CONFIGURATIONS = ("3d_fullres", "3d_lowres")
+import nnunet_topomae.planners
+
 _DEFAULT_PROCESSES = {"3d_fullres": 4, "3d_lowres": 8}  # nnU-Net's
-
-
-class FiniteFingerprintExtractor(DatasetFingerprintExtractor):
-    """nnU-Net's extractor, which names the case that holds NaN or inf."""
-
-    @staticmethod
-    def analyze_case(
-        image_files: list[str],
-        segmentation_file: str,
-        reader_writer_class: type[BaseReaderWriter],
-        num_samples: int = 10000,
-    ) -> tuple:
-        """As nnU-Net.
-
-        Raises:
-            ValueError: if a value of the images is not finite.
-        """
-        images, _ = reader_writer_class().read_images(image_files)
-        for channel, file in zip(images, image_files, strict=True):
-            if not np.isfinite(channel).all():
-                raise ValueError(f"{file} holds NaN or inf; replace these values, then run this command again")
-        return DatasetFingerprintExtractor.analyze_case(
-            image_files, segmentation_file, reader_writer_class, num_samples
-        )
 
 
 def find_planner(name: str) -> type[ExperimentPlanner]:
@@ -52,17 +34,51 @@ def find_planner(name: str) -> type[ExperimentPlanner]:
     folder = Path(nnunet_topomae.planners.__file__).parent
     planner = recursive_find_python_class(str(folder), name, "nnunet_topomae.planners")
     if planner is None:
-        raise ValueError(f"there is no planner {name} in {folder}; for nnU-Net's own planners use nnUNetv2_plan_experiment")
+        raise ValueError(
+            f"there is no planner {name} in {folder}; for nnU-Net's own planners use nnUNetv2_plan_experiment"
+        )
     return planner
 
 
 def extract_fingerprint(
     dataset_id: int, num_processes: int, verify: bool, clean: bool, verbose: bool, show_progress: bool
 ) -> None:
-    """nnU-Net's fingerprint of a dataset."""
+    """nnU-Net's fingerprint of a dataset whose images are finite; an existing one is kept unless ``clean``.
+
+    Raises:
+        ValueError: names the image files that hold NaN or inf.
+    """
+    dataset_name = convert_id_to_dataset_name(dataset_id)
+    if clean or not (Path(nnUNet_preprocessed) / dataset_name / "dataset_fingerprint.json").is_file():
+        check_images(Path(nnUNet_raw) / dataset_name, num_processes, show_progress)
     extract_fingerprint_dataset(
-        dataset_id, FiniteFingerprintExtractor, num_processes, verify, clean, verbose, show_progress
+        dataset_id, DatasetFingerprintExtractor, num_processes, verify, clean, verbose, show_progress
     )
+
+
+def check_images(dataset: Path, num_threads: int, show_progress: bool) -> None:
+    """Read every training image of a raw dataset and make sure that its values are finite.
+
+    Raises:
+        ValueError: names the files that hold NaN or inf.
+    """
+    description = load_json(str(dataset / "dataset.json"))
+    cases = get_filenames_of_train_images_and_targets(str(dataset), description)
+    files = [file for case in cases.values() for file in case["images"]]
+    reader = determine_reader_writer_from_dataset_json(description, files[0], verbose=False)
+
+    def is_finite(file: str) -> bool:
+        return bool(np.isfinite(reader().read_images([file])[0]).all())
+
+    with ThreadPoolExecutor(num_threads) as pool:
+        hide = None if show_progress else True
+        finite = tqdm(pool.map(is_finite, files), "Checking images", len(files), leave=False, disable=hide)
+        broken = [file for file, ok in zip(files, finite, strict=True) if not ok]
+    if broken:
+        raise ValueError(
+            f"{', '.join(broken[:5])} {'hold' if len(broken) > 1 else 'holds'} NaN or inf ({len(broken)} of "
+            f"{len(files)} files); replace these values, then run this command again"
+        )
 
 
 def plan(

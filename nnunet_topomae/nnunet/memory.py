@@ -58,6 +58,9 @@ def _saved_bytes(network: nn.Module, step: Callable[[nn.Module], Any]) -> int:
             saved[tensor.untyped_storage()._cdata] = tensor
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
+    with (
+        torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16),
+    ):
         step(network)
     return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())

@@ -200,7 +200,9 @@ class Pretrainer(StageTrainer):
         self.logger.log("epoch_end_timestamps", time(), self.current_epoch)
         latest = self.logger.local_logger.latest()
         for split in ("train", "val"):
-            terms = "  ".join(f"{name[len(split) + 1 :]} {value:.4g}" for name, value in latest.items() if name.startswith(split))
+            terms = "  ".join(
+                f"{name[len(split) + 1 :]} {value:.4g}" for name, value in latest.items() if name.startswith(split)
+            )
             self.print_to_log_file(f"{split}: {terms}")
         duration = latest["epoch_end_timestamps"] - latest["epoch_start_timestamps"]
         self.print_to_log_file(f"Epoch time: {duration:.2f} s")
@@ -269,13 +271,15 @@ class Pretrainer(StageTrainer):
             metrics[branch]["topological_distance"] = topology(crop, compose(crop, prediction, hidden))[0].item()
             if branch in output.keypoints:
                 metrics[branch]["keypoint_error_mm"] = keypoint_error(
-                    output.keypoints[branch][0].cpu().numpy(), batch["keypoints"][0].numpy(), batch["extent"][0].tolist()
+                    output.keypoints[branch][0].cpu().numpy(),
+                    batch["keypoints"][0].numpy(),
+                    batch["extent"][0].tolist(),
                 )
         return {"case": batch["case"][0], "metrics": metrics}
 
     def _picture(self, batch: dict, crop: Tensor, hidden: Tensor, output: PretextOutput) -> Reconstruction:
         """The crop, what the network saw of it, and the reconstructions with visible patches from the crop."""
-        columns = {"input": crop, "masked": crop.masked_fill(hidden, 0)}
+        columns = {"input": crop, "masked": crop.masked_fill(hidden, torch.nan)}
         for branch, prediction in output.reconstructions.items():
             columns[_HEADINGS[branch]] = compose(crop, prediction, hidden)
         return Reconstruction(
@@ -323,5 +327,3 @@ def to_float32(output: PretextOutput) -> PretextOutput:
 def to_numpy(terms: dict[str, Tensor]) -> dict[str, np.ndarray]:
     """Detached copies on the CPU."""
     return {name: term.detach().cpu().numpy() for name, term in terms.items()}
-
-

@@ -154,7 +154,10 @@ class StageTrainer(nnUNetTrainer):
     def _restore_schedule(self, iteration: int) -> None:
         """Set the schedule to an iteration; the learning rates follow the present plans."""
         self.lr_scheduler.last_epoch = iteration
-        rates = [base * f(iteration) for base, f in zip(self.lr_scheduler.base_lrs, self.lr_scheduler.lr_lambdas, strict=True)]
+        rates = [
+            base * f(iteration)
+            for base, f in zip(self.lr_scheduler.base_lrs, self.lr_scheduler.lr_lambdas, strict=True)
+        ]
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         self.lr_scheduler._last_lr = rates

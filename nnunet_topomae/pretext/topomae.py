@@ -3,7 +3,7 @@
 from math import prod
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunet_topomae.config import PretrainingConfig

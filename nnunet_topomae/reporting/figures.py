@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import matplotlib
 import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
@@ -13,6 +14,7 @@ Volume = npt.NDArray[np.float32]
 
 _PLANES = ("axial", "coronal", "sagittal")
 _TILE = 2.2  # inches
+_GREY = matplotlib.colormaps["gray"].with_extremes(bad="#24527a")  # hidden voxels in blue
 _WINDOW = (0.5, 99.5)  # percentiles of the input that become black and white
 _CHANNEL = 0  # the channel that pictures show
 
@@ -22,7 +24,7 @@ class Reconstruction(NamedTuple):
 
     Attributes:
         case: identifier of the case.
-        columns: (C, D, H, W) volumes by heading: input, masked, one per branch.
+        columns: (C, D, H, W) volumes by heading: input, masked, one per branch; NaN where voxels are hidden.
         spacing: mm per voxel and axis.
         planes: name of the plane perpendicular to each axis; see :func:`plane_names`.
     """
@@ -69,7 +71,7 @@ def _draw_case(axes: npt.NDArray[np.object_], reconstruction: Reconstruction) ->
             image = np.take(volume[_CHANNEL], middle, axis=axis_of_plane)
             axis.imshow(
                 image,
-                cmap="gray",
+                cmap=_GREY,
                 vmin=low,
                 vmax=high if high > low else low + 1,
                 aspect=across[0] / across[1],

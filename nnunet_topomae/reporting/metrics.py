@@ -12,9 +12,7 @@ Volume = npt.NDArray[np.float32]
 _SSIM_WINDOW = 7
 
 
-def reconstruction_metrics(
-    crop: Volume, prediction: Volume, hidden: npt.NDArray[np.bool_]
-) -> dict[str, float | None]:
+def reconstruction_metrics(crop: Volume, prediction: Volume, hidden: npt.NDArray[np.bool_]) -> dict[str, float | None]:
     """Errors of one reconstruction of values in [0, 1].
 
     Args:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunet_topomae.topology.persistence import DIMENSIONS, persistence_diagrams

@@ -85,9 +85,7 @@ def optimal_matching(x: Points, y: Points) -> Matching:
     if len(rows) == 0:
         return Matching(i, j)
     plan = _solve_transport(
-        coo_matrix(
-            (cost, (np.searchsorted(rows, i), np.searchsorted(columns, j))), shape=(len(rows), len(columns))
-        ),
+        coo_matrix((cost, (np.searchsorted(rows, i), np.searchsorted(columns, j))), shape=(len(rows), len(columns))),
         _diagonal_cost(x[rows]),
         _diagonal_cost(y[columns]),
     )
@@ -154,5 +152,3 @@ def _diagonal_cost(points: Points) -> Points:
 
 def _to_numpy(points: Tensor) -> Points:
     return points.detach().to("cpu", torch.float64).numpy()
-
-

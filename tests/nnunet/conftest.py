@@ -62,7 +62,9 @@ def workspace(tmp_path_factory):
         os.environ[f"nnUNet_{name}"] = str(folder / name)
     os.environ["nnUNet_extTrainer"] = str(cli.trainers_folder())
     write_dataset(folder / "raw" / DATASET, num_training=5, num_test=0)
-    assert cli.main(["plan_and_preprocess", "-d", "998", "-c", "3d_fullres", "-np", "1", "-npfp", "1", "--no_pbar"]) == 0
+    assert (
+        cli.main(["plan_and_preprocess", "-d", "998", "-c", "3d_fullres", "-np", "1", "-npfp", "1", "--no_pbar"]) == 0
+    )
     space = Workspace(folder)
     plans = space.plans()
     shrink_configuration(plans["configurations"]["3d_fullres"], CROP, NETWORK, SETTINGS)

@@ -25,7 +25,9 @@ def _write(tmp_path, content):
 
 def test_round_trip_leaves_no_temporary_file(tmp_path):
     weights = {"a": torch.rand(3)}
-    file = _write(tmp_path, {"network_weights": weights, "loss": np.float32(0.5), "shape": (1, 2), "device": torch.device("cpu")})
+    file = _write(
+        tmp_path, {"network_weights": weights, "loss": np.float32(0.5), "shape": (1, 2), "device": torch.device("cpu")}
+    )
     checkpoint = read_checkpoint(file)
     assert torch.equal(checkpoint["network_weights"]["a"], weights["a"])
     assert (checkpoint["loss"], checkpoint["shape"], checkpoint["device"]) == (0.5, [1, 2], "cpu")
@@ -80,7 +82,12 @@ def test_hand_over_loads_all_but_heads_and_reports_what_was_never_trained():
     assert torch.equal(target.pyramid.weight, source.pyramid.weight)
     assert torch.equal(target.decoder.seg_layers[0].weight, head)
     assert result.loaded == ["encoder.weight", "encoder.bias"]
-    assert result.fresh == ["pyramid.weight", "pyramid.bias", "decoder.seg_layers.0.weight", "decoder.seg_layers.0.bias"]
+    assert result.fresh == [
+        "pyramid.weight",
+        "pyramid.bias",
+        "decoder.seg_layers.0.weight",
+        "decoder.seg_layers.0.bias",
+    ]
     report = result.report(target)
     assert "encoder                              9             0" in report
     assert "2 tensors of segmentation heads; 2 tensors of pyramid" in report

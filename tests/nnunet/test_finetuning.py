@@ -16,7 +16,9 @@ def log(monkeypatch):
     from nnunet_topomae.nnunet.finetuning import FinetuneTrainer
 
     lines = []
-    monkeypatch.setattr(FinetuneTrainer, "print_to_log_file", lambda self, *args, **_: lines.append(" ".join(map(str, args))))
+    monkeypatch.setattr(
+        FinetuneTrainer, "print_to_log_file", lambda self, *args, **_: lines.append(" ".join(map(str, args)))
+    )
     return lines
 
 

@@ -176,7 +176,11 @@ def _set(configuration, **changes):
         (lambda c: _set(c["pretraining"], mask_ratio=2), "3d_fullres", "pretraining.mask_ratio in the plans must be"),
         (lambda c: _set(c["finetuning"], lr=1), "3d_fullres", "unknown key finetuning.lr in the plans"),
         (lambda c: _set(c["pretraining"]["topology"], grid=[500, 1, 1]), "3d_fullres", "does not fit a crop"),
-        (lambda c: _set(c["architecture"]["arch_kwargs"]["vit"], patch_size=[7, 8, 8]), "3d_fullres", "not divisible by ViT patch"),
+        (
+            lambda c: _set(c["architecture"]["arch_kwargs"]["vit"], patch_size=[7, 8, 8]),
+            "3d_fullres",
+            "not divisible by ViT patch",
+        ),
     ],
 )
 def test_plans_that_cannot_work_are_refused(tmp_path, monkeypatch, edit, configuration, message):

@@ -99,9 +99,7 @@ def test_interrupted_and_resumed_run_ends_with_the_same_weights(workspace, pretr
     maybe_load_checkpoint(resumed, continue_training=True, validation_only=False)
     assert resumed.current_epoch == 2
     resumed.run_training()
-    expected, got = (
-        read_checkpoint(workspace.checkpoint("TopoMAEPretrainer", *names)) for names in ((), ("Resumed",))
-    )
+    expected, got = (read_checkpoint(workspace.checkpoint("TopoMAEPretrainer", *names)) for names in ((), ("Resumed",)))
     for name, tensor in expected["network_weights"].items():
         assert torch.equal(got["network_weights"][name], tensor), name
     for key, state in expected["optimizer_state"]["state"].items():

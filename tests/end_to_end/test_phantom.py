@@ -1,0 +1,110 @@
+"""The README's commands on a phantom dataset, each in a fresh process; the tests build on each other in order."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from nnunet_topomae.phantom import write_dataset
+from tests.end_to_end.commands import PLANS, Site
+
+DATASET = "Dataset997_Phantom"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    site = Site(tmp_path_factory.mktemp("site"))
+    write_dataset(site.folder / "raw" / DATASET, num_training=5, num_test=1)
+    return site
+
+
+def _arrays(folder):
+    return {file.name: sitk.GetArrayFromImage(sitk.ReadImage(str(file))) for file in sorted(folder.glob("*.nii.gz"))}
+
+
+def test_plan_and_preprocess_ends_with_the_next_commands(site):
+    output = site.run("nnUNetv2_topomae", "plan_and_preprocess", "-d", 997, "-c", "3d_fullres", "-np", 1, "-npfp", 1)
+    for command in (
+        'export nnUNet_extTrainer="$(nnUNetv2_topomae trainers)"',
+        f"nnUNetv2_train 997 3d_fullres 0 -p {PLANS} -tr TopoMAEPretrainer",
+        f"nnUNetv2_train 997 3d_fullres 0 -p {PLANS} -tr FusedFinetuneTrainer",
+    ):
+        assert command in output
+    site.shrink_plans(DATASET, [24, 32, 32])
+
+
+def test_fine_tuning_without_pretraining_is_refused(site):
+    output = site.train(997, "FusedFinetuneTrainer", status=1)
+    assert f"nnUNetv2_train {DATASET} 3d_fullres 0 -p {PLANS} -tr TopoMAEPretrainer" in output
+
+
+def test_pretraining_shows_no_progress_bar_in_a_log(site):
+    output = site.train(997, "TopoMAEPretrainer")
+    assert "Training done." in output
+    assert "it/s" not in output
+    fold = site.folder / "results" / DATASET / f"TopoMAEPretrainer__{PLANS}__3d_fullres" / "fold_0"
+    assert (fold / "validation" / "summary.json").is_file()
+
+
+def test_fine_tuning(site):
+    output = site.train(997, "FusedFinetuneTrainer", "--npz")
+    assert "Pre-trained weights:" in output
+    assert "Mean Validation Dice" in output
+
+
+def test_prediction_needs_no_variable_of_ours_and_survives_export(site):
+    images = site.folder / "raw" / DATASET / "imagesTs"
+    del site.environment["nnUNet_extTrainer"]
+    here = _arrays(site.predict(997, images, "predicted"))
+    assert len(here) == 1
+    archive = site.folder / "model.zip"
+    model = ("-d", 997, "-c", "3d_fullres", "-f", 0, "-p", PLANS, "-tr", "FusedFinetuneTrainer")
+    site.run("nnUNetv2_export_model_to_zip", *model, "-o", archive)
+    elsewhere = {"nnUNet_results": str(site.folder / "elsewhere")}
+    (site.folder / "elsewhere").mkdir()
+    site.run("nnUNetv2_install_pretrained_model_from_zip", archive, **elsewhere)
+    there = _arrays(site.predict(997, images, "predicted_elsewhere", **elsewhere))
+    assert all(np.array_equal(here[name], there[name]) for name in here)
+
+
+def test_find_best_configuration(site):
+    site.run(
+        "nnUNetv2_find_best_configuration", 997, "-p", PLANS, "-tr", "FusedFinetuneTrainer", "-c", "3d_fullres",
+        "-f", 0, "-np", 1,
+    )  # fmt: skip
+    information = json.loads((site.folder / "results" / DATASET / "inference_information.json").read_text())
+    assert information["best_model_or_ensemble"]["selected_model_or_models"][0]["trainer"] == "FusedFinetuneTrainer"
+
+
+def test_stock_trainer_starts_from_our_checkpoint_even_if_our_trainers_are_broken(site):
+    """nnUNetTrainer_1epoch is one of nnU-Net's own."""
+    broken = site.folder / "broken"
+    broken.mkdir()
+    (broken / "topomae_pretrainer.py").write_text("import a_package_that_is_not_there\n")
+    site.environment["nnUNet_extTrainer"] = str(broken)
+    weights = site.folder / "results" / DATASET / f"TopoMAEPretrainer__{PLANS}__3d_fullres/fold_0/checkpoint_final.pth"
+    output = site.train(997, "nnUNetTrainer_1epoch", "-pretrained_weights", weights, "--disable_checkpointing")
+    assert "Mean Validation Dice" in output
+    assert "Loading pretrained weights from file" in output
+    assert "vit.blocks.0.attn.qkv.weight shape" in output
+
+
+@pytest.mark.parametrize("arguments", [("-c", "2d"), ("-pl", "NoSuchPlanner")])
+def test_what_cannot_be_planned_is_one_sentence(site, arguments):
+    output = site.run("nnUNetv2_topomae", "plan_and_preprocess", "-d", 997, *arguments, status=2)
+    assert "Error: " in output
+    assert "Traceback" not in output
+
+
+def test_case_with_nan_is_named_and_no_plans_written(site):
+    dataset = site.folder / "raw" / "Dataset996_NaN"
+    shutil.copytree(site.folder / "raw" / DATASET, dataset)
+    file = dataset / "imagesTr" / "phantom_002_0000.nii.gz"
+    image = sitk.GetArrayFromImage(sitk.ReadImage(str(file))).astype(np.float32)
+    image[5, 5, 5] = np.inf
+    sitk.WriteImage(sitk.GetImageFromArray(image), str(file))
+    output = site.run("nnUNetv2_topomae", "plan_and_preprocess", "-d", 996, "-npfp", 1, "--no_pbar", status=2)
+    assert f"{file} holds NaN or inf" in output
+    assert not list((site.folder / "preprocessed" / "Dataset996_NaN").glob("*.json"))
