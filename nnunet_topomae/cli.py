@@ -133,7 +133,8 @@ def next_commands(dataset_id: int, configuration: str, plans_name: str) -> list[
         'export nnUNet_extTrainer="$(nnUNetv2_topomae trainers)"',
         f"{train} TopoMAEPretrainer",
         f"{train} FusedFinetuneTrainer",
-        f"nnUNetv2_predict -d {dataset_id} -c {configuration} -f 0 -p {plans_name} -tr FusedFinetuneTrainer -i IN -o OUT",
+        f"nnUNetv2_predict -d {dataset_id} -c {configuration} -f 0 -p {plans_name} -tr FusedFinetuneTrainer "
+        "-i IN -o OUT",
     ]
 
 

@@ -145,7 +145,7 @@ class Demo:
             )
         if status.returncode:
             tail = "\n".join(log.read_text().splitlines()[-20:])
-            raise RuntimeError(f"{command} failed with exit status {status.returncode}; the end of its output:\n{tail}")
+            raise RuntimeError(f"{command} failed with exit status {status.returncode}; its output ends:\n{tail}")
         _say(f"  {time.monotonic() - started:.0f} s")
 
     def _environment(self) -> dict[str, str]:

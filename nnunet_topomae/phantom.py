@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 
 LABELS = {"background": 0, "solid_organ": 1, "hollow_organ": 2, "tube": 3, "tree": 4}

@@ -25,7 +25,7 @@ class FusedViTUNETRPP(UNETRPP):
         taps: blocks (0-based) whose hidden states feed scales 1 to 3; scale 4 gets the normalised output. None: at
             5/12, 8/12 and 11/12 of the depth, which is blocks 4, 7 and 10 of 12.
         pyramid_channels, pyramid_blocks: of the adapters at the four scales; see :class:`ScaleAdapter`.
-        fusion_gain: first value of the learned gains on the ViT's features; at 0 the network starts as its UNETR++ alone.
+        fusion_gain: first value of the learned gains on the ViT's features; at 0 the network starts as its UNETR++.
         drop_path: stochastic depth of the ViT.
         unetrpp_kwargs: the other arguments of :class:`UNETRPP`.
 

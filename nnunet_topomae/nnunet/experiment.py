@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import nibabel
 import numpy as np
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
@@ -22,6 +23,7 @@ from tqdm import tqdm
 
 import nnunet_topomae.planners
 
+_NIFTI = (".nii", ".nii.gz")
 _DEFAULT_PROCESSES = {"3d_fullres": 4, "3d_lowres": 8}  # nnU-Net's
 
 
@@ -68,7 +70,10 @@ def check_images(dataset: Path, num_threads: int, show_progress: bool) -> None:
     reader = determine_reader_writer_from_dataset_json(description, files[0], verbose=False)
 
     def is_finite(file: str) -> bool:
-        return bool(np.isfinite(reader().read_images([file])[0]).all())
+        if not file.endswith(_NIFTI):
+            return bool(np.isfinite(reader().read_images([file])[0]).all())
+        voxels = nibabel.load(file).dataobj  # SimpleITK would silently read 0 for NaN and inf
+        return np.issubdtype(voxels.dtype, np.integer) or bool(np.isfinite(np.asanyarray(voxels)).all())
 
     with ThreadPoolExecutor(num_threads) as pool:
         hide = None if show_progress else True

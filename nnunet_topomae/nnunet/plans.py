@@ -62,7 +62,8 @@ def _check_sizes(configuration: ConfigurationManager) -> None:
     crop_size = configuration.network_arch_init_kwargs.get("crop_size")
     if list(crop_size or ()) != list(configuration.patch_size):
         raise ValueError(
-            f"patch_size {list(configuration.patch_size)} and architecture.arch_kwargs.crop_size {crop_size} must be equal"
+            f"patch_size {list(configuration.patch_size)} and architecture.arch_kwargs.crop_size {crop_size} "
+            f"must be equal"
         )
     with torch.device("meta"):
         build_network(configuration, input_channels=1, num_classes=1)

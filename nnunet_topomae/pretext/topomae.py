@@ -89,7 +89,7 @@ class TopoMAE(PretextTask):
         return self.vit.patch_size
 
     def forward(self, crop: Tensor, mask: Tensor) -> PretextOutput:
-        """See :meth:`PretextTask.forward`; the ViT sees visible patches only, UNETR++ the crop with zeros for the rest."""
+        """See :meth:`PretextTask.forward`; the ViT sees visible patches, UNETR++ the crop with zeros for the rest."""
         reconstructions, features = {}, {}
         if "vit" in self.config.branches:
             visible = visible_indices(mask, self.num_visible)

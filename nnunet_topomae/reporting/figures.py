@@ -36,7 +36,7 @@ class Reconstruction(NamedTuple):
 
 
 def plane_names(transpose: Sequence[int] = (0, 1, 2)) -> list[str]:
-    """Anatomical names of the planes perpendicular to the axes of an array whose axes were (z, y, x) before ``transpose``."""
+    """Names of the planes perpendicular to the axes of an array that were (z, y, x) before ``transpose``."""
     return [_PLANES[axis] for axis in transpose]
 
 

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from tests.end_to_end.commands import Site
+from commands import Site
 
 
 @pytest.mark.slow

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from commands import PLANS, Site
 from nnunet_topomae.phantom import write_dataset
-from tests.end_to_end.commands import PLANS, Site
 
 DATASET = "Dataset997_Phantom"
 

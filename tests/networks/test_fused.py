@@ -5,7 +5,7 @@ from timm.optim import param_groups_layer_decay
 from nnunet_topomae.networks import UNETRPP, FusedViTUNETRPP
 from nnunet_topomae.networks.fused import default_taps
 from nnunet_topomae.networks.pyramid import ScaleAdapter, resampling_factors, upsampling_steps
-from tests.conftest import TINY_CROP, TINY_NETWORK
+from tiny import TINY_CROP, TINY_NETWORK
 
 
 def _network(**kwargs):

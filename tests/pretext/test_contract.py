@@ -5,7 +5,7 @@ import torch
 
 from nnunet_topomae.networks import FusedViTUNETRPP
 from nnunet_topomae.pretext import TopoMAE
-from tests.conftest import TINY_CROP, TINY_NETWORK, make_crops, make_masks, make_task
+from tiny import TINY_CROP, TINY_NETWORK, make_crops, make_masks, make_task
 
 METHODS = {TopoMAE: make_task}
 

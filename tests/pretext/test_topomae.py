@@ -8,7 +8,7 @@ from nnunet_topomae.masking import mask_to_voxels
 from nnunet_topomae.networks import UNETRPP
 from nnunet_topomae.pretext import TopoMAE
 from nnunet_topomae.pretext.topomae import loss_weights
-from tests.conftest import TINY_CROP, TINY_NETWORK, make_crops, make_masks, make_task
+from tiny import TINY_CROP, TINY_NETWORK, make_crops, make_masks, make_task
 
 TERMS = [
     "vit_mse",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nnunet_topomae import cli
 from nnunet_topomae.demo import shrink_configuration
-from tests.nnunet.conftest import NETWORK
+from workspace import NETWORK
 
 PLANS = "nnUNetTopoMAEPlans"
 SCHEDULE = {"num_epochs": 1, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "warmup_epochs": 0}

@@ -1,0 +1,87 @@
+"""How strongly each term of TopoMAE's loss pulls at the network: the ground for ``pretraining.topology.weight``.
+
+    python benchmarks/loss_gradients.py [IMAGE.nii.gz] [--crop 96 96 96] [--patch 16 16 16] [--steps 10]
+
+Trains the network of the defaults for some steps on random crops of one CT (clipped to [-175, 250] HU and scaled to
+[0, 1]; a phantom if none is given) and prints, per term, its value and the norm of its gradient with respect to all
+trained parameters of its branch, before and after the paper's lambdas, for several topology grids.
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+
+from nnunet_topomae.config import PretrainingConfig, TopologyConfig
+from nnunet_topomae.masking import random_patch_mask
+from nnunet_topomae.networks import FusedViTUNETRPP
+from nnunet_topomae.nnunet.planning import fit_strides
+from nnunet_topomae.phantom import make_case
+from nnunet_topomae.pretext import TopoMAE
+from nnunet_topomae.pretext.topomae import loss_weights
+from nnunet_topomae.topology import TopologicalLoss
+
+
+def read_ct(file: Path | None, crop: list[int]) -> np.ndarray:
+    """A CT in [0, 1], (D, H, W)."""
+    if file is None:
+        image = make_case(0, [max(size, 24) for size in crop])[0]
+    else:
+        image = sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
+    return ((np.clip(image, -175, 250) + 175) / 425).astype(np.float32)
+
+
+def draw(image: np.ndarray, task: TopoMAE, crop: list[int], rng: np.random.Generator, batch: int):
+    """Random crops (B, 1, D, H, W) and masks (B, d, h, w)."""
+    starts = [[rng.integers(n - c + 1) for n, c in zip(image.shape, crop, strict=True)] for _ in range(batch)]
+    crops = [image[tuple(slice(s, s + c) for s, c in zip(start, crop, strict=True))] for start in starts]
+    generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+    masks = [random_patch_mask(task.mask_grid, 0.5, generator) for _ in range(batch)]
+    return torch.tensor(np.stack(crops))[:, None], torch.stack(masks)
+
+
+def main() -> None:
+    """Train, then print the table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("image", type=Path, nargs="?")
+    parser.add_argument("--crop", type=int, nargs=3, default=[96, 96, 96])
+    parser.add_argument("--patch", type=int, nargs=3, default=[16, 16, 16])
+    parser.add_argument("--steps", type=int, default=10)
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    _, strides, _ = fit_strides((1, 1, 1), options.crop)
+    network = FusedViTUNETRPP(1, 1, options.crop, strides, {"patch_size": options.patch}, deep_supervision=False)
+    network.apply(network.initialize)
+    without = replace(PretrainingConfig(), topology=TopologyConfig(enabled=False))
+    task = TopoMAE(network, without)
+    trained = [p for p in task.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1.5e-4)
+    image = read_ct(options.image, options.crop)
+    points = torch.zeros(2, 9, 3)
+    for _ in range(options.steps):
+        crop, mask = draw(image, task, options.crop, rng, 2)
+        optimizer.zero_grad()
+        task.loss_terms(task(crop, mask), crop, mask, points)["total"].backward()
+        optimizer.step()
+    crop, mask = draw(image, task, options.crop, rng, 2)
+    weights = loss_weights(replace(PretrainingConfig(), topology=TopologyConfig(weight=1.0)))
+    print(f"crop {options.crop}, {options.steps} steps\n{'term':<34}{'value':>12}{'gradient':>12}{'x lambdas':>12}")
+    for grid in (None, [s // 2 for s in options.crop], [s // 4 for s in options.crop]):
+        task.topological_loss = TopologicalLoss(grid)
+        task.config = replace(PretrainingConfig(), topology=TopologyConfig(weight=1.0, grid=grid))
+        terms = task.loss_terms(task(crop, mask), crop, mask, points)
+        for name, term in terms.items():
+            if name == "total" or ("topological" not in name and grid is not None):
+                continue
+            gradients = torch.autograd.grad(term, trained, retain_graph=True, allow_unused=True)
+            norm = torch.stack([g.norm() for g in gradients if g is not None]).norm().item()
+            label = f"{name} grid {grid or 'full'}" if "topological" in name else name
+            print(f"{label:<34}{term.item():>12.5f}{norm:>12.5f}{norm * weights[name]:>12.5f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
