@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--crop", type=int, nargs=3, default=[96, 96, 96])
     parser.add_argument("--patch", type=int, nargs=3, default=[16, 16, 16])
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--skip-full", action="store_true", help="leave out the full resolution")
     options = parser.parse_args()
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
@@ -70,12 +71,13 @@ def main() -> None:
     crop, mask = draw(image, task, options.crop, rng, 2)
     weights = loss_weights(replace(PretrainingConfig(), topology=TopologyConfig(weight=1.0)))
     print(f"crop {options.crop}, {options.steps} steps\n{'term':<34}{'value':>12}{'gradient':>12}{'x lambdas':>12}")
-    for grid in (None, [s // 2 for s in options.crop], [s // 4 for s in options.crop]):
+    grids = [None, [s // 2 for s in options.crop], [s // 4 for s in options.crop]]
+    for grid in grids[options.skip_full :]:
         task.topological_loss = TopologicalLoss(grid)
         task.config = replace(PretrainingConfig(), topology=TopologyConfig(weight=1.0, grid=grid))
         terms = task.loss_terms(task(crop, mask), crop, mask, points)
         for name, term in terms.items():
-            if name == "total" or ("topological" not in name and grid is not None):
+            if name == "total" or ("topological" not in name and grid is not grids[-1]):
                 continue
             gradients = torch.autograd.grad(term, trained, retain_graph=True, allow_unused=True)
             norm = torch.stack([g.norm() for g in gradients if g is not None]).norm().item()

@@ -113,9 +113,8 @@ class Demo:
 
     def report(self, pretrained: dict[str, float], scratch: dict[str, float]) -> None:
         """Print both columns of Dice and where the pictures are."""
-        _say(
-            f"\nDice of {_NUM_TEST} test cases, {_SETTINGS['finetuning']['num_epochs'] * _ITERATIONS} training steps each"
-        )
+        steps = _SETTINGS["finetuning"]["num_epochs"] * _ITERATIONS
+        _say(f"\nDice of {_NUM_TEST} test cases, {steps} training steps each")
         _say(f"  {'structure':<16}{'pre-trained':>14}{'from scratch':>14}")
         for name, value in pretrained.items():
             _say(f"  {name:<16}{value:>14.3f}{scratch[name]:>14.3f}")
