@@ -105,10 +105,13 @@ class TopologyConfig:
 
     enabled: bool = setting(True, Flag(), "compare persistence diagrams of crop and reconstruction", "paper, II-A")
     weight: float = setting(
-        0.01, Number(0), "factor on the topological terms, whose size grows with the crop", "ours, see docs/losses.md"
+        0.1, Number(0), "factor on the topological terms, whose size grows with the crop", "ours, see docs/losses.md"
     )
     grid: Sequence[int] | None = setting(
         None, Grid(), "cells a crop is averaged to before the filtration; null: every voxel", "ours; paper: null"
+    )
+    tolerance: float = setting(
+        0.0, Number(0, 1, high_open=True), "relative gap allowed to the optimal matching; 0: exact", "ours; paper: 0"
     )
 
 

@@ -57,7 +57,7 @@ class TopoMAE(PretextTask):
         self.decoder.deep_supervision = False
         num_patches = prod(self.mask_grid)
         self.num_visible = num_patches - num_hidden_patches(num_patches, config.mask_ratio)
-        self.topological_loss = TopologicalLoss(config.topology.grid)
+        self.topological_loss = TopologicalLoss(config.topology.grid, config.topology.tolerance)
         channels = self.decoder.seg_layers[0].out_channels
         heads = {}
         if "vit" in config.branches:

@@ -32,7 +32,12 @@ def test_installed_package_is_found_by_nnunet(tmp_path, mode):
     _run(sys.executable, "-m", "venv", environment)
     python = environment / "bin" / "python"
     packages = Path(_run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
-    (packages / "dependencies.pth").write_text(f"{sysconfig.get_path('purelib')}\n")  # ours are installed there
+    dependencies = tmp_path / "dependencies"  # all that is installed here, less the package itself
+    dependencies.mkdir()
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        if "nnunet_topomae" not in entry.name:
+            (dependencies / entry.name).symlink_to(entry)
+    (packages / "dependencies.pth").write_text(f"{dependencies}\n")
     target = [source] if mode == "wheel" else ["-e", source]
     _run(python, "-m", "pip", "install", "-q", "--no-deps", "--force-reinstall", *target)
     script = environment / "bin" / "nnUNetv2_topomae"

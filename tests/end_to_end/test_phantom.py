@@ -78,17 +78,27 @@ def test_find_best_configuration(site):
     assert information["best_model_or_ensemble"]["selected_model_or_models"][0]["trainer"] == "FusedFinetuneTrainer"
 
 
-def test_stock_trainer_starts_from_our_checkpoint_even_if_our_trainers_are_broken(site):
-    """nnUNetTrainer_1epoch is one of nnU-Net's own."""
+@pytest.fixture
+def broken_trainers(site, monkeypatch):
+    """An installation of our trainers that cannot be imported."""
     broken = site.folder / "broken"
-    broken.mkdir()
+    broken.mkdir(exist_ok=True)
     (broken / "topomae_pretrainer.py").write_text("import a_package_that_is_not_there\n")
-    site.environment["nnUNet_extTrainer"] = str(broken)
+    monkeypatch.setitem(site.environment, "nnUNet_extTrainer", str(broken))
+
+
+def test_stock_trainers_are_found_even_if_ours_are_broken(site, broken_trainers):
+    output = site.train(997, "nnUNetTrainer_5epochs", "--val", status=1)
+    assert "Cannot run validation because the training is not finished yet!" in output  # so it was found and made
+
+
+@pytest.mark.slow
+def test_stock_trainer_starts_from_our_checkpoint(site, broken_trainers):
+    """nnUNetTrainer_1epoch is one of nnU-Net's own; it runs 250 steps."""
     weights = site.folder / "results" / DATASET / f"TopoMAEPretrainer__{PLANS}__3d_fullres/fold_0/checkpoint_final.pth"
     output = site.train(997, "nnUNetTrainer_1epoch", "-pretrained_weights", weights, "--disable_checkpointing")
-    assert "Mean Validation Dice" in output
-    assert "Loading pretrained weights from file" in output
     assert "vit.blocks.0.attn.qkv.weight shape" in output
+    assert "Mean Validation Dice" in output
 
 
 @pytest.mark.parametrize("arguments", [("-c", "2d"), ("-pl", "NoSuchPlanner")])

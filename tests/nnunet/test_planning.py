@@ -140,11 +140,11 @@ def test_intensities_go_to_the_unit_interval_by_nnunets_own_normalisation(tmp_pa
 
 def test_crop_and_batch_grow_with_the_memory_target(tmp_path, monkeypatch):
     voxels = []
-    for target in (2, 4, 12):
-        planner = _planner(tmp_path, monkeypatch, shape=(160, 320, 320), gpu_memory_target_in_gb=target)
+    for target in (1.5, 6):
+        planner = _planner(tmp_path, monkeypatch, shape=(96, 192, 192), gpu_memory_target_in_gb=target)
         plan = planner.plan_experiment()["configurations"]["3d_fullres"]
         voxels.append(plan["batch_size"] * np.prod(plan["patch_size"]))
-    assert voxels[0] < voxels[1] < voxels[2]
+    assert voxels[0] < voxels[1]
 
 
 def test_too_little_memory_is_said(tmp_path, monkeypatch):

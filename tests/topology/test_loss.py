@@ -79,3 +79,16 @@ def test_grid_that_cannot_be_had_is_refused(grid):
 def test_shapes_must_agree():
     with pytest.raises(ValueError, match="shapes differ"):
         TopologicalLoss()(torch.zeros(1, 1, 4, 4, 4), torch.zeros(1, 1, 4, 4, 5))
+
+
+@pytest.mark.parametrize("num_threads", [1, 4])
+def test_threads_change_nothing(num_threads):
+    target, a, b = (torch.rand(2, 1, 6, 6, 6) for _ in range(3))
+    expected = TopologicalLoss(num_threads=2)(target, a, b)
+    assert [t.item() for t in TopologicalLoss(num_threads=num_threads)(target, a, b)] == [t.item() for t in expected]
+
+
+def test_tolerance_bounds_the_loss():
+    target, reconstruction = torch.rand(1, 1, 10, 10, 10), torch.rand(1, 1, 10, 10, 10)
+    exact, near = (TopologicalLoss(tolerance=t)(target, reconstruction)[0].item() for t in (0.0, 0.05))
+    assert exact * (1 - 1e-6) <= near <= exact * 1.05

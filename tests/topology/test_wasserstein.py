@@ -5,7 +5,7 @@ from gudhi.wasserstein import wasserstein_distance as gudhi_distance
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnunet_topomae.topology import wasserstein_distance
+from nnunet_topomae.topology import wasserstein, wasserstein_distance
 
 coordinate = st.floats(0, 1, width=32)
 
@@ -86,3 +86,67 @@ def test_keeps_the_type(dtype):
 def test_ill_inputs(x, message):
     with pytest.raises(ValueError, match=message):
         wasserstein_distance(x, torch.zeros(0, 2))
+
+
+@pytest.mark.parametrize(("order", "ground"), [(1, "inf"), (2, 2), (3, 1), (1.5, 2)])
+def test_other_orders_and_norms_agree_with_gudhi(order, ground):
+    rng = np.random.default_rng(0)
+    x, y = (np.sort(rng.random((n, 2)), axis=1)[:, ::-1].copy() for n in (30, 45))
+    expected = gudhi_distance(x[:, ::-1], y[:, ::-1], order=order, internal_p=float(ground))
+    value = wasserstein_distance(torch.tensor(x), torch.tensor(y), order=order, ground=ground).item()
+    assert value == pytest.approx(expected, rel=1e-9)
+
+
+def _random_pair(seed, n=150, m=220):
+    rng = np.random.default_rng(seed)
+    births = [rng.random(k) for k in (n, m)]
+    x, y = (np.stack([b, b - rng.exponential(0.05, len(b))], axis=1) for b in births)
+    y[: n // 2] = x[: n // 2]  # as where a reconstruction copies visible patches
+    return torch.tensor(x), torch.tensor(y)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("tolerance", [0.0, 0.01, 0.2])
+def test_growing_set_of_pairs_reaches_the_optimum_and_its_bounds_hold(monkeypatch, seed, tolerance):
+    x, y = _random_pair(seed)
+    exact = gudhi_distance(x.numpy()[:, ::-1], y.numpy()[:, ::-1], order=2, internal_p=np.inf)
+    monkeypatch.setattr(wasserstein, "_DIRECT_PAIRS", 0)
+    monkeypatch.setattr(wasserstein, "_NEIGHBOURS", 1)
+    value, certificate = wasserstein_distance(x, y, tolerance=tolerance, return_certificate=True)
+    assert certificate.lower_bound <= exact * (1 + 1e-9)
+    assert certificate.upper_bound >= exact * (1 - 1e-9)
+    assert certificate.upper_bound == pytest.approx(value.item(), rel=1e-9)
+    assert certificate.gap <= tolerance + 1e-9
+    if tolerance == 0:
+        assert value.item() == pytest.approx(exact, rel=1e-9)
+
+
+@settings(max_examples=100, deadline=None)
+@given(diagrams(), diagrams())
+def test_certificate_of_the_optimum_is_tight_and_its_matching_costs_the_distance(x, y):
+    value, certificate = wasserstein_distance(x, y, return_certificate=True)
+    assert certificate.lower_bound == pytest.approx(certificate.upper_bound, rel=1e-7, abs=1e-7)
+    i, j = certificate.x_indices, certificate.y_indices
+    assert len(set(i)) == len(i)
+    assert len(set(j)) == len(j)
+    moved = np.abs(x.numpy()[i] - y.numpy()[j]).max(axis=1, initial=0) ** 2
+    others = sum(
+        (np.delete(d.numpy(), used, axis=0) @ [0.5, -0.5]) @ (np.delete(d.numpy(), used, axis=0) @ [0.5, -0.5])
+        for d, used in ((x, i), (y, j))
+    )
+    assert moved.sum() + others == pytest.approx(value.item() ** 2, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"order": 0.5}, "order must be a finite number of at least 1"),
+        ({"order": np.inf}, "order must be"),
+        ({"ground": 0.5}, "ground must be"),
+        ({"tolerance": -0.1}, "tolerance must be at least 0 and below 1"),
+        ({"tolerance": 1.0}, "tolerance must be"),
+    ],
+)
+def test_options_out_of_range(options, message):
+    with pytest.raises(ValueError, match=message):
+        wasserstein_distance(torch.zeros(0, 2), torch.zeros(0, 2), **options)
