@@ -1,9 +1,10 @@
 """The topological loss of one pair of volumes against other implementations, side by side in one run.
 
-    python benchmarks/topology.py [IMAGE.nii.gz] [--sizes 24 32 48 64 96] [--limit 300]
+    python benchmarks/topology.py [IMAGE.nii.gz] [--sizes 24 32 48 64 96] [--case visible|noise] [--limit 300]
 
-Per size: a crop of a CT (clipped to [-175, 250] HU, scaled to [0, 1]; a phantom if no image is given) and a
-reconstruction as training sees it, where half of the 8^3 patches are copied and half are blurred (sigma 2). Every
+Per size: the crop of a CT with the most soft tissue (clipped to [-175, 250] HU, scaled to [0, 1]; a phantom if no image
+is given) and a reconstruction: as training sees it ("visible": half of the 8^3 patches are copied, half are blurred with
+sigma 2) or the worst case ("noise": 0.7 x blurred with sigma 1 + 0.3 x crop + noise of sigma 0.02). Every
 implementation runs in its own process, forward (diagrams and distances of dimensions 0, 1 and 2), and backward where it
 can, and is stopped at the time limit. Peers: gudhi (CubicalComplex) with gudhi.wasserstein (exact, dense POT) and with
 gudhi.hera (delta 0.01); cripser's compute_ph_torch and wasserstein_distance (exact, dense POT, differentiable).
@@ -16,6 +17,7 @@ import queue
 import resource
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -28,11 +30,16 @@ from nnunet_topomae.topology import TopologicalLoss
 Result = tuple[float, str]  # value, remark
 
 
-def make_pair(image: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """A central crop (size, size, size) and its reconstruction."""
-    starts = [(n - size) // 2 for n in image.shape]
-    crop = image[tuple(slice(s, s + size) for s in starts)]
-    patches = np.random.default_rng(0).random((size // 8,) * 3) < 0.5
+def make_pair(image: np.ndarray, size: int, case: str) -> tuple[np.ndarray, np.ndarray]:
+    """The crop (size, size, size) with the most soft tissue and its reconstruction."""
+    candidates = product(*(np.linspace(0, n - size, 5).astype(int) for n in image.shape))
+    crops = [image[tuple(slice(s, s + size) for s in start)] for start in candidates]
+    crop = max(crops, key=lambda c: np.count_nonzero((c > 0) & (c < 1)))
+    rng = np.random.default_rng(0)
+    if case == "noise":
+        noisy = 0.7 * gaussian_filter(crop, 1) + 0.3 * crop + rng.normal(0, 0.02, crop.shape)
+        return crop, noisy.astype(np.float32)
+    patches = rng.random((size // 8,) * 3) < 0.5
     hidden = np.kron(patches, np.ones((8, 8, 8))).astype(bool)
     return crop, np.where(hidden, gaussian_filter(crop, 2), crop).astype(np.float32)
 
@@ -132,13 +139,14 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("image", type=Path, nargs="?")
     parser.add_argument("--sizes", type=int, nargs="+", default=[24, 32, 48, 64, 96])
+    parser.add_argument("--case", choices=["visible", "noise"], default="visible")
     parser.add_argument("--limit", type=float, default=300, help="seconds per run")
     options = parser.parse_args()
     print(
         f"{platform.processor() or platform.machine()}, {multiprocessing.cpu_count()} cores, torch {torch.__version__}"
     )
     for size in options.sizes:
-        pair = make_pair(read_ct(options.image, [size] * 3), size)
+        pair = make_pair(read_ct(options.image, [size] * 3), size, options.case)
         print(f"\n{size}^3\n  {'':<20}{'seconds':>9}{'GiB':>7}{'value':>11}")
         reference = None
         for name, (function, extra, largest) in COMPETITORS.items():

@@ -26,6 +26,7 @@ Values = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int32]
 Ground = Literal["inf"] | int | float
 
+_DENSE_PAIRS = 200_000  # of all points, up to which no search tree is worth it
 _DIRECT_PAIRS = 200_000  # up to which all pairs are solved at once
 _NEIGHBOURS = 10  # nearest neighbours, from either side, that the growing set starts with
 _JOIN_SHARE = 0.5  # a pair joins if it improves by this share of the best pair of its row or column
@@ -84,6 +85,10 @@ class Metric:
     def to_diagonal(self, points: Points) -> Values:
         """Cost of sending points (N, 2) to the diagonal."""
         return (np.abs(points[:, 0] - points[:, 1]) * 2 ** (1 / self.norm - 1)) ** self.order
+
+    def costs(self, x: Points, y: Points) -> Values:
+        """Cost of moving x (..., 2) to y (..., 2)."""
+        return np.linalg.norm(x - y, ord=self.norm, axis=-1) ** self.order
 
     def tensor_costs(self, x: Tensor, y: Tensor) -> Tensor:
         """Cost of moving each row of x (N, 2) to the same row of y, differentiable."""
@@ -233,9 +238,11 @@ class Pairs:
     @classmethod
     def of(cls, x: Points, y: Points, metric: Metric) -> "Pairs":
         """All of them; no optimal matching needs another."""
+        if len(x) * len(y) <= _DENSE_PAIRS:
+            saving = metric.to_diagonal(x)[:, None] + metric.to_diagonal(y) - metric.costs(x[:, None], y[None])
+            row, column = (index.astype(np.int32) for index in np.nonzero(saving > 0))
+            return cls(row, column, saving[row, column], len(x), len(y))
         parts = list(_paying_pairs(x, y, metric))
-        if not parts:
-            return cls(*(np.empty(0, kind) for kind in (np.int32, np.int32, np.float64)), len(x), len(y))
         row, column, saving = (np.concatenate(part) for part in zip(*parts, strict=True))
         del parts
         table = csr_matrix((saving, (row, column)), shape=(len(x), len(y)))
@@ -323,6 +330,7 @@ def _paying_pairs(x: Points, y: Points, metric: Metric) -> Iterator[tuple[Indice
     """
     diagonal_x, diagonal_y = metric.to_diagonal(x), metric.to_diagonal(y)
     bands_y = [(band, cKDTree(y[band])) for band in _bands(diagonal_y)]
+    yield np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0)  # so that there is something to concatenate
     for band_x in _bands(diagonal_x):
         tree_x = cKDTree(x[band_x])
         for band_y, tree_y in bands_y:
