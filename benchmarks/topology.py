@@ -3,8 +3,8 @@
     python benchmarks/topology.py [IMAGE.nii.gz] [--sizes 24 32 48 64 96] [--case visible|noise] [--limit 300]
 
 Per size: the crop of a CT with the most soft tissue (clipped to [-175, 250] HU, scaled to [0, 1]; a phantom if no image
-is given) and a reconstruction: as training sees it ("visible": half of the 8^3 patches are copied, half are blurred with
-sigma 2) or the worst case ("noise": 0.7 x blurred with sigma 1 + 0.3 x crop + noise of sigma 0.02). Every
+is given) and a reconstruction: as training sees it ("visible": half of the 8^3 patches are copied, half are blurred
+with sigma 2) or the worst case ("noise": 0.7 x blurred with sigma 1 + 0.3 x crop + noise of sigma 0.02). Every
 implementation runs in its own process, forward (diagrams and distances of dimensions 0, 1 and 2), and backward where it
 can, and is stopped at the time limit. Peers: gudhi (CubicalComplex) with gudhi.wasserstein (exact, dense POT) and with
 gudhi.hera (delta 0.01); cripser's compute_ph_torch and wasserstein_distance (exact, dense POT, differentiable).
