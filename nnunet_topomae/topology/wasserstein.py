@@ -27,7 +27,8 @@ Indices = npt.NDArray[np.int32]
 Ground = Literal["inf"] | int | float
 
 _DENSE_PAIRS = 200_000  # of all points, up to which no search tree is worth it
-_DIRECT_PAIRS = 200_000  # up to which all pairs are solved at once
+_DIRECT_PAIRS = 100_000  # up to which all pairs are solved at once; measured: growing sets win from there on
+_DIRECT_PAIRS_EXACT = 30_000_000  # the same for the optimum, to which growing sets take twice as long but less memory
 _NEIGHBOURS = 10  # nearest neighbours, from either side, that the growing set starts with
 _JOIN_SHARE = 0.5  # a pair joins if it improves by this share of the best pair of its row or column
 _BAND_RATIO = 2.0  # of diagonal costs within a band
@@ -194,7 +195,8 @@ def match(x: Points, y: Points, metric: Metric, tolerance: float, certify: bool 
         return Certificate(swapped.lower_bound, swapped.upper_bound, swapped.y_indices, swapped.x_indices)
     pairs = Pairs.of(x, y, metric)
     baseline = metric.to_diagonal(x).sum() + metric.to_diagonal(y).sum()  # cost if nothing is matched
-    chosen = np.ones(len(pairs), dtype=bool) if len(pairs) <= _DIRECT_PAIRS else _nearest(pairs, x, y, metric)
+    at_once = len(pairs) <= (_DIRECT_PAIRS if tolerance > 0 else _DIRECT_PAIRS_EXACT)
+    chosen = np.ones(len(pairs), dtype=bool) if at_once else _nearest(pairs, x, y, metric)
     while True:
         subset = pairs.subset(chosen)
         partner, saving = subset.best_matching()
