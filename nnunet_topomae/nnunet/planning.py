@@ -36,6 +36,7 @@ _MAX_EPOCHS = 1000  # nnU-Net's own
 _WARMUP_SHARE = 0.05
 _PRETRAINING_PASSES, _FINETUNING_PASSES = 10_000, 5_000  # over all cases; SelfMedMAE
 _MAX_TOPOLOGY_CELLS = 24**3
+_SAME_EDGE = 1.01  # edges of cells within 1 % count as equal
 
 Size = tuple[int, int, int]
 Strides = tuple[Size, ...]
@@ -281,13 +282,17 @@ def choose_patch_size(crop_size: Sequence[int], spacing: Sequence[float]) -> Siz
 
 
 def choose_topology_grid(crop_size: Sequence[int], spacing: Sequence[float]) -> tuple[int, ...] | None:
-    """The finest grid of whole cells, near isotropic in mm, of at most 24^3 cells; None if the crop itself is one."""
-    cell = [1, 1, 1]
-    while math.prod(grid := [-(-size // c) for size, c in zip(crop_size, cell, strict=True)]) > _MAX_TOPOLOGY_CELLS:
-        divisible = [axis for axis in range(3) if grid[axis] > 1]
-        cell[min(divisible, key=lambda axis: cell[axis] * spacing[axis])] += 1
-    grid = [-(-size // c) for size, c in zip(crop_size, cell, strict=True)]
-    return None if grid == list(crop_size) else tuple(grid)
+    """The finest grid of at most 24^3 cells that are near isotropic in mm; None if the crop itself is one.
+
+    The shortest edges of the cells grow first, those of equal length together.
+    """
+    cell = np.ones(3, dtype=int)
+    grid = np.array(crop_size)
+    while grid.prod() > _MAX_TOPOLOGY_CELLS:
+        edges = np.where(grid > 1, cell * np.asarray(spacing), np.inf)
+        cell = cell + (edges <= edges.min() * _SAME_EDGE)
+        grid = -(-np.array(crop_size) // cell)
+    return None if (cell == 1).all() else tuple(int(cells) for cells in grid)
 
 
 @lru_cache(maxsize=256)

@@ -34,7 +34,8 @@ def check_plans(plans: dict[str, Any], configuration_name: str) -> None:
     where = f'plans "{manager.plans_name}", configuration "{configuration_name}"'
     if configuration_name not in manager.available_configurations:
         raise ValueError(
-            f"{where}: there is no such configuration; these plans have {', '.join(manager.available_configurations)}"
+            f"{where}: there is no such configuration; these plans have {', '.join(manager.available_configurations)} "
+            f"(2D images and 2d configurations are not supported)"
         )
     configuration = manager.get_configuration(configuration_name)
     if len(configuration.patch_size) != 3:

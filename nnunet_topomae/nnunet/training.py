@@ -48,6 +48,11 @@ class StageTrainer(nnUNetTrainer):
         self.initial_lr = self.config.base_lr * self.configuration_manager.batch_size / _LR_REFERENCE_BATCH
         self.weight_decay = self.config.weight_decay
         self.progress: tqdm | None = None
+        if self.config.warmup_epochs >= self.num_epochs:
+            self.print_to_log_file(
+                f"WARNING: {self.block}.warmup_epochs is {self.config.warmup_epochs:g} and num_epochs {self.num_epochs}, "
+                f"so the learning rate will not reach its full value"
+            )
 
     def initialize(self) -> None:
         """Build network and optimiser from the seed of the plans."""

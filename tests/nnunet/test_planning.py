@@ -57,7 +57,8 @@ def test_crops_shrink_to_nothing_and_every_one_can_be_built():
 def test_topology_grid():
     assert choose_topology_grid((96, 96, 96), (1, 1, 1)) == (24, 24, 24)
     assert choose_topology_grid((24, 24, 24), (1, 1, 1)) is None
-    assert choose_topology_grid((16, 160, 160), (10, 1.5, 1.5)) == (16, 27, 32)
+    assert choose_topology_grid((16, 160, 160), (10, 1.5, 1.5)) == (16, 27, 27)
+    assert choose_topology_grid((32, 128, 128), (3, 3, 3)) == (8, 32, 32)
 
 
 @pytest.mark.parametrize(("cases", "epochs"), [(30, 600), (260, 1000), (1, 20)])
