@@ -50,7 +50,7 @@ class StageTrainer(nnUNetTrainer):
         self.progress: tqdm | None = None
         if self.config.warmup_epochs >= self.num_epochs:
             self.print_to_log_file(
-                f"WARNING: {self.block}.warmup_epochs is {self.config.warmup_epochs:g} and num_epochs {self.num_epochs}, "
+                f"WARNING: {self.block}.warmup_epochs is {self.config.warmup_epochs:g}, num_epochs {self.num_epochs}, "
                 f"so the learning rate will not reach its full value"
             )
 
