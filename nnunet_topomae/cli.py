@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import nnunet_topomae.trainers
+from nnunet_topomae import trainers
 
 _CONFIGURATIONS = ("3d_fullres", "3d_lowres")
 
@@ -26,8 +26,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="nnUNetv2_topomae", description=__doc__.split(":")[0])
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    trainers = commands.add_parser("trainers", help="print the folder that nnUNet_extTrainer must name")
-    trainers.set_defaults(run=lambda _: _say(trainers_folder()))
+    folder = commands.add_parser("trainers", help="print the folder that nnUNet_extTrainer must name")
+    folder.set_defaults(run=lambda _: _say(trainers.FOLDER))
 
     both = commands.add_parser("plan_and_preprocess", help="fingerprint, plan and preprocess datasets")
     _add_planning_options(both)
@@ -119,11 +119,6 @@ def _demo(options: argparse.Namespace) -> None:
 def _refuse_2d(configurations: Sequence[str]) -> None:
     if "2d" in configurations:
         raise ValueError("-c 2d: TopoMAE is made for 3D images and has no 2d configuration; use 3d_fullres")
-
-
-def trainers_folder() -> Path:
-    """The folder in which nnU-Net finds our trainers."""
-    return Path(nnunet_topomae.trainers.__file__).resolve().parent
 
 
 def next_commands(dataset_id: int, configuration: str, plans_name: str) -> list[str]:

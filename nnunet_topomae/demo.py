@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from nnunet_topomae import cli
+from nnunet_topomae import trainers
 from nnunet_topomae.nnunet.planning import PLANS_NAME
 from nnunet_topomae.phantom import LABELS, write_dataset
 
@@ -153,7 +153,7 @@ class Demo:
             "nnUNet_raw": str(self.raw),
             "nnUNet_preprocessed": str(self.preprocessed),
             "nnUNet_results": str(self.results),
-            "nnUNet_extTrainer": str(cli.trainers_folder()),
+            "nnUNet_extTrainer": str(trainers.FOLDER),
             "nnUNet_n_proc_DA": "1",
             "nnUNet_def_n_proc": "1",
             "nnUNet_compile": "f",

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from nnunet_topomae import cli
+from nnunet_topomae import trainers
 from nnunet_topomae.demo import shrink_configuration
 from workspace import NETWORK
 
@@ -25,7 +25,7 @@ class Site:
             self.environment[f"nnUNet_{name}"] = str(folder / name)
         self.environment |= {"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1", "nnUNet_compile": "f"}
         if with_trainers:
-            self.environment["nnUNet_extTrainer"] = str(cli.trainers_folder())
+            self.environment["nnUNet_extTrainer"] = str(trainers.FOLDER)
 
     def run(self, command: str, *arguments, status: int = 0, **environment: str) -> str:
         """Output of a command, which must end with ``status``."""

@@ -1,1 +1,5 @@
-"""Trainers that nnU-Net finds through ``nnUNet_extTrainer``; leaves, imported by nnU-Net as top-level modules."""
+"""Trainers that nnU-Net finds through ``nnUNet_extTrainer``; its modules are leaves, imported by nnU-Net by file."""
+
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent  # what nnUNet_extTrainer must name

@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from nnunet_topomae import cli
+from nnunet_topomae import cli, trainers
 from nnunet_topomae.demo import shrink_configuration
 from nnunet_topomae.nnunet.planning import PLANS_NAME
 from nnunet_topomae.phantom import write_dataset
@@ -18,7 +18,7 @@ def workspace(tmp_path_factory):
     for name in ("raw", "preprocessed", "results"):
         (folder / name).mkdir()
         os.environ[f"nnUNet_{name}"] = str(folder / name)
-    os.environ["nnUNet_extTrainer"] = str(cli.trainers_folder())
+    os.environ["nnUNet_extTrainer"] = str(trainers.FOLDER)
     write_dataset(folder / "raw" / DATASET, num_training=5, num_test=0)
     assert (
         cli.main(["plan_and_preprocess", "-d", "998", "-c", "3d_fullres", "-np", "1", "-npfp", "1", "--no_pbar"]) == 0
