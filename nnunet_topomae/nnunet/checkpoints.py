@@ -99,8 +99,7 @@ def hand_over(checkpoint: Mapping[str, Any], network: nn.Module, file: Path) -> 
     Raises:
         ValueError: if the checkpoint is of another architecture; names the first tensors that do not fit.
     """
-    wanted = {name: t for name, t in network.state_dict().items() if SEGMENTATION_HEADS not in name}
-    check_fits(checkpoint, wanted, file)
+    wanted = check_fits(checkpoint, network, file)
     network.load_state_dict({name: checkpoint[WEIGHTS][name] for name in wanted}, strict=False)
     untrained = set(checkpoint.get(UNTRAINED, ()))
     fixed_positions = {name for name in untrained if name.endswith("pos_embed")}  # meant to be as they are
@@ -108,13 +107,17 @@ def hand_over(checkpoint: Mapping[str, Any], network: nn.Module, file: Path) -> 
     return HandOver(loaded=[name for name in wanted if name not in fresh], fresh=fresh)
 
 
-def check_fits(checkpoint: Mapping[str, Any], wanted: Mapping[str, Tensor], file: Path) -> None:
-    """Every wanted tensor must be in the checkpoint with its shape.
+def check_fits(checkpoint: Mapping[str, Any], network: nn.Module, file: Path) -> list[str]:
+    """Every tensor of the network, segmentation heads aside, must be in the checkpoint with its shape.
+
+    Returns:
+        Names of these tensors.
 
     Raises:
         ValueError: names the file and the first tensors that are missing or of another shape.
     """
     weights = checkpoint[WEIGHTS]
+    wanted = {name: tensor for name, tensor in network.state_dict().items() if SEGMENTATION_HEADS not in name}
     missing = [name for name in wanted if name not in weights]
     reshaped = [
         f"{name} {tuple(weights[name].shape)} instead of {tuple(tensor.shape)}"
@@ -127,6 +130,7 @@ def check_fits(checkpoint: Mapping[str, Any], wanted: Mapping[str, Tensor], file
             f"{_some(missing)}, {len(reshaped)} have another shape{_some(reshaped)}; "
             f"use a checkpoint that was pre-trained with these plans"
         )
+    return list(wanted)
 
 
 def _some(names: Iterable[str], count: int = 3) -> str:

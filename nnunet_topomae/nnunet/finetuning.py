@@ -9,8 +9,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
-from nnunet_topomae.nnunet.checkpoints import SEGMENTATION_HEADS, check_fits, hand_over, read_checkpoint
-from nnunet_topomae.nnunet.data_loading import check_finite
+from nnunet_topomae.nnunet.checkpoints import check_fits, hand_over, read_checkpoint
 from nnunet_topomae.nnunet.plans import FINETUNING, build_network, read_config
 from nnunet_topomae.nnunet.training import NO_WEIGHT_DECAY, StageTrainer
 
@@ -59,8 +58,7 @@ class FinetuneTrainer(StageTrainer):
         super().initialize()
         file = requested_weights()
         if file is not None:
-            wanted = {n: t for n, t in self.module.state_dict().items() if SEGMENTATION_HEADS not in n}
-            check_fits(read_checkpoint(file), wanted, file)
+            check_fits(read_checkpoint(file), self.module, file)
 
     def on_train_start(self) -> None:
         """Hand the pre-trained weights over, unless nnU-Net has loaded weights already."""
@@ -109,13 +107,6 @@ class FinetuneTrainer(StageTrainer):
     def _pretraining_folder(self) -> Path:
         own = Path(self.output_folder_base)
         return own.with_name(own.name.replace(type(self).__name__, self.pretrainer, 1))
-
-    def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
-        """As nnU-Net, once every value has been seen to be finite."""
-        training, validation = super().get_tr_and_val_datasets()
-        for cases in (training, validation):
-            check_finite(cases, show_progress=self.local_rank == 0)
-        return training, validation
 
     def train_step(self, batch: dict) -> dict:
         """nnU-Net's step, then one of the schedule."""

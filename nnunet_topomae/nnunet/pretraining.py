@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from nnunet_topomae.masking import mask_to_voxels
 from nnunet_topomae.nnunet.checkpoints import UNTRAINED
-from nnunet_topomae.nnunet.data_loading import CropDataset, StreamSampler, check_finite, endless_batches
+from nnunet_topomae.nnunet.data_loading import CropDataset, StreamSampler, endless_batches
 from nnunet_topomae.nnunet.plans import PRETRAINING, build_network, read_config
 from nnunet_topomae.nnunet.training import NO_WEIGHT_DECAY, StageTrainer
 from nnunet_topomae.pretext.base import PretextOutput, PretextTask, compose
@@ -44,18 +44,12 @@ class Pretrainer(StageTrainer):
     betas = (0.9, 0.95)
     task_class: ClassVar[type[PretextTask]]
 
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's signature
-    ):
-        super().__init__(plans, configuration, fold, dataset_json, device)
-        self.oversample_foreground_percent = 0.0  # labels must not steer the crops
+    def initialize(self) -> None:
+        """Without labels: no oversampling of foreground, no deep supervision, a log of the task's own terms."""
+        self.oversample_foreground_percent = 0.0
         self.enable_deep_supervision = False
         self.logger.local_logger = PretrainingLogger()
+        super().initialize()
 
     @classmethod
     def build_network_architecture(
@@ -87,8 +81,6 @@ class Pretrainer(StageTrainer):
     def get_dataloaders(self) -> tuple[Iterator[dict], Iterator[dict]]:
         """Random crops of the training cases; fixed crops and masks of the validation cases."""
         training, validation = self.get_tr_and_val_datasets()
-        check_finite(training, show_progress=self.local_rank == 0)
-        check_finite(validation, show_progress=self.local_rank == 0)
         world_size = dist.get_world_size() if self.is_ddp else 1
         global_batch = self.configuration_manager.batch_size
         seen = self.current_epoch * self.num_iterations_per_epoch * global_batch
@@ -264,11 +256,12 @@ class Pretrainer(StageTrainer):
 
     def _measure(self, batch: dict, crop: Tensor, hidden: Tensor, output: PretextOutput) -> dict[str, Any]:
         """Metrics of every branch on one crop."""
-        topology = TopologicalLoss(self.config.topology.grid)
+        composed = [compose(crop, prediction, hidden) for prediction in output.reconstructions.values()]
+        distances = TopologicalLoss(self.config.topology.grid)(crop, *composed)
         metrics = {}
-        for branch, prediction in output.reconstructions.items():
+        for (branch, prediction), distance in zip(output.reconstructions.items(), distances, strict=True):
             metrics[branch] = reconstruction_metrics(*(t[0].cpu().numpy() for t in (crop, prediction, hidden)))
-            metrics[branch]["topological_distance"] = topology(crop, compose(crop, prediction, hidden))[0].item()
+            metrics[branch]["topological_distance"] = distance.item()
             if branch in output.keypoints:
                 metrics[branch]["keypoint_error_mm"] = keypoint_error(
                     output.keypoints[branch][0].cpu().numpy(),

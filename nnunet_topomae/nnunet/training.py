@@ -1,6 +1,7 @@
 """What pre-training and fine-tuning share: settings from the plans, AdamW with warm-up and cosine, exact resuming."""
 
 import math
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from nnunet_topomae.nnunet.checkpoints import WEIGHTS, read_checkpoint, write_checkpoint
+from nnunet_topomae.nnunet.data_loading import check_finite
 from nnunet_topomae.nnunet.plans import check_plans, read_config
 
 NO_WEIGHT_DECAY = ("*pos_embed", "*mask_token", "*temperature", "*gains.*")  # not 1D, but no weights either
 _LR_REFERENCE_BATCH = 256
 
 
-class StageTrainer(nnUNetTrainer):
+class StageTrainer(nnUNetTrainer, ABC):
     """An nnU-Net trainer that is configured by a block of its plans.
 
     Attributes:
@@ -59,9 +61,18 @@ class StageTrainer(nnUNetTrainer):
         torch.manual_seed(self.config.seed + self.local_rank)
         super().initialize()
 
+    def on_train_start(self) -> None:
+        """As nnU-Net, once every value of every case has been seen to be finite."""
+        if not self.was_initialized:
+            self.initialize()
+        training, validation = self.do_split()
+        cases = self.dataset_class(self.preprocessed_dataset_folder, sorted({*training, *validation}))
+        check_finite(cases, show_progress=self.local_rank == 0)
+        super().on_train_start()
+
+    @abstractmethod
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups for the optimiser, with their own learning rate and weight decay."""
-        raise NotImplementedError
 
     def configure_optimizers(self) -> tuple[Optimizer, LambdaLR]:
         """AdamW; linear warm-up, then cosine to zero, per iteration."""

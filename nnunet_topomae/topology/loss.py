@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunet_topomae.topology.persistence import persistence_pairs
+from nnunet_topomae.topology.persistence import persistence_pairs, values_at
 from nnunet_topomae.topology.wasserstein import Certificate, Metric, match, safe_root, transport_cost
 
 _METRIC = Metric(order=2, ground="inf")
@@ -90,14 +90,12 @@ class Diagrams:
     @property
     def points(self) -> list[np.ndarray]:
         """Births and deaths per dimension, (N, 2) each."""
-        flat = self.array.numpy().ravel()
-        return [flat[voxels] for voxels in self.voxels]
+        return [points.numpy() for points in values_at(self.array, self.voxels)]
 
     @property
     def tensors(self) -> list[Tensor]:
         """The same on the volume's device, differentiable."""
-        flat = self.volume.reshape(-1)
-        return [flat[torch.from_numpy(voxels).to(flat.device)] for voxels in self.voxels]
+        return values_at(self.volume, self.voxels)
 
 
 def _distance(target: Diagrams, other: Diagrams, matchings: list[Certificate]) -> Tensor:

@@ -31,7 +31,11 @@ def persistence_diagrams(volume: Tensor, dimensions: Sequence[int] = DIMENSIONS)
     Raises:
         ValueError: if the volume is not 3D, not floating point, or holds NaN or inf; for an unknown dimension.
     """
-    pairs = persistence_pairs(volume, dimensions)
+    return values_at(volume, persistence_pairs(volume, dimensions))
+
+
+def values_at(volume: Tensor, pairs: Sequence[npt.NDArray[np.int64]]) -> list[Tensor]:
+    """Values of a volume at voxels of :func:`persistence_pairs`, differentiable: (N, 2) per dimension."""
     values = volume.reshape(-1)
     return [values[torch.from_numpy(voxels).to(volume.device)] for voxels in pairs]
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, overload
+from typing import Literal, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ Points = npt.NDArray[np.float64]
 Values = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int32]
 Ground = Literal["inf"] | int | float
+Cloud = TypeVar("Cloud", npt.NDArray[np.float64], Tensor)
 
 _DENSE_PAIRS = 200_000  # of all points, up to which no search tree is worth it
 _DIRECT_PAIRS = 100_000  # up to which all pairs are solved at once; measured: growing sets win from there on
@@ -80,12 +81,12 @@ class Metric:
 
     @property
     def norm(self) -> float:
-        """P of the ground norm."""
+        """The p of the ground norm."""
         return float(self.ground)
 
-    def to_diagonal(self, points: Points) -> Values:
-        """Cost of sending points (N, 2) to the diagonal."""
-        return (np.abs(points[:, 0] - points[:, 1]) * 2 ** (1 / self.norm - 1)) ** self.order
+    def to_diagonal(self, points: Cloud) -> Cloud:
+        """Cost of sending points (N, 2) to the diagonal; arrays give arrays, tensors differentiable tensors."""
+        return (abs(points[:, 0] - points[:, 1]) * 2 ** (1 / self.norm - 1)) ** self.order
 
     def costs(self, x: Points, y: Points) -> Values:
         """Cost of moving x (..., 2) to y (..., 2)."""
@@ -94,10 +95,6 @@ class Metric:
     def tensor_costs(self, x: Tensor, y: Tensor) -> Tensor:
         """Cost of moving each row of x (N, 2) to the same row of y, differentiable."""
         return torch.linalg.vector_norm(x - y, ord=self.norm, dim=1) ** self.order
-
-    def tensor_to_diagonal(self, points: Tensor) -> Tensor:
-        """:meth:`to_diagonal`, differentiable."""
-        return ((points[:, 0] - points[:, 1]).abs() * 2 ** (1 / self.norm - 1)) ** self.order
 
 
 @overload
@@ -172,7 +169,7 @@ def transport_cost(x: Tensor, y: Tensor, matching: Certificate, metric: Metric) 
 def _cost_of_others(points: Tensor, matched: Tensor, metric: Metric) -> Tensor:
     unmatched = torch.ones(len(points), dtype=torch.bool, device=points.device)
     unmatched[matched] = False
-    return metric.tensor_to_diagonal(points[unmatched]).sum()
+    return metric.to_diagonal(points[unmatched]).sum()
 
 
 def safe_root(value: Tensor, order: float = 2) -> Tensor:
