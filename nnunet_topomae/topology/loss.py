@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunet_topomae.topology.matching import Certificate, match
+from nnunet_topomae.topology.metric import Metric
 from nnunet_topomae.topology.persistence import persistence_pairs, values_at
-from nnunet_topomae.topology.wasserstein import Certificate, Metric, match, safe_root, transport_cost
+from nnunet_topomae.topology.wasserstein import safe_root, transport_cost
 
 _METRIC = Metric(order=2, ground="inf")
 _MAX_THREADS = 16
@@ -64,7 +66,7 @@ class TopologicalLoss(nn.Module):
     def _submit(self, pool: ThreadPoolExecutor, target: "Diagrams", other: "Diagrams") -> list[Future[Certificate]]:
         """Start the matchings of two volumes' diagrams, one a dimension."""
         pairs = zip(target.points, other.points, strict=True)
-        return [pool.submit(match, x, y, _METRIC, self.tolerance, self.tolerance > 0) for x, y in pairs]
+        return [pool.submit(match, x, y, _METRIC, self.tolerance) for x, y in pairs]
 
     def _volumes(self, crops: Tensor) -> Tensor:
         """Every sample and channel as a volume on the grid, (B * C, d, h, w), at least float32."""

@@ -5,7 +5,7 @@ from gudhi.wasserstein import wasserstein_distance as gudhi_distance
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnunet_topomae.topology import wasserstein, wasserstein_distance
+from nnunet_topomae.topology import matching, wasserstein_distance
 
 coordinate = st.floats(0, 1, width=32)
 
@@ -110,10 +110,8 @@ def _random_pair(seed, n=150, m=220):
 def test_growing_set_of_pairs_reaches_the_optimum_and_its_bounds_hold(monkeypatch, seed, tolerance):
     x, y = _random_pair(seed)
     exact = gudhi_distance(x.numpy()[:, ::-1], y.numpy()[:, ::-1], order=2, internal_p=np.inf)
-    monkeypatch.setattr(wasserstein, "_DENSE_PAIRS", 0)
-    monkeypatch.setattr(wasserstein, "_DIRECT_PAIRS", 0)
-    monkeypatch.setattr(wasserstein, "_DIRECT_PAIRS_EXACT", 0)
-    monkeypatch.setattr(wasserstein, "_NEIGHBOURS", 1)
+    monkeypatch.setattr(matching, "_FEW_PAIRS", 0)
+    monkeypatch.setattr(matching, "_NEIGHBOURS", 1)
     value, certificate = wasserstein_distance(x, y, tolerance=tolerance, return_certificate=True)
     assert certificate.lower_bound <= exact * (1 + 1e-9)
     assert certificate.upper_bound >= exact * (1 - 1e-9)
@@ -152,15 +150,3 @@ def test_certificate_of_the_optimum_is_tight_and_its_matching_costs_the_distance
 def test_options_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
         wasserstein_distance(torch.zeros(0, 2), torch.zeros(0, 2), **options)
-
-
-def test_search_trees_find_the_same_pairs_as_the_full_product(monkeypatch):
-    x, y = (d.numpy() for d in _random_pair(0))
-    metric = wasserstein.Metric()
-    dense = wasserstein.Pairs.of(x, y, metric)
-    monkeypatch.setattr(wasserstein, "_DENSE_PAIRS", 0)
-    searched = wasserstein.Pairs.of(x, y, metric)
-    as_sets = [dict(zip(zip(p.row, p.column, strict=True), p.saving, strict=True)) for p in (dense, searched)]
-    assert as_sets[0] == pytest.approx(as_sets[1], rel=1e-9, abs=1e-15)
-    nothing = wasserstein.Pairs.of(np.full((3, 2), 0.5), y, metric)  # on the diagonal
-    assert len(nothing) == 0
