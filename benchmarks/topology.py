@@ -7,7 +7,8 @@ is given) and a reconstruction: as training sees it ("visible": half of the 8^3 
 with sigma 2) or the worst case ("noise": 0.7 x blurred with sigma 1 + 0.3 x crop + noise of sigma 0.02). Every
 implementation runs in its own process, forward (diagrams and distances of dimensions 0, 1 and 2), and backward where it
 can, and is stopped at the time limit. Peers: gudhi (CubicalComplex) with gudhi.wasserstein (exact, dense POT) and with
-gudhi.hera (delta 0.01); cripser's compute_ph_torch and wasserstein_distance (exact, dense POT, differentiable).
+gudhi.hera (delta 0.01); cripser's compute_ph_torch and wasserstein_distance, and torch_topological if it is installed
+(both dense POT, differentiable).
 """
 
 import argparse
@@ -25,9 +26,9 @@ import torch
 from loss_gradients import read_ct
 from scipy.ndimage import gaussian_filter
 
-from nnunet_topomae.topology import TopologicalLoss
+from nnunet_topomae.topology import TopologicalLoss, persistence_diagrams, wasserstein_distance
 
-Result = tuple[float, str]  # value, remark
+Result = tuple[float, Callable[[], str]]  # value, and a remark that is made when the clock has stopped
 
 
 def make_pair(image: np.ndarray, size: int, case: str) -> tuple[np.ndarray, np.ndarray]:
@@ -50,7 +51,14 @@ def ours(target: np.ndarray, reconstruction: np.ndarray, tolerance: float) -> Re
     volume = torch.tensor(reconstruction)[None, None].requires_grad_()
     (value,) = loss(torch.tensor(target)[None, None], volume)
     value.backward()
-    return value.item(), f"certified gap <= {tolerance:g}"
+
+    def remark() -> str:
+        diagrams = [persistence_diagrams(torch.tensor(v, dtype=torch.float64)) for v in (target, reconstruction)]
+        pairs = zip(*diagrams, strict=True)
+        gaps = [wasserstein_distance(*p, tolerance=tolerance, return_certificate=True)[1].gap for p in pairs]
+        return f"forward and backward, certified gap {max(gaps):.0e}, points {[len(d) for d in diagrams[0]]}"
+
+    return value.item(), remark
 
 
 def _gudhi_diagrams(volume: np.ndarray) -> list[np.ndarray]:
@@ -68,7 +76,9 @@ def gudhi_exact(target: np.ndarray, reconstruction: np.ndarray) -> Result:
     from gudhi.wasserstein import wasserstein_distance
 
     pairs = zip(_gudhi_diagrams(target), _gudhi_diagrams(reconstruction), strict=True)
-    return sum(wasserstein_distance(x, y, order=2, internal_p=np.inf) ** 2 for x, y in pairs) ** 0.5, "forward only"
+    return sum(
+        wasserstein_distance(x, y, order=2, internal_p=np.inf) ** 2 for x, y in pairs
+    ) ** 0.5, lambda: "forward only"
 
 
 def gudhi_hera(target: np.ndarray, reconstruction: np.ndarray) -> Result:
@@ -77,7 +87,7 @@ def gudhi_hera(target: np.ndarray, reconstruction: np.ndarray) -> Result:
 
     pairs = zip(_gudhi_diagrams(target), _gudhi_diagrams(reconstruction), strict=True)
     squares = [wasserstein_distance(x, y, order=2, internal_p=np.inf, delta=0.01) ** 2 for x, y in pairs]
-    return sum(squares) ** 0.5, "delta 0.01, forward only"
+    return sum(squares) ** 0.5, lambda: "forward only, delta 0.01"
 
 
 def cripser_own(target: np.ndarray, reconstruction: np.ndarray) -> Result:
@@ -92,30 +102,51 @@ def cripser_own(target: np.ndarray, reconstruction: np.ndarray) -> Result:
         squares.append(wasserstein_distance(*points, dim=k, p=2, q=float("inf")) ** 2)
     value = torch.stack(squares).sum().sqrt()
     value.backward()
-    return value.item(), "without the essential component"
+    return value.item(), lambda: "forward and backward, without the essential component"
 
 
-COMPETITORS: dict[str, tuple[Callable[..., Result], tuple, int]] = {  # name: function, options, largest size tried
+def torch_topological(target: np.ndarray, reconstruction: np.ndarray) -> Result:
+    """torch_topological's layers, forward and backward."""
+    from torch_topological.nn import CubicalComplex, WassersteinDistance
+
+    volume = torch.tensor(reconstruction, dtype=torch.float64).requires_grad_()
+    diagrams = [CubicalComplex(superlevel=True, dim=3)(v) for v in (torch.tensor(target, dtype=torch.float64), volume)]
+    value = WassersteinDistance(q=2)(*diagrams)
+    value.backward()
+    return value.item(), lambda: "forward and backward, voxels as top cells"
+
+
+OURS: dict[str, tuple[Callable[..., Result], tuple, int]] = {  # name: function, options, largest size tried
     "ours, exact": (ours, (0.0,), 96),
     "ours, 1 %": (ours, (0.01,), 96),
+}
+PEERS: dict[str, tuple[Callable[..., Result], tuple, int]] = {
     "gudhi.wasserstein": (gudhi_exact, (), 32),
     "gudhi.hera": (gudhi_hera, (), 96),
     "cripser": (cripser_own, (), 32),
+    "torch_topological": (torch_topological, (), 32),
 }
 
 
 def _run(results: multiprocessing.Queue, function: Callable[..., Result], arguments: tuple) -> None:
-    function(*(np.ascontiguousarray(a[:8, :8, :8]) for a in arguments[:2]), *arguments[2:])  # imports and warm-up
+    try:
+        function(*(np.ascontiguousarray(a[:8, :8, :8]) for a in arguments[:2]), *arguments[2:])  # imports and warm-up
+    except Exception as error:
+        results.put(f"failed: {type(error).__name__}: {' '.join(str(error).split())[:80]}")
+        return
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.perf_counter()
     value, remark = function(*arguments)
     seconds = time.perf_counter() - started
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    results.put((seconds, grown / 2**20, value, remark))
+    results.put((seconds, grown / 2**20, value, remark()))
 
 
 def measure(function: Callable[..., Result], arguments: tuple, limit: float) -> tuple[float, float, float, str] | str:
-    """Seconds, growth of memory in GiB, value and remark in a fresh process, or why there are none."""
+    """Seconds, growth of memory in GiB, value and remark in a fresh process, or why there are none.
+
+    The largest memory that the process ever had counts, less what it had after a warm-up on 8^3 voxels.
+    """
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     process = context.Process(target=_run, args=(results, function, arguments))
@@ -147,19 +178,24 @@ def main() -> None:
     )
     for size in options.sizes:
         pair = make_pair(read_ct(options.image, [size] * 3), size, options.case)
-        print(f"\n{size}^3\n  {'':<20}{'seconds':>9}{'GiB':>7}{'value':>11}")
-        reference = None
-        for name, (function, extra, largest) in COMPETITORS.items():
+        print(f"\n{size}^3, {options.case}\n  {'':<20}{'seconds':>9}{'GiB':>7}{'value':>11}")
+        seconds = {}
+        for name, (function, extra, largest) in {**OURS, **PEERS}.items():
             if size > largest:
+                print(f"  {name:<20}not tried")
                 continue
             answer = measure(function, (*pair, *extra), options.limit)
             if isinstance(answer, str):
                 print(f"  {name:<20}{answer}", flush=True)
                 continue
-            seconds, memory, value, remark = answer
-            reference = reference or seconds
-            ratio = f"{seconds / reference:8.1f} x ours, exact" if name != "ours, exact" else ""
-            print(f"  {name:<20}{seconds:>9.3f}{memory:>7.2f}{value:>11.5f}  {remark:<32}{ratio}", flush=True)
+            seconds[name], memory, value, remark = answer
+            print(f"  {name:<20}{seconds[name]:>9.3f}{memory:>7.2f}{value:>11.5f}  {remark}", flush=True)
+        finished = [name for name in PEERS if name in seconds]
+        for name in OURS if finished else ():
+            ratios = "  ".join(
+                f"{peer} {seconds[peer] / seconds[name]:.1f}" for peer in sorted(finished, key=seconds.get)
+            )
+            print(f"  times as fast as, {name}: {ratios}", flush=True)
 
 
 if __name__ == "__main__":

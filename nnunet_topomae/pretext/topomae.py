@@ -112,11 +112,9 @@ class TopoMAE(PretextTask):
     def loss_terms(self, output: PretextOutput, crop: Tensor, mask: Tensor, keypoints: Tensor) -> dict[str, Tensor]:
         """The eight terms of L, those that are switched on, and ``total``; see :meth:`PretextTask.loss_terms`."""
         hidden = mask_to_voxels(mask, self.patch_size)
+        composed = [compose(crop, r, hidden) for r in output.reconstructions.values()]
+        topology = self.topological_loss.start(crop, *composed) if self.config.topology.enabled else None
         terms = {f"{b}_mse": masked_mse(r, crop, hidden) for b, r in output.reconstructions.items()}
-        if self.config.topology.enabled:
-            composed = [compose(crop, r, hidden) for r in output.reconstructions.values()]
-            distances = self.topological_loss(crop, *composed)
-            terms |= {f"{b}_topological": d for b, d in zip(output.reconstructions, distances, strict=True)}
         terms |= {f"{b}_spatial": F.mse_loss(points, keypoints) for b, points in output.keypoints.items()}
         if len(output.keypoints) == 2:
             terms["spatial_consistency"] = F.mse_loss(output.keypoints["vit"], output.keypoints["unetrpp"])
@@ -124,6 +122,9 @@ class TopoMAE(PretextTask):
             terms["reconstruction_consistency"] = masked_mse(
                 output.reconstructions["vit"], output.reconstructions["unetrpp"], hidden
             )
+        if topology is not None:
+            distances = zip(output.reconstructions, topology.result(), strict=True)
+            terms |= {f"{b}_topological": distance for b, distance in distances}
         weights = loss_weights(self.config)
         return {"total": torch.stack([weights[name] * term for name, term in terms.items()]).sum(), **terms}
 

@@ -2,8 +2,8 @@
 
 import os
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import chain
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nnunet_topomae.topology.matching import Certificate, match
 from nnunet_topomae.topology.metric import Metric
-from nnunet_topomae.topology.persistence import persistence_pairs, values_at
+from nnunet_topomae.topology.persistence import DIMENSIONS, persistence_pairs, values_at
 from nnunet_topomae.topology.wasserstein import safe_root, transport_cost
 
 _METRIC = Metric(order=2, ground="inf")
@@ -22,8 +22,8 @@ _MAX_THREADS = 16
 class TopologicalLoss(nn.Module):
     """L_topo(I, I') = sqrt(sum over k = 0, 1, 2 of W2(D_k(I), D_k(I'))^2), mean over samples and channels.
 
-    Diagrams and matchings are computed on the CPU, in threads over samples, channels, reconstructions and dimensions;
-    values and gradients on the device of the crops.
+    Diagrams and matchings are computed on the CPU, in threads: the diagrams of a volume are one job (one filtration
+    gives all dimensions), the matching of two diagrams another. Values and gradients are on the device of the crops.
 
     Args:
         grid: (d, h, w) cells to which crops are averaged before the filtration; None keeps every voxel. Where a grid
@@ -48,29 +48,49 @@ class TopologicalLoss(nn.Module):
         Raises:
             ValueError: for other shapes, NaN or inf, or a grid larger than the crop.
         """
+        return self.start(target, *reconstructions).result()
+
+    @torch.compiler.disable
+    def start(self, target: Tensor, *reconstructions: Tensor) -> "PendingLoss":
+        """The same, but return at once: threads compute while the caller and the GPU go on.
+
+        Raises:
+            ValueError: for other shapes, or a grid larger than the crop. NaN or inf is raised with the result.
+        """
         for reconstruction in reconstructions:
             if reconstruction.shape != target.shape:
                 raise ValueError(f"shapes differ: target {tuple(target.shape)}, {tuple(reconstruction.shape)}")
+        pool = _thread_pool(self.num_threads)
         targets, *others = (
-            [Diagrams(volume) for volume in self._volumes(crops)] for crops in (target, *reconstructions)
+            [Diagrams(volume, pool) for volume in self._volumes(crops)] for crops in (target, *reconstructions)
         )
-        with ThreadPoolExecutor(self.num_threads) as pool:
-            list(pool.map(Diagrams.compute, [*targets, *chain(*others)]))
-            pending = [[self._submit(pool, *pair) for pair in zip(targets, group, strict=True)] for group in others]
-            matchings = [[[job.result() for job in jobs] for jobs in group] for group in pending]
-        return [
-            torch.stack([_distance(*each) for each in zip(targets, group, found, strict=True)]).mean()
-            for group, found in zip(others, matchings, strict=True)
-        ]
-
-    def _submit(self, pool: ThreadPoolExecutor, target: "Diagrams", other: "Diagrams") -> list[Future[Certificate]]:
-        """Start the matchings of two volumes' diagrams, one a dimension."""
-        pairs = zip(target.points, other.points, strict=True)
-        return [pool.submit(match, x, y, _METRIC, self.tolerance) for x, y in pairs]
+        pairs = [zip(targets, volumes, strict=True) for volumes in others]
+        return PendingLoss([[Comparison(*pair, self.tolerance, pool) for pair in each] for each in pairs])
 
     def _volumes(self, crops: Tensor) -> Tensor:
         """Every sample and channel as a volume on the grid, (B * C, d, h, w), at least float32."""
         return pool_to_grid(crops.to(torch.promote_types(crops.dtype, torch.float32)), self.grid).flatten(0, 1)
+
+
+class PendingLoss:
+    """A topological loss that threads are at work on."""
+
+    def __init__(self, comparisons: "list[list[Comparison]]"):
+        self._comparisons = comparisons
+
+    def result(self) -> list[Tensor]:
+        """Wait; what :class:`TopologicalLoss` gives.
+
+        Raises:
+            ValueError: for NaN or inf.
+        """
+        return [torch.stack([each.distance() for each in volumes]).mean() for volumes in self._comparisons]
+
+
+@cache
+def _thread_pool(num_threads: int) -> ThreadPoolExecutor:
+    """Shared by all losses. Jobs wait only for jobs submitted before them, so a single thread suffices."""
+    return ThreadPoolExecutor(num_threads, thread_name_prefix="topology")
 
 
 class Diagrams:
@@ -78,32 +98,49 @@ class Diagrams:
 
     Args:
         volume: (d, h, w).
+        pool: whose threads compute them.
     """
 
-    def __init__(self, volume: Tensor):
+    def __init__(self, volume: Tensor, pool: ThreadPoolExecutor):
         self.volume = volume
-        self.array = volume.detach().cpu().double()
-        self.voxels: list[np.ndarray] = []
+        self._found = pool.submit(self._compute)
 
-    def compute(self) -> None:
-        """Find the voxels of birth and death, (N, 2) per dimension; may run in a thread."""
-        self.voxels = persistence_pairs(self.array)
+    def _compute(self) -> tuple[list[np.ndarray], list[Tensor]]:
+        """Voxels of birth and death and their values, (N, 2) each, per dimension."""
+        array = self.volume.detach().cpu().double()
+        voxels = persistence_pairs(array)
+        return voxels, values_at(array, voxels)
 
-    @property
-    def points(self) -> list[np.ndarray]:
-        """Births and deaths per dimension, (N, 2) each."""
-        return [points.numpy() for points in values_at(self.array, self.voxels)]
+    def points(self, dimension: int) -> np.ndarray:
+        """Births and deaths, (N, 2)."""
+        return self._found.result()[1][dimension].numpy()
 
-    @property
     def tensors(self) -> list[Tensor]:
-        """The same on the volume's device, differentiable."""
-        return values_at(self.volume, self.voxels)
+        """The same per dimension, on the volume's device, differentiable."""
+        return values_at(self.volume, self._found.result()[0])
 
 
-def _distance(target: Diagrams, other: Diagrams, matchings: list[Certificate]) -> Tensor:
-    """L_topo of one volume."""
-    pairs = zip(target.tensors, other.tensors, matchings, strict=True)
-    return safe_root(torch.stack([transport_cost(x, y, matching, _METRIC) for x, y, matching in pairs]).sum())
+class Comparison:
+    """The matchings of the diagrams of two volumes, and their distance.
+
+    Args:
+        target, other: diagrams of the volumes.
+        tolerance: relative gap that is allowed.
+        pool: whose threads find the matchings.
+    """
+
+    def __init__(self, target: Diagrams, other: Diagrams, tolerance: float, pool: ThreadPoolExecutor):
+        self.target, self.other = target, other
+        self._matchings = [pool.submit(self._match, dimension, tolerance) for dimension in DIMENSIONS]
+
+    def _match(self, dimension: int, tolerance: float) -> Certificate:
+        return match(self.target.points(dimension), self.other.points(dimension), _METRIC, tolerance)
+
+    def distance(self) -> Tensor:
+        """L_topo of one volume."""
+        pairs = zip(self.target.tensors(), self.other.tensors(), self._matchings, strict=True)
+        costs = [transport_cost(x, y, matching.result(), _METRIC) for x, y, matching in pairs]
+        return safe_root(torch.stack(costs).sum())
 
 
 def pool_to_grid(crops: Tensor, grid: Sequence[int] | None) -> Tensor:

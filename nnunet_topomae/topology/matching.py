@@ -12,6 +12,7 @@ few points with masses; potentials carried from lattice to finer lattice to the 
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -23,16 +24,16 @@ from nnunet_topomae.topology.metric import Metric, Points, Values
 from nnunet_topomae.topology.search import Indices, Tree, pairs_below_potentials
 
 _FEW_PAIRS = 100_000  # of all points, up to which every pair that can pay takes part from the start
-_LATTICES = (1 / 64, 1 / 256, 1 / 1024, 1 / 4096)  # cells, relative to the range of births and deaths
-_MERGES = 0.7  # share of the points that may be left on a lattice; finer ones are not worth it
+_LATTICES = (1 / 32, 1 / 128, 1 / 512, 1 / 2048)  # cells, relative to the range of births and deaths
+_MERGES = 0.95  # share of the points that may be left on a lattice; finer ones are not worth it
 _LATTICE_TOLERANCE = 0.03
-_NEIGHBOURS = 5  # nearest ones, from either side, that take part from the start
-_PROMISING = 30  # pairs per point that potentials of a lattice propose
+_NEIGHBOURS = 3  # nearest ones, from either side, that take part from the start
+_PROMISING = 15  # pairs per point that potentials of a lattice propose
 _JOIN_SHARE = 0.9  # a pair joins if it exceeds by this share of the most of its row or its column
+_CLOSE, _REACH = 0.1, 5  # gap from which also pairs join that lack so many times the gap per point
 _PROVABLE = 1e-9  # relative gap; rounding of doubles adds up to about as much over many points
 _NEARLY = 1e-4  # relative gap, below which the rounding of POT's potentials matters
 _MAX_SWEEPS = 200
-_ROUNDING = 1e-14  # of potentials, relative to the highest cost
 _MAX_PIVOTS, _OPTIMAL = 10**12, 1  # of POT
 
 
@@ -69,19 +70,16 @@ def match(x: Points, y: Points, metric: Metric, tolerance: float) -> Certificate
     if len(x) == 0 or len(y) == 0:
         distance = float((metric.to_diagonal(x).sum() + metric.to_diagonal(y).sum()) ** (1 / metric.order))
         return Certificate(distance, distance, np.empty(0, np.int64), np.empty(0, np.int64))
-    merged = Merged.of(x, metric), Merged.of(y, metric)
+    problem = Problem(Merged.of(x, metric), Merged.of(y, metric), metric)
     hint = None
-    levels = [*_lattices(*merged, metric), merged]
-    for coarse, fine in pairwise(levels):
-        plan = _solve(*coarse, metric, _LATTICE_TOLERANCE, hint).plan
-        hint = Hint.carried(plan, coarse, fine, metric)
-    solution = _solve(*merged, metric, max(tolerance, _PROVABLE), hint)
-    plan, root = solution.plan, 1 / metric.order
+    for coarse, fine in pairwise([*problem.on_lattices(), problem]):
+        hint = Hint.carried(coarse.solve(_LATTICE_TOLERANCE, hint)[0], coarse, fine)
+    plan, lower, upper = problem.solve(max(tolerance, _PROVABLE), hint)
     return Certificate(
-        float(solution.lower**root),
-        float(solution.upper**root),
-        merged[0].draw(np.repeat(plan.rows, plan.mass)),
-        merged[1].draw(np.repeat(plan.columns, plan.mass)),
+        float(lower ** (1 / metric.order)),
+        float(upper ** (1 / metric.order)),
+        problem.x.draw(np.repeat(plan.rows, plan.mass)),
+        problem.y.draw(np.repeat(plan.columns, plan.mass)),
     )
 
 
@@ -130,20 +128,6 @@ class Merged:
         return drawn
 
 
-def _lattices(x: Merged, y: Merged, metric: Metric) -> list[tuple[Merged, Merged]]:
-    """Both diagrams on lattices, coarse to fine; none for small diagrams."""
-    if len(x) * len(y) <= _FEW_PAIRS:
-        return []
-    extent = np.ptp(np.concatenate([x.points, y.points]))
-    levels = []
-    for cell in _LATTICES:
-        level = x.on_lattice(extent * cell, metric), y.on_lattice(extent * cell, metric)
-        if max(len(on) / len(off) for on, off in zip(level, (x, y), strict=True)) > _MERGES:
-            break
-        levels.append(level)
-    return levels
-
-
 @dataclass(frozen=True)
 class Pairs:
     """Pairs of points and the cost of matching them."""
@@ -152,67 +136,19 @@ class Pairs:
     columns: Indices
     cost: Values
 
-    @classmethod
-    def of(cls, rows: Indices, columns: Indices, x: Merged, y: Merged, metric: Metric) -> "Pairs":
-        """Pairs by the indices of their points."""
-        return cls(rows, columns, metric.costs(x.points[rows], y.points[columns]))
-
-    def joined(self, other: "Pairs") -> "Pairs":
-        """Both sets."""
-        parts = ((self.rows, other.rows), (self.columns, other.columns), (self.cost, other.cost))
-        return Pairs(*map(np.concatenate, parts))
+    def __len__(self) -> int:
+        return len(self.rows)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How often which points are matched, and the potentials that this set of pairs gave."""
+    """How often which points are matched, and potentials that no way to the diagonal and no pair in use costs less."""
 
     rows: Indices
     columns: Indices
     mass: npt.NDArray[np.int64]
     alpha: Values
     beta: Values
-
-    def cost(self, x: Merged, y: Merged, metric: Metric) -> float:
-        """Of the matched points, and of sending all others to the diagonal."""
-        others = [
-            points.mass - np.bincount(matched, self.mass, len(points))
-            for points, matched in ((x, self.rows), (y, self.columns))
-        ]
-        matched = metric.costs(x.points[self.rows], y.points[self.columns])
-        return self.mass @ matched + others[0] @ x.to_diagonal + others[1] @ y.to_diagonal
-
-
-@dataclass(frozen=True)
-class Solution:
-    """A plan and bounds of the least cost."""
-
-    plan: Plan
-    lower: float
-    upper: float
-
-
-def _solve(x: Merged, y: Merged, metric: Metric, tolerance: float, hint: "Hint | None") -> Solution:
-    """Solve for a growing set of pairs, until the relative gap of distances is certified."""
-    trees = Tree.of(x.points), Tree.of(y.points)
-    pairs = _first_pairs(x, y, trees, metric, hint)
-    start = None if hint is None else (hint.alpha, hint.beta)
-    rounding = _ROUNDING * max(x.to_diagonal.max(initial=0), y.to_diagonal.max(initial=0))
-    lower = 0.0
-    while True:
-        plan = _transport(x, y, pairs, start)
-        upper = plan.cost(x, y, metric)
-        if upper <= lower * (1 + _NEARLY) ** metric.order:
-            plan = max(plan, _sharpened(plan, x, y, pairs, metric), key=lambda p: x.mass @ p.alpha + y.mass @ p.beta)
-        start = plan.alpha, plan.beta
-        rows, columns, excess = pairs_below_potentials(*trees, *start, metric, rounding)
-        most_of_row, most_of_column = _maximum(rows, excess, len(x)), _maximum(columns, excess, len(y))
-        excess_mass = min(x.mass @ most_of_row, y.mass @ most_of_column)
-        lower = min(max(lower, x.mass @ plan.alpha + y.mass @ plan.beta - excess_mass), upper)
-        if upper <= lower * (1 + tolerance) ** metric.order or len(rows) == 0:
-            return Solution(plan, lower, upper)
-        joining = excess >= _JOIN_SHARE * np.minimum(most_of_row[rows], most_of_column[columns])
-        pairs = pairs.joined(Pairs.of(rows[joining], columns[joining], x, y, metric))
 
 
 @dataclass(frozen=True)
@@ -224,38 +160,165 @@ class Hint:
     margin: float
 
     @classmethod
-    def carried(cls, plan: Plan, coarse: tuple[Merged, Merged], fine: tuple[Merged, Merged], metric: Metric) -> "Hint":
+    def carried(cls, plan: Plan, coarse: "Problem", fine: "Problem") -> "Hint":
         """From the points of a lattice to those of a finer one, by way of the diagram's points."""
         carried = []
-        for values, a, b in zip((plan.alpha, plan.beta), coarse, fine, strict=True):
+        for values, a, b in ((plan.alpha, coarse.x, fine.x), (plan.beta, coarse.y, fine.y)):
             potentials = np.empty(len(b))
             potentials[b.members] = values[a.members]
             carried.append(np.minimum(potentials, b.to_diagonal))
-        return cls(*carried, coarse[0].cell**metric.order)
+        return cls(*carried, coarse.x.cell**coarse.metric.order)
 
 
-def _first_pairs(x: Merged, y: Merged, trees: tuple[Tree, Tree], metric: Metric, hint: Hint | None) -> Pairs:
-    """All that can pay if they are few; else the nearest ones, and those that a hint proposes."""
-    if len(x) * len(y) <= _FEW_PAIRS:
-        rows, columns, _ = pairs_below_potentials(*trees, x.to_diagonal, y.to_diagonal, metric)
-        return Pairs.of(rows, columns, x, y, metric)
-    keys = [_nearest(x.points, y.points, metric), _nearest(y.points, x.points, metric)[::-1]]
-    if hint is not None:
-        half = hint.margin / 2
-        rows, columns, excess = pairs_below_potentials(*trees, hint.alpha + half, hint.beta + half, metric)
-        best = _among_best(rows, excess) | _among_best(columns, excess)
-        keys.append((rows[best], columns[best]))
-    rows, columns = (np.concatenate(side) for side in zip(*keys, strict=True))
-    rows, columns = np.divmod(np.unique(rows * len(y) + columns), len(y))
-    pairs = Pairs.of(rows, columns, x, y, metric)
-    pays = pairs.cost < x.to_diagonal[rows] + y.to_diagonal[columns]
-    return Pairs(rows[pays], columns[pays], pairs.cost[pays])
+@dataclass(frozen=True)
+class Problem:
+    """Transport between two sets of points with masses, any of which may go to the diagonal."""
+
+    x: Merged
+    y: Merged
+    metric: Metric
+
+    @cached_property
+    def trees(self) -> tuple[Tree, Tree]:
+        """For searches."""
+        return Tree.of(self.x.points), Tree.of(self.y.points)
+
+    @property
+    def few(self) -> bool:
+        """Whether all pairs can be used at once."""
+        return len(self.x) * len(self.y) <= _FEW_PAIRS
+
+    def on_lattices(self) -> "list[Problem]":
+        """The problem on lattices, coarse to fine, as far as they merge points; none for a small one."""
+        if self.few:
+            return []
+        extent = np.ptp(np.concatenate([self.x.points, self.y.points]))
+        levels = []
+        for cell in _LATTICES:
+            x, y = (points.on_lattice(extent * cell, self.metric) for points in (self.x, self.y))
+            if max(len(x) / len(self.x), len(y) / len(self.y)) > _MERGES:
+                break
+            levels.append(Problem(x, y, self.metric))
+        return levels
+
+    def solve(self, tolerance: float, hint: Hint | None) -> tuple[Plan, float, float]:
+        """Solve for a growing set of pairs, until the relative gap of distances is certified.
+
+        Returns:
+            A plan, and the lower and the upper bound of the cost; the plan attains the upper one.
+        """
+        pairs = self._first_pairs(hint)
+        start = None if hint is None else (hint.alpha, hint.beta)
+        lower = reach = 0.0
+        while True:
+            plan = self._transport(pairs, start)
+            upper = self._cost(plan)
+            if upper <= lower * (1 + _NEARLY) ** self.metric.order:
+                plan = max(plan, self._sharpened(plan, pairs), key=self._dual_value)
+            start = plan.alpha, plan.beta
+            rows, columns, excess = pairs_below_potentials(*self.trees, *start, self.metric, -reach)
+            most_of_row, most_of_column = _maximum(rows, excess, len(self.x)), _maximum(columns, excess, len(self.y))
+            infeasible = min(self.x.mass @ most_of_row, self.y.mass @ most_of_column)
+            lower = min(max(lower, self._dual_value(plan) - infeasible), upper)
+            if upper <= lower * (1 + tolerance) ** self.metric.order:
+                return plan, lower, upper
+            joining = (excess >= _JOIN_SHARE * np.minimum(most_of_row[rows], most_of_column[columns])) | (excess <= 0)
+            before = len(pairs)
+            pairs = self._pairs(np.r_[pairs.rows, rows[joining]], np.r_[pairs.columns, columns[joining]])
+            if len(pairs) == before:
+                return plan, lower, upper
+            if upper <= lower * (1 + _CLOSE) ** self.metric.order:
+                reach = _REACH * (upper - lower) / (self.x.mass.sum() + self.y.mass.sum())
+
+    def _pairs(self, rows: Indices, columns: Indices) -> Pairs:
+        """Those that can pay, each once."""
+        rows, columns = np.divmod(np.unique(rows * len(self.y) + columns), len(self.y))
+        cost = self.metric.costs(self.x.points[rows], self.y.points[columns])
+        pays = cost < self.x.to_diagonal[rows] + self.y.to_diagonal[columns]
+        return Pairs(rows[pays], columns[pays], cost[pays])
+
+    def _first_pairs(self, hint: Hint | None) -> Pairs:
+        """All if they are few; else the nearest ones, and those that a hint proposes."""
+        if self.few:
+            rows, columns = np.indices((len(self.x), len(self.y))).reshape(2, -1)
+            return self._pairs(rows, columns)
+        groups = [
+            _nearest(self.x.points, self.y.points, self.metric.norm),
+            _nearest(self.y.points, self.x.points, self.metric.norm)[::-1],
+        ]
+        if hint is not None:
+            half = hint.margin / 2
+            rows, columns, excess = pairs_below_potentials(
+                *self.trees, hint.alpha + half, hint.beta + half, self.metric
+            )
+            best = _among_best(rows, excess) | _among_best(columns, excess)
+            groups.append((rows[best], columns[best]))
+        return self._pairs(*(np.concatenate(side) for side in zip(*groups, strict=True)))
+
+    def _transport(self, pairs: Pairs, start: tuple[Values, Values] | None) -> Plan:
+        """Optimal transport along the pairs and to the diagonal, which is point n of x and point m of y.
+
+        Raises:
+            RuntimeError: if the network simplex fails.
+        """
+        x, y, n, m = self.x, self.y, len(self.x), len(self.y)
+        rows, columns, mass, _, alpha, beta, status = emd_c_sparse(
+            np.r_[x.mass, y.mass.sum()].astype(np.float64),
+            np.r_[y.mass, x.mass.sum()].astype(np.float64),
+            np.r_[pairs.rows, np.arange(n), np.full(m, n), n].astype(np.uint64),
+            np.r_[pairs.columns, np.full(n, m), np.arange(m), m].astype(np.uint64),
+            np.r_[pairs.cost, x.to_diagonal, y.to_diagonal, 0.0],
+            _MAX_PIVOTS,
+            *((None, None) if start is None else (np.r_[potential, 0.0] for potential in start)),
+        )
+        if status != _OPTIMAL:
+            raise RuntimeError(f"POT's network simplex gave up on a matching of {n} and {m} points (status {status})")
+        beta = np.minimum(beta[:m] + alpha[n], y.to_diagonal)
+        real = (rows < n) & (columns < m)
+        flow = (part[real].astype(np.int64) for part in (rows, columns, np.rint(mass)))
+        return Plan(*flow, self._highest_alpha(pairs, beta), beta)
+
+    def _sharpened(self, plan: Plan, pairs: Pairs) -> Plan:
+        """The plan with its potentials computed anew, the highest of x that it allows; POT's carry rounding of 1e-12.
+
+        A matched pair costs just what its potentials sum to, so those of y follow from those of x, which sink until no
+        pair in use costs less. Feasible even before that.
+        """
+        matched = self.metric.costs(self.x.points[plan.rows], self.y.points[plan.columns])
+        left_over = np.bincount(plan.columns, plan.mass, len(self.y)) < self.y.mass
+        lowest = np.where(left_over, self.y.to_diagonal, -np.inf)
+        sunk = self.x.to_diagonal
+        for _ in range(_MAX_SWEEPS):
+            alpha, beta = sunk, lowest.copy()
+            np.maximum.at(beta, plan.columns, matched - alpha[plan.rows])
+            np.minimum(beta, self.y.to_diagonal, out=beta)
+            sunk = self._highest_alpha(pairs, beta)
+            if np.array_equal(sunk, alpha):
+                break
+        return replace(plan, alpha=sunk, beta=beta)
+
+    def _highest_alpha(self, pairs: Pairs, beta: Values) -> Values:
+        """The highest feasible potentials of x for those of y."""
+        alpha = self.x.to_diagonal.copy()
+        np.minimum.at(alpha, pairs.rows, pairs.cost - beta[pairs.columns])
+        return alpha
+
+    def _dual_value(self, plan: Plan) -> float:
+        """A lower bound of the cost if the potentials are feasible for all pairs."""
+        return self.x.mass @ plan.alpha + self.y.mass @ plan.beta
+
+    def _cost(self, plan: Plan) -> float:
+        """Of the matched points, and of sending all others to the diagonal."""
+        total = plan.mass @ self.metric.costs(self.x.points[plan.rows], self.y.points[plan.columns])
+        for points, matched in ((self.x, plan.rows), (self.y, plan.columns)):
+            total += (points.mass - np.bincount(matched, plan.mass, len(points))) @ points.to_diagonal
+        return total
 
 
-def _nearest(points: Points, others: Points, metric: Metric) -> tuple[Indices, Indices]:
+def _nearest(points: Points, others: Points, norm: float) -> tuple[Indices, Indices]:
     """The nearest others of every point."""
     count = min(_NEIGHBOURS, len(others))
-    _, found = cKDTree(others).query(points, list(range(1, count + 1)), p=metric.norm)
+    _, found = cKDTree(others).query(points, list(range(1, count + 1)), p=norm)
     return np.repeat(np.arange(len(points)), count), found.ravel()
 
 
@@ -273,59 +336,3 @@ def _maximum(group: Indices, value: Values, num_groups: int) -> Values:
     result = np.zeros(num_groups)
     np.maximum.at(result, group, value)
     return result
-
-
-def _transport(x: Merged, y: Merged, pairs: Pairs, start: tuple[Values, Values] | None) -> Plan:
-    """Optimal transport along the pairs and to the diagonal, which is point n of x and point m of y.
-
-    Returns:
-        A plan whose potentials are feasible: no pair of the set, and no way to the diagonal, costs less than they sum to.
-
-    Raises:
-        RuntimeError: if the network simplex fails.
-    """
-    n, m = len(x), len(y)
-    result = emd_c_sparse(
-        np.r_[x.mass, y.mass.sum()].astype(np.float64),
-        np.r_[y.mass, x.mass.sum()].astype(np.float64),
-        np.r_[pairs.rows, np.arange(n), np.full(m, n), n].astype(np.uint64),
-        np.r_[pairs.columns, np.full(n, m), np.arange(m), m].astype(np.uint64),
-        np.r_[pairs.cost, x.to_diagonal, y.to_diagonal, 0.0],
-        _MAX_PIVOTS,
-        *((None, None) if start is None else (np.r_[potential, 0.0] for potential in start)),
-    )
-    rows, columns, mass, _, alpha, beta, status = result
-    if status != _OPTIMAL:
-        raise RuntimeError(f"POT's network simplex gave up on a matching of {n} and {m} points (status {status})")
-    beta = np.minimum(beta[:m] + alpha[n], y.to_diagonal)
-    alpha = _below(x.to_diagonal, pairs, beta)
-    real = (rows < n) & (columns < m)
-    return Plan(*(part[real].astype(np.int64) for part in (rows, columns, np.rint(mass))), alpha, beta)
-
-
-def _sharpened(plan: Plan, x: Merged, y: Merged, pairs: Pairs, metric: Metric) -> Plan:
-    """The plan with its potentials computed anew, the highest of x that it allows; POT's carry rounding of 1e-12.
-
-    A matched pair costs just what its potentials sum to, so those of y follow from those of x, which sink until no
-    pair of the set costs less. Feasible even before that.
-    """
-    matched = metric.costs(x.points[plan.rows], y.points[plan.columns])
-    left_over = np.bincount(plan.columns, plan.mass, len(y)) < y.mass
-    floor = np.where(left_over, y.to_diagonal, -np.inf)
-    alpha = x.to_diagonal
-    for _ in range(_MAX_SWEEPS):
-        beta = floor.copy()
-        np.maximum.at(beta, plan.columns, matched - alpha[plan.rows])
-        np.minimum(beta, y.to_diagonal, out=beta)
-        sunk = _below(x.to_diagonal, pairs, beta)
-        if np.array_equal(sunk, alpha):
-            break
-        alpha = sunk
-    return replace(plan, alpha=sunk, beta=beta)
-
-
-def _below(highest: Values, pairs: Pairs, beta: Values) -> Values:
-    """The highest potentials of x that are feasible for the pairs."""
-    alpha = highest.copy()
-    np.minimum.at(alpha, pairs.rows, pairs.cost - beta[pairs.columns])
-    return alpha

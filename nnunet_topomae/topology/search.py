@@ -90,11 +90,15 @@ def pairs_below_potentials(
             i, j, level_y = np.repeat(i, 2), _children(j), level_y + 1
         else:
             break
+    births_x, deaths_x, births_y, deaths_y = (np.ascontiguousarray(t.points[..., c]) for t in (x, y) for c in (0, 1))
     found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))]
     for start in range(0, len(i), _LEAVES_AT_ONCE):
         p, q = i[start : start + _LEAVES_AT_ONCE], j[start : start + _LEAVES_AT_ONCE]
-        offsets = np.abs(x.points[p][:, :, None] - y.points[q][:, None])
-        excess = alpha_by_leaf[p][:, :, None] + beta_by_leaf[q][:, None] - metric.cost(offsets[..., 0], offsets[..., 1])
+        cost = metric.cost(
+            np.abs(births_x[p][:, :, None] - births_y[q][:, None]),
+            np.abs(deaths_x[p][:, :, None] - deaths_y[q][:, None]),
+        )
+        excess = alpha_by_leaf[p][:, :, None] + beta_by_leaf[q][:, None] - cost
         pair, row, column = np.nonzero(excess > margin)
         found.append((x.order[p[pair], row], y.order[q[pair], column], excess[pair, row, column]))
     rows, columns, excesses = (np.concatenate(part) for part in zip(*found, strict=True))

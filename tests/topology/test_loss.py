@@ -1,3 +1,5 @@
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,9 @@ from gudhi import CubicalComplex
 from gudhi.wasserstein import wasserstein_distance as gudhi_distance
 
 from nnunet_topomae.topology import TopologicalLoss
+from nnunet_topomae.topology import loss as loss_module
 from nnunet_topomae.topology.loss import pool_to_grid
+from nnunet_topomae.topology.persistence import persistence_pairs
 
 
 def _gudhi_loss(a, b):
@@ -92,3 +96,28 @@ def test_tolerance_bounds_the_loss():
     target, reconstruction = torch.rand(1, 1, 10, 10, 10), torch.rand(1, 1, 10, 10, 10)
     exact, near = (TopologicalLoss(tolerance=t)(target, reconstruction)[0].item() for t in (0.0, 0.05))
     assert exact * (1 - 1e-6) <= near <= exact * 1.05
+
+
+def test_start_returns_before_the_threads_are_done(monkeypatch):
+    asked, working = threading.Event(), threading.Event()
+
+    def slow_pairs(array):
+        working.set()
+        assert asked.wait(30)
+        return persistence_pairs(array)
+
+    monkeypatch.setattr(loss_module, "persistence_pairs", slow_pairs)
+    target, reconstruction = (torch.rand(1, 1, 5, 5, 5) for _ in range(2))
+    pending = TopologicalLoss(num_threads=1).start(target, reconstruction)  # would not return if it waited
+    assert working.wait(30)
+    asked.set()
+    (value,) = pending.result()
+    monkeypatch.undo()
+    assert value.item() == TopologicalLoss()(target, reconstruction)[0].item()
+
+
+def test_nan_is_raised_with_the_result():
+    target = torch.rand(1, 1, 4, 4, 4)
+    pending = TopologicalLoss().start(target, torch.full_like(target, torch.nan))
+    with pytest.raises(ValueError, match="NaN or inf"):
+        pending.result()

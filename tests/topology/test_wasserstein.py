@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -150,3 +153,64 @@ def test_certificate_of_the_optimum_is_tight_and_its_matching_costs_the_distance
 def test_options_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
         wasserstein_distance(torch.zeros(0, 2), torch.zeros(0, 2), **options)
+
+
+few_values = st.integers(0, 8).map(lambda k: k / 8)
+
+
+@settings(max_examples=150, deadline=None)
+@given(*[st.lists(st.tuples(few_values, few_values), max_size=15)] * 2)
+def test_duplicates_and_points_on_the_diagonal_agree_with_gudhi(x, y):
+    x, y = (np.array([(max(p), min(p)) for p in points], dtype=float).reshape(-1, 2) for points in (x, y))
+    expected = gudhi_distance(x[:, ::-1], y[:, ::-1], order=2, internal_p=np.inf)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(matching, "_FEW_PAIRS", 0)
+        value, certificate = wasserstein_distance(torch.tensor(x), torch.tensor(y), return_certificate=True)
+    assert value.item() == pytest.approx(expected, rel=1e-9, abs=1e-9)
+    for indices in (certificate.x_indices, certificate.y_indices):
+        assert len(set(indices)) == len(indices)
+
+
+@pytest.mark.parametrize("digits", [2, 15])
+def test_lattices_lead_to_the_optimum(monkeypatch, digits):
+    x, y = (d.numpy().round(digits) for d in _random_pair(3, 600, 800))
+    monkeypatch.setattr(matching, "_MERGES", 1.0)
+    metric = matching.Metric()
+    assert len(matching.Problem(*(matching.Merged.of(d, metric) for d in (x, y)), metric).on_lattices()) == 4
+    value, certificate = wasserstein_distance(torch.tensor(x), torch.tensor(y), return_certificate=True)
+    expected = gudhi_distance(x[:, ::-1], y[:, ::-1], order=2, internal_p=np.inf)
+    assert value.item() == pytest.approx(expected, rel=1e-9)
+    assert certificate.gap <= 1e-9
+
+
+def test_tiny_distances_of_large_diagrams():
+    x, _ = _random_pair(0, 1000, 1000)
+    shift = torch.tensor([1e-9, 0.0], dtype=torch.float64)
+    assert wasserstein_distance(x, x + shift).item() == pytest.approx(1000**0.5 * 1e-9, rel=1e-6)
+
+
+def test_failure_of_the_solver_is_an_error(monkeypatch):
+    monkeypatch.setattr(matching, "_MAX_PIVOTS", 1)
+    with pytest.raises(RuntimeError, match="network simplex gave up on a matching of 150 and 220 points"):
+        wasserstein_distance(*_random_pair(0))
+
+
+_HUGE = """
+import resource
+import numpy as np, torch
+from nnunet_topomae.topology import wasserstein_distance
+rng = np.random.default_rng(0)
+births = rng.random((2, 100_000))
+x, y = (torch.tensor(np.stack([b, b - rng.exponential(0.05, len(b))], axis=1)) for b in births)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+_, certificate = wasserstein_distance(x, y, tolerance=0.01, return_certificate=True)
+print(certificate.gap, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20)
+"""
+
+
+@pytest.mark.slow
+def test_hundred_thousand_points_within_four_gib():
+    output = subprocess.run([sys.executable, "-c", _HUGE], capture_output=True, text=True, check=True).stdout
+    gap, gib = map(float, output.split())
+    assert gap <= 0.01
+    assert gib < 4
