@@ -1,0 +1,128 @@
+"""What a pre-training step spends its time on, for a planned and preprocessed dataset.
+
+    python benchmarks/training_step.py DATASET [-p nnUNetTopoMAEPlans] [-c 3d_fullres] [--device cpu] [--steps 3]
+
+nnU-Net's environment variables must point to the dataset. Medians over the steps, the first one left out:
+
+    data        one batch of crops read and augmented by one process; loader processes hide it behind the steps
+    ViT         a step of the ViT branch alone, without topology
+    UNETR++     the same of the other branch
+    both        a step of both branches without topology
+    topology    the topological loss of both branches alone, forward and backward
+    exposed     what topology adds to a step of both branches
+    hidden      the rest of it, which runs beside the GPU's work
+"""
+
+import argparse
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from nnunetv2.run.run_training import get_trainer_from_args
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from torch.utils.data import default_collate
+
+import nnunet_topomae.trainers
+from nnunet_topomae.config import PretrainingConfig
+from nnunet_topomae.masking import mask_to_voxels
+from nnunet_topomae.nnunet.plans import build_network
+from nnunet_topomae.nnunet.pretraining import Pretrainer, to_float32
+from nnunet_topomae.pretext import TopoMAE
+from nnunet_topomae.pretext.base import compose
+from nnunet_topomae.topology import TopologicalLoss
+
+
+def median_seconds(action: Callable[[], object], steps: int, device: torch.device) -> float:
+    """Median duration of an action."""
+    seconds = []
+    for _ in range(steps + 1):
+        started = time.perf_counter()
+        action()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds[1:])
+
+
+def make_step(trainer: Pretrainer, config: PretrainingConfig, batch: dict) -> Callable[[], None]:
+    """A step of optimisation of a fresh network."""
+    channels = batch["data"].shape[1]
+    network = build_network(trainer.configuration_manager, channels, num_classes=channels, deep_supervision=False)
+    task = TopoMAE(network, config).to(trainer.device)
+    optimizer = torch.optim.AdamW([p for p in task.parameters() if p.requires_grad], lr=1e-4)
+    crop, mask, keypoints = trainer.to_device(batch)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with trainer.autocast():
+            output = task(crop, mask)
+        task.loss_terms(to_float32(output), crop, mask, keypoints)["total"].backward()
+        optimizer.step()
+
+    return step
+
+
+def make_topology(trainer: Pretrainer, config: PretrainingConfig, batch: dict) -> Callable[[], None]:
+    """The topological loss of two reconstructions as early in training: the crop, blurred where it is hidden."""
+    crop, mask, _ = trainer.to_device(batch)
+    hidden = mask_to_voxels(mask, trainer.task.patch_size)
+    loss = TopologicalLoss(config.topology.grid, config.topology.tolerance)
+    blurred = [torch.nn.functional.avg_pool3d(crop, k, stride=1, padding=k // 2) for k in (3, 5)]
+    predictions = [b.detach().requires_grad_() for b in blurred]
+
+    def both_branches() -> None:
+        sum(loss(crop, *(compose(crop, p, hidden) for p in predictions))).backward()
+
+    return both_branches
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("dataset")
+    parser.add_argument("-p", "--plans", default="nnUNetTopoMAEPlans")
+    parser.add_argument("-c", "--configuration", default="3d_fullres")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--steps", type=int, default=3)
+    options = parser.parse_args()
+    os.environ["nnUNet_extTrainer"] = str(nnunet_topomae.trainers.FOLDER)
+    device = torch.device(options.device)
+    dataset = maybe_convert_to_dataset_name(options.dataset)
+    trainer = get_trainer_from_args(
+        dataset, options.configuration, "all", "TopoMAEPretrainer", options.plans, device=device
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        trainer.output_folder = folder
+        trainer.log_file = os.path.join(folder, "log.txt")
+        trainer.initialize()
+    config, size = trainer.config, trainer.configuration_manager.batch_size
+    crops = trainer.crops_of(trainer.get_tr_and_val_datasets()[0], 0, mirror=True)
+    batch = default_collate([crops[i] for i in range(size)])
+    without = replace(config, topology=replace(config.topology, enabled=False))
+    actions = {
+        "data": lambda: [crops[i] for i in range(size)],
+        "ViT": make_step(trainer, replace(without, branches=("vit",)), batch),
+        "UNETR++": make_step(trainer, replace(without, branches=("unetrpp",)), batch),
+        "both": make_step(trainer, without, batch),
+        "topology": make_topology(trainer, config, batch),
+        "with topology": make_step(trainer, config, batch),
+    }
+    print(
+        f"{dataset}: crop {tuple(batch['data'].shape)}, grid {config.topology.grid}, "
+        f"tolerance {config.topology.tolerance}; {device}, {os.cpu_count()} cores ({platform.machine()})"
+    )
+    seconds = {name: median_seconds(action, options.steps, device) for name, action in actions.items()}
+    whole = seconds.pop("with topology")
+    exposed = max(whole - seconds["both"], 0.0)
+    rows = {**seconds, "exposed": exposed, "hidden": max(seconds["topology"] - exposed, 0.0), "whole step": whole}
+    for name, value in rows.items():
+        print(f"  {name:<11}{value:>9.3f} s{value / whole:>8.1%} of the step")
+
+
+if __name__ == "__main__":
+    main()
