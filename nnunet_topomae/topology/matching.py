@@ -30,7 +30,6 @@ _LATTICE_TOLERANCE = 0.03
 _NEIGHBOURS = 3  # nearest ones, from either side, that take part from the start
 _PROMISING = 15  # pairs per point that potentials of a lattice propose
 _JOIN_SHARE = 0.9  # a pair joins if it exceeds by this share of the most of its row or its column
-_CLOSE, _REACH = 0.1, 5  # gap from which also pairs join that lack so many times the gap per point
 _PROVABLE = 1e-9  # relative gap; rounding of doubles adds up to about as much over many points
 _NEARLY = 1e-4  # relative gap, below which the rounding of POT's potentials matters
 _MAX_SWEEPS = 200
@@ -209,26 +208,24 @@ class Problem:
         """
         pairs = self._first_pairs(hint)
         start = None if hint is None else (hint.alpha, hint.beta)
-        lower = reach = 0.0
+        lower = 0.0
         while True:
             plan = self._transport(pairs, start)
             upper = self._cost(plan)
             if upper <= lower * (1 + _NEARLY) ** self.metric.order:
                 plan = max(plan, self._sharpened(plan, pairs), key=self._dual_value)
             start = plan.alpha, plan.beta
-            rows, columns, excess = pairs_below_potentials(*self.trees, *start, self.metric, -reach)
+            rows, columns, excess = pairs_below_potentials(*self.trees, *start, self.metric)
             most_of_row, most_of_column = _maximum(rows, excess, len(self.x)), _maximum(columns, excess, len(self.y))
             infeasible = min(self.x.mass @ most_of_row, self.y.mass @ most_of_column)
             lower = min(max(lower, self._dual_value(plan) - infeasible), upper)
             if upper <= lower * (1 + tolerance) ** self.metric.order:
                 return plan, lower, upper
-            joining = (excess >= _JOIN_SHARE * np.minimum(most_of_row[rows], most_of_column[columns])) | (excess <= 0)
+            joining = excess >= _JOIN_SHARE * np.minimum(most_of_row[rows], most_of_column[columns])
             before = len(pairs)
             pairs = self._pairs(np.r_[pairs.rows, rows[joining]], np.r_[pairs.columns, columns[joining]])
             if len(pairs) == before:
                 return plan, lower, upper
-            if upper <= lower * (1 + _CLOSE) ** self.metric.order:
-                reach = _REACH * (upper - lower) / (self.x.mass.sum() + self.y.mass.sum())
 
     def _pairs(self, rows: Indices, columns: Indices) -> Pairs:
         """Those that can pay, each once."""
