@@ -37,16 +37,17 @@ from nnunet_topomae.pretext.base import compose
 from nnunet_topomae.topology import TopologicalLoss
 
 
-def median_seconds(action: Callable[[], object], steps: int, device: torch.device) -> float:
-    """Median duration of an action."""
-    seconds = []
+def median_seconds(actions: dict[str, Callable[[], object]], steps: int, device: torch.device) -> dict[str, float]:
+    """Median duration of every action; they take turns, so that a busy machine slows all of them."""
+    seconds: dict[str, list[float]] = {name: [] for name in actions}
     for _ in range(steps + 1):
-        started = time.perf_counter()
-        action()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds[1:])
+        for name, action in actions.items():
+            started = time.perf_counter()
+            action()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(each[1:]) for name, each in seconds.items()}
 
 
 def make_step(trainer: Pretrainer, config: PretrainingConfig, batch: dict) -> Callable[[], None]:
@@ -116,7 +117,7 @@ def main() -> None:
         f"{dataset}: crop {tuple(batch['data'].shape)}, grid {config.topology.grid}, "
         f"tolerance {config.topology.tolerance}; {device}, {os.cpu_count()} cores ({platform.machine()})"
     )
-    seconds = {name: median_seconds(action, options.steps, device) for name, action in actions.items()}
+    seconds = median_seconds(actions, options.steps, device)
     whole = seconds.pop("with topology")
     exposed = max(whole - seconds["both"], 0.0)
     rows = {**seconds, "exposed": exposed, "hidden": max(seconds["topology"] - exposed, 0.0), "whole step": whole}

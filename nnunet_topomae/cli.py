@@ -38,6 +38,10 @@ def build_parser() -> argparse.ArgumentParser:
     _add_planning_options(plan)
     plan.set_defaults(run=_plan_experiment)
 
+    add = commands.add_parser("add_unlabelled", help="preprocess images without labels for pre-training")
+    _add_unlabelled_options(add)
+    add.set_defaults(run=_add_unlabelled)
+
     demo = commands.add_parser("demo", help="run everything on a made-up dataset, about 8 minutes on 2 CPU cores")
     demo.add_argument("--keep", type=Path, metavar="FOLDER", help="leave everything in FOLDER, to look at")
     demo.set_defaults(run=_demo)
@@ -64,6 +68,44 @@ def _add_preprocessing_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no_pp", action="store_true", help="do not preprocess")
     parser.add_argument("--verbose", action="store_true", help="print more")
     parser.add_argument("--no_pbar", action="store_true", help="no progress bars")
+
+
+def _add_unlabelled_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-d", type=int, required=True, metavar="ID", help="dataset ID")
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument(
+        "-i", type=Path, metavar="FOLDER", help="images, CASE_0000.nii.gz and so on; new ones are added"
+    )
+    action.add_argument("--list", action="store_true", help="list what is there")
+    action.add_argument("--remove", metavar="CASE", help="delete one")
+    parser.add_argument("-p", default="nnUNetTopoMAEPlans", metavar="PLANS", help="default: %(default)s")
+    parser.add_argument("-c", nargs="+", metavar="CONFIGURATION", help="default: all 3D ones of the plans")
+    parser.add_argument("-np", type=int, default=4, metavar="N", help="processes (default: %(default)s)")
+    parser.add_argument("--no_pbar", action="store_true", help="no progress bar")
+
+
+def _add_unlabelled(options: argparse.Namespace) -> None:
+    from nnunet_topomae.nnunet import unlabelled
+
+    target = unlabelled.Target.of(options.d, options.p)
+    configurations = target.configurations(options.c)
+    if options.remove:
+        unlabelled.remove(target, options.remove, configurations)
+        _say(f"Removed {options.remove}")
+    elif options.list:
+        for name in configurations:
+            cases = unlabelled.unlabelled_cases(target.folder_of(name))
+            _say(f"{name}: {len(cases)} unlabelled cases in {target.folder_of(name)}")
+            for case in cases:
+                _say(f"    {case}")
+    else:
+        added, problems = unlabelled.add(target, options.i, configurations, options.np, not options.no_pbar)
+        for name, count in added.items():
+            total = len(unlabelled.unlabelled_cases(target.folder_of(name)))
+            _say(f"{name}: {count} cases added, {total} unlabelled cases in all")
+        if problems:
+            listing = "".join(f"\n    {case} {problem}" for case, problem in sorted(problems.items()))
+            raise ValueError(f"{len(problems)} cases were left out:{listing}")
 
 
 def _plan_and_preprocess(options: argparse.Namespace) -> None:

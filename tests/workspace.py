@@ -25,10 +25,10 @@ CROP = [24, 32, 32]
 class Workspace:
     """nnU-Net's three folders with a planned and preprocessed phantom dataset."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.preprocessed = folder / "preprocessed" / DATASET
-        self.results = folder / "results" / DATASET
+    def __init__(self, folder: Path, dataset: str = DATASET):
+        self.folder, self.dataset = folder, dataset
+        self.preprocessed = folder / "preprocessed" / dataset
+        self.results = folder / "results" / dataset
 
     def plans(self) -> dict:
         return json.loads((self.preprocessed / f"{PLANS_NAME}.json").read_text())
@@ -43,7 +43,9 @@ class Workspace:
 
     def trainer(self, name: str, plans: str = PLANS_NAME, fold: int | str = 0, continue_training: bool = False):
         """A trainer as nnU-Net's command makes it."""
-        return get_trainer_from_args(DATASET, "3d_fullres", fold, name, plans, continue_training, torch.device("cpu"))
+        return get_trainer_from_args(
+            self.dataset, "3d_fullres", fold, name, plans, continue_training, torch.device("cpu")
+        )
 
     def checkpoint(self, trainer: str, plans: str = PLANS_NAME, fold: int | str = 0, name: str = "final") -> Path:
         return self.results / f"{trainer}__{plans}__3d_fullres" / f"fold_{fold}" / f"checkpoint_{name}.pth"

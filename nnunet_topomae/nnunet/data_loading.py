@@ -20,6 +20,26 @@ from nnunet_topomae.masking import random_patch_mask
 _SPATIAL_AXES = (0, 1, 2)
 
 
+class JoinedCases:
+    """Preprocessed cases of several folders, to be used like those of one.
+
+    Args:
+        parts: their cases; one that is in several parts is taken from the last.
+    """
+
+    def __init__(self, *parts: nnUNetBaseDataset):
+        self._part = {case: part for part in parts for case in part.identifiers}
+        self.identifiers = sorted(self._part)
+        self.source_folder = " and ".join(sorted({str(part.source_folder) for part in parts}))
+
+    def load_case(self, case: str) -> tuple:
+        """What nnU-Net's dataset of that case gives."""
+        return self._part[case].load_case(case)
+
+
+Cases = nnUNetBaseDataset | JoinedCases
+
+
 class CropDataset(Dataset):
     """The n-th crop of an endless stream: case, place, mirroring and mask depend on the seed and n alone.
 
@@ -37,7 +57,7 @@ class CropDataset(Dataset):
 
     def __init__(
         self,
-        cases: nnUNetBaseDataset,
+        cases: Cases,
         crop_size: Sequence[int],
         mask_grid: Sequence[int],
         mask_ratio: float,
@@ -115,7 +135,7 @@ def endless_batches(dataset: CropDataset, sampler: StreamSampler, batch_size: in
     )
 
 
-def check_finite(cases: nnUNetBaseDataset, show_progress: bool) -> None:
+def check_finite(cases: Cases, show_progress: bool) -> None:
     """Read every preprocessed case once and make sure that its values are finite.
 
     Raises:

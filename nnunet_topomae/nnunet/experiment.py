@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import nibabel
-import numpy as np
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
@@ -22,8 +20,8 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from tqdm import tqdm
 
 import nnunet_topomae.planners
+from nnunet_topomae.nnunet.images import defect_of
 
-_NIFTI = (".nii", ".nii.gz")
 _DEFAULT_PROCESSES = {"3d_fullres": 4, "3d_lowres": 8}  # nnU-Net's
 
 
@@ -59,30 +57,25 @@ def extract_fingerprint(
 
 
 def check_images(dataset: Path, num_threads: int, show_progress: bool) -> None:
-    """Read every training image of a raw dataset and make sure that its values are finite.
+    """Read every training image of a raw dataset and make sure that its values are finite and its spacing positive.
 
     Raises:
-        ValueError: names the files that hold NaN or inf.
+        ValueError: names the files that are not.
     """
     description = load_json(str(dataset / "dataset.json"))
     cases = get_filenames_of_train_images_and_targets(str(dataset), description)
     files = [file for case in cases.values() for file in case["images"]]
     reader = determine_reader_writer_from_dataset_json(description, files[0], verbose=False)
 
-    def is_finite(file: str) -> bool:
-        if not file.endswith(_NIFTI):
-            return bool(np.isfinite(reader().read_images([file])[0]).all())
-        voxels = nibabel.load(file).dataobj  # SimpleITK would silently read 0 for NaN and inf
-        return np.issubdtype(voxels.dtype, np.integer) or bool(np.isfinite(np.asanyarray(voxels)).all())
-
     with ThreadPoolExecutor(num_threads) as pool:
         hide = None if show_progress else True
-        finite = tqdm(pool.map(is_finite, files), "Checking images", len(files), leave=False, disable=hide)
-        broken = [file for file, ok in zip(files, finite, strict=True) if not ok]
+        defects = pool.map(lambda file: defect_of(Path(file), reader()), files)
+        found = tqdm(zip(files, defects, strict=True), "Checking images", len(files), leave=False, disable=hide)
+        broken = [f"{file} {defect}" for file, defect in found if defect]
     if broken:
         raise ValueError(
-            f"{', '.join(broken[:5])} {'hold' if len(broken) > 1 else 'holds'} NaN or inf ({len(broken)} of "
-            f"{len(files)} files); replace these values, then run this command again"
+            f"{len(broken)} of {len(files)} image files cannot be used: {'; '.join(broken[:5])}"
+            f"{' ...' if len(broken) > 5 else ''}; mend or remove them, then run this command again"
         )
 
 

@@ -11,7 +11,9 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 import torch.distributed as dist
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.logging.nnunet_logger import LocalLogger
+from nnunetv2.utilities.crossval_split import generate_crossval_split
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
@@ -19,15 +21,17 @@ from tqdm import tqdm
 
 from nnunet_topomae.masking import mask_to_voxels
 from nnunet_topomae.nnunet.checkpoints import UNTRAINED
-from nnunet_topomae.nnunet.data_loading import CropDataset, StreamSampler, endless_batches
+from nnunet_topomae.nnunet.data_loading import Cases, CropDataset, JoinedCases, StreamSampler, endless_batches
 from nnunet_topomae.nnunet.plans import PRETRAINING, build_network, read_config
 from nnunet_topomae.nnunet.training import NO_WEIGHT_DECAY, StageTrainer
+from nnunet_topomae.nnunet.unlabelled import unlabelled_cases, unlabelled_folder
 from nnunet_topomae.pretext.base import PretextOutput, PretextTask, compose
 from nnunet_topomae.reporting.figures import Curve, Reconstruction, plane_names, save_progress, save_reconstructions
 from nnunet_topomae.reporting.metrics import keypoint_error, mean_of, reconstruction_metrics
 from nnunet_topomae.topology import TopologicalLoss
 
 _MAX_GRADIENT_NORM = 12  # nnU-Net's
+_FOLDS = 5  # nnU-Net's
 _TRAINING_STREAM, _VALIDATION_STREAM, _REPORT_STREAM = 0, 1, 2
 _PICTURED_CASES = 4
 _HEADINGS = {"vit": "ViT", "unetrpp": "UNETR++"}
@@ -49,7 +53,51 @@ class Pretrainer(StageTrainer):
         self.oversample_foreground_percent = 0.0
         self.enable_deep_supervision = False
         self.logger.local_logger = PretrainingLogger()
+        if self.without_labels:
+            self.preprocessed_dataset_folder = str(self.unlabelled_folder)
         super().initialize()
+
+    @property
+    def unlabelled_folder(self) -> Path:
+        """Where ``nnUNetv2_topomae add_unlabelled`` puts its cases."""
+        return unlabelled_folder(Path(self.preprocessed_dataset_folder_base), self.configuration_manager)
+
+    @property
+    def without_labels(self) -> bool:
+        """Whether the dataset has unlabelled cases only."""
+        labelled = Path(self.preprocessed_dataset_folder_base) / self.configuration_manager.data_identifier
+        return not labelled.is_dir() and bool(unlabelled_cases(self.unlabelled_folder))
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """As nnU-Net; without labels the unlabelled cases are split in the same way, but no file is written."""
+        if not self.without_labels or self.fold == "all":
+            return super().do_split()
+        cases = unlabelled_cases(self.unlabelled_folder)
+        if len(cases) < _FOLDS:
+            raise ValueError(
+                f"{self.unlabelled_folder} holds {len(cases)} cases, too few for {_FOLDS} folds; use fold all"
+            )
+        split = generate_crossval_split(cases, seed=12345, n_splits=_FOLDS)[int(self.fold) % _FOLDS]
+        return list(split["train"]), list(split["val"])
+
+    def get_tr_and_val_datasets(self) -> tuple[Cases, Cases]:
+        """The labelled cases of the fold and every unlabelled one for training, labelled cases for validation.
+
+        Raises:
+            ValueError: if a case is there with and without labels.
+        """
+        training, validation = super().get_tr_and_val_datasets()
+        cases = [] if self.without_labels else unlabelled_cases(self.unlabelled_folder)
+        if not cases:
+            return training, validation
+        twice = sorted(set(cases) & {*training.identifiers, *validation.identifiers})
+        if twice:
+            raise ValueError(
+                f"{twice[0]} is a labelled case and lies in {self.unlabelled_folder} too; remove it there with "
+                f"nnUNetv2_topomae add_unlabelled --remove {twice[0]}"
+            )
+        folder = str(self.unlabelled_folder)
+        return JoinedCases(training, infer_dataset_class(folder)(folder, cases)), validation
 
     @classmethod
     def build_network_architecture(
@@ -81,6 +129,11 @@ class Pretrainer(StageTrainer):
     def get_dataloaders(self) -> tuple[Iterator[dict], Iterator[dict]]:
         """Random crops of the training cases; fixed crops and masks of the validation cases."""
         training, validation = self.get_tr_and_val_datasets()
+        unlabelled = len(set(training.identifiers) & set(unlabelled_cases(self.unlabelled_folder)))
+        self.print_to_log_file(
+            f"Crops are drawn from {len(training.identifiers) - unlabelled} labelled and {unlabelled} unlabelled "
+            f"cases; validation on {len(validation.identifiers)}"
+        )
         world_size = dist.get_world_size() if self.is_ddp else 1
         global_batch = self.configuration_manager.batch_size
         seen = self.current_epoch * self.num_iterations_per_epoch * global_batch
@@ -104,7 +157,7 @@ class Pretrainer(StageTrainer):
             ),
         )
 
-    def crops_of(self, cases: Any, stream: int, mirror: bool) -> CropDataset:
+    def crops_of(self, cases: Cases, stream: int, mirror: bool) -> CropDataset:
         """The stream of crops of some cases."""
         return CropDataset(
             cases,

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from nnunet_topomae.nnunet.checkpoints import WEIGHTS, read_checkpoint, write_checkpoint
-from nnunet_topomae.nnunet.data_loading import check_finite
+from nnunet_topomae.nnunet.data_loading import JoinedCases, check_finite
 from nnunet_topomae.nnunet.plans import check_plans, read_config
 
 NO_WEIGHT_DECAY = ("*pos_embed", "*mask_token", "*temperature", "*gains.*")  # not 1D, but no weights either
@@ -65,9 +65,7 @@ class StageTrainer(nnUNetTrainer, ABC):
         """As nnU-Net, once every value of every case has been seen to be finite."""
         if not self.was_initialized:
             self.initialize()
-        training, validation = self.do_split()
-        cases = self.dataset_class(self.preprocessed_dataset_folder, sorted({*training, *validation}))
-        check_finite(cases, show_progress=self.local_rank == 0)
+        check_finite(JoinedCases(*self.get_tr_and_val_datasets()), show_progress=self.local_rank == 0)
         super().on_train_start()
 
     @abstractmethod

@@ -1,0 +1,163 @@
+import gzip
+import json
+import shutil
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from nnunet_topomae import cli
+from nnunet_topomae.nnunet.planning import PLANS_NAME
+from nnunet_topomae.nnunet.unlabelled import find_images
+from nnunet_topomae.phantom import write_dataset
+from workspace import Workspace
+
+ADD = ["add_unlabelled", "-d", "998", "-c", "3d_fullres", "--no_pbar"]
+
+
+@pytest.fixture
+def images(workspace, tmp_path):
+    """Three new images and one with the name of a labelled case; what is added is removed afterwards."""
+    write_dataset(tmp_path / "source", num_training=3, num_test=0, seed=50)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for index, file in enumerate(sorted((tmp_path / "source" / "imagesTr").iterdir())):
+        shutil.copy(file, folder / f"extra_{index}_0000.nii.gz")
+    shutil.copy(file, folder / "phantom_000_0000.nii.gz")
+    yield folder
+    shutil.rmtree(_folder(workspace), ignore_errors=True)
+
+
+def _folder(workspace) -> Path:
+    return workspace.preprocessed / f"{PLANS_NAME}_3d_fullres_unlabelled"
+
+
+def _write(file, voxels, zooms=(1.0, 1.0, 1.0)):
+    image = nibabel.Nifti1Image(voxels, np.eye(4))
+    image.header["pixdim"][1:4] = zooms
+    nibabel.save(image, file)
+
+
+def test_new_images_are_added_and_ill_ones_named(workspace, images, capsys):
+    _write(images / "nan_0000.nii.gz", np.full((20, 20, 20), np.nan, np.float32))
+    _write(images / "flat_0000.nii.gz", np.ones((20, 20, 20), np.float32), zooms=(0.0, 1.0, 1.0))
+    _write(images / "second_0001.nii.gz", np.ones((20, 20, 20), np.float32))
+    whole = gzip.compress(b"no image")
+    (images / "cut_0000.nii.gz").write_bytes(whole[:-4])
+    assert cli.main([*ADD, "-i", str(images), "-np", "2"]) == 2
+    said = capsys.readouterr()
+    assert "3d_fullres: 3 cases added, 3 unlabelled cases in all" in said.out
+    for message in (
+        "5 cases were left out",
+        "nan nan_0000.nii.gz holds NaN or inf",
+        "flat flat_0000.nii.gz has a spacing of (0.0, 1.0, 1.0) mm",
+        "second has channels [1], but the dataset has channels [0]",
+        "cut cut_0000.nii.gz cannot be read: ",
+        "phantom_000 is the name of a labelled case",
+    ):
+        assert message in said.err
+    assert "Traceback" not in said.err
+    names = sorted(file.name for file in _folder(workspace).iterdir())
+    assert names == sorted(f"extra_{i}{end}" for i in range(3) for end in (".b2nd", "_seg.b2nd", ".pkl"))
+
+    written = {file: file.stat().st_mtime_ns for file in _folder(workspace).iterdir()}
+    for file in images.glob("[!e]*"):
+        file.unlink()
+    assert cli.main([*ADD, "-i", str(images), "-np", "1"]) == 0
+    assert "0 cases added, 3 unlabelled cases in all" in capsys.readouterr().out
+    assert written == {file: file.stat().st_mtime_ns for file in _folder(workspace).iterdir()}
+
+
+def test_pretraining_draws_from_both_and_fine_tuning_from_labelled_cases_alone(workspace, images):
+    (images / "phantom_000_0000.nii.gz").unlink()
+    before = workspace.trainer("TopoMAEPretrainer").get_tr_and_val_datasets()
+    assert cli.main([*ADD, "-i", str(images), "-np", "1"]) == 0
+    trainer = workspace.trainer("TopoMAEPretrainer")
+    trainer.on_train_start()
+    training, validation = trainer.get_tr_and_val_datasets()
+    assert set(training.identifiers) == {*before[0].identifiers, "extra_0", "extra_1", "extra_2"}
+    assert validation.identifiers == before[1].identifiers
+    assert "Crops are drawn from 4 labelled and 3 unlabelled cases" in Path(trainer.log_file).read_text()
+    drawn = {trainer.crops_of(training, 0, mirror=True)[i]["case"] for i in range(60)}
+    assert drawn == set(training.identifiers)
+    finetuner = workspace.trainer("FusedFinetuneTrainer")
+    assert not any("extra" in case for part in finetuner.get_tr_and_val_datasets() for case in part.identifiers)
+
+
+def test_cases_are_preprocessed_as_nnunet_does(workspace, images):
+    labelled = workspace.trainer("TopoMAEPretrainer").get_tr_and_val_datasets()[0]
+    raw = workspace.folder / "raw" / "Dataset998_Phantom" / "imagesTr"
+    case = labelled.identifiers[0]
+    shutil.copy(raw / f"{case}_0000.nii.gz", images / "copy_0000.nii.gz")
+    (images / "phantom_000_0000.nii.gz").unlink()
+    assert cli.main([*ADD, "-i", str(images), "-np", "1"]) == 0
+    training, _ = workspace.trainer("TopoMAEPretrainer").get_tr_and_val_datasets()
+    np.testing.assert_array_equal(training.load_case("copy")[0][:], labelled.load_case(case)[0][:])
+
+
+def test_list_and_remove(workspace, images, capsys):
+    (images / "phantom_000_0000.nii.gz").unlink()
+    cli.main([*ADD, "-i", str(images), "-np", "1"])
+    assert cli.main([*ADD, "--remove", "extra_1"]) == 0
+    capsys.readouterr()
+    assert cli.main([*ADD, "--list"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"3d_fullres: 2 unlabelled cases in {_folder(workspace)}",
+        "    extra_0",
+        "    extra_2",
+    ]
+    assert not list(_folder(workspace).glob("extra_1*"))
+    assert cli.main([*ADD, "--remove", "extra_1"]) == 2
+    assert "there is no unlabelled case extra_1" in capsys.readouterr().err
+
+
+def test_a_case_that_got_its_label_later_is_named(workspace, images):
+    (images / "phantom_000_0000.nii.gz").unlink()
+    assert cli.main([*ADD, "-i", str(images), "-np", "1"]) == 0
+    for file in _folder(workspace).glob("extra_0*"):
+        file.rename(file.with_name(file.name.replace("extra_0", "phantom_001")))
+    with pytest.raises(ValueError, match=r"phantom_001 is a labelled case and lies in .* too; remove it there with"):
+        workspace.trainer("TopoMAEPretrainer").get_tr_and_val_datasets()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-d", "998", "-i", "nowhere"], "nowhere holds no image named CASE_0000.nii.gz"),
+        (["-d", "998", "--list", "-p", "Others"], "Others.json does not exist; plan the dataset with"),
+        (["-d", "998", "--list", "-c", "3d_none"], "has no 3D configuration 3d_none; it has 3d_fullres"),
+    ],
+)
+def test_what_is_missing_is_named(workspace, arguments, message, capsys):
+    assert cli.main(["add_unlabelled", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_dataset_without_labels_can_be_pretrained(workspace, tmp_path):
+    write_dataset(tmp_path / "source", num_training=6, num_test=0, seed=70)
+    dataset = workspace.preprocessed.with_name("Dataset997_Unlabelled")
+    dataset.mkdir()
+    plans = workspace.plans() | {"dataset_name": dataset.name}
+    (dataset / f"{PLANS_NAME}.json").write_text(json.dumps(plans))
+    for name in ("dataset.json", "dataset_fingerprint.json"):
+        shutil.copy(workspace.preprocessed / name, dataset)
+    images = tmp_path / "source" / "imagesTr"
+    assert cli.main(["add_unlabelled", "-d", "997", "-i", str(images), "-c", "3d_fullres", "--no_pbar"]) == 0
+    other = Workspace(workspace.folder, dataset.name)
+    trainer = other.trainer("TopoMAEPretrainer")
+    trainer.run_training()
+    trainer.perform_actual_validation()
+    assert other.checkpoint("TopoMAEPretrainer").is_file()
+    assert not (dataset / "splits_final.json").exists()
+    splits = [set(part.identifiers) for part in trainer.get_tr_and_val_datasets()]
+    assert not splits[0] & splits[1]
+    assert len(splits[0] | splits[1]) == 6
+
+
+def test_channels_are_found_in_order(tmp_path):
+    for name in ("a_0001.nii.gz", "a_0000.nii.gz", "b_0000.nii.gz", "notes.txt", "c_0000.nrrd"):
+        (tmp_path / name).touch()
+    complete, incomplete = find_images(tmp_path, ".nii.gz", 2)
+    assert complete == {"a": [tmp_path / "a_0000.nii.gz", tmp_path / "a_0001.nii.gz"]}
+    assert incomplete == {"b": "has channels [0], but the dataset has channels [0, 1]"}
