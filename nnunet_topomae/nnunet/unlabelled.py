@@ -176,7 +176,7 @@ def _add_case(plans_file: Path, description: dict, configuration: str, case: str
         preprocessor.run_case_save(
             str(temporary / case), [str(file) for file in files], None, plans, settings, description
         )
-        for file in sorted(temporary.iterdir()):  # the .pkl after the images
+        for file in sorted(temporary.iterdir(), reverse=True):  # last the image, by which a case is found
             file.replace(folder / file.name)
     except Exception as error:  # any error of a reader or of resampling belongs to this case, the others go on
         return f"cannot be preprocessed: {type(error).__name__}: {error}"

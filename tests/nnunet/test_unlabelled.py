@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from nnunet_topomae import cli
+from nnunet_topomae.nnunet import unlabelled
 from nnunet_topomae.nnunet.planning import PLANS_NAME
-from nnunet_topomae.nnunet.unlabelled import find_images
 from nnunet_topomae.phantom import write_dataset
 from workspace import Workspace
 
@@ -67,6 +67,23 @@ def test_new_images_are_added_and_ill_ones_named(workspace, images, capsys):
     assert cli.main([*ADD, "-i", str(images), "-np", "1"]) == 0
     assert "0 cases added, 3 unlabelled cases in all" in capsys.readouterr().out
     assert written == {file: file.stat().st_mtime_ns for file in _folder(workspace).iterdir()}
+
+
+def test_a_case_that_is_half_moved_does_not_count(workspace, images, monkeypatch):
+    target = unlabelled.Target.of(998, PLANS_NAME)
+    moved = []
+
+    def fail_at_last(self, destination):
+        if len(moved) == 2:
+            raise OSError("no space left on device")
+        moved.append(self.rename(destination))
+
+    monkeypatch.setattr(Path, "replace", fail_at_last)
+    plans_file = target.folder / f"{PLANS_NAME}.json"
+    image = images / "extra_0_0000.nii.gz"
+    problem = unlabelled._add_case(plans_file, target.description, "3d_fullres", "extra_0", [image])
+    assert problem == "cannot be preprocessed: OSError: no space left on device"
+    assert unlabelled.unlabelled_cases(target.folder_of("3d_fullres")) == []
 
 
 def test_pretraining_draws_from_both_and_fine_tuning_from_labelled_cases_alone(workspace, images):
@@ -158,6 +175,6 @@ def test_a_dataset_without_labels_can_be_pretrained(workspace, tmp_path):
 def test_channels_are_found_in_order(tmp_path):
     for name in ("a_0001.nii.gz", "a_0000.nii.gz", "b_0000.nii.gz", "notes.txt", "c_0000.nrrd"):
         (tmp_path / name).touch()
-    complete, incomplete = find_images(tmp_path, ".nii.gz", 2)
+    complete, incomplete = unlabelled.find_images(tmp_path, ".nii.gz", 2)
     assert complete == {"a": [tmp_path / "a_0000.nii.gz", tmp_path / "a_0001.nii.gz"]}
     assert incomplete == {"b": "has channels [0], but the dataset has channels [0, 1]"}
