@@ -4,9 +4,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
-from nnunet_topomae import trainers
+from nnunet_topomae import planners, trainers
 
+_PLANS = "nnUNetTopoMAEPlans"
 _CONFIGURATIONS = ("3d_fullres", "3d_lowres")
 
 
@@ -41,6 +43,14 @@ def build_parser() -> argparse.ArgumentParser:
     add = commands.add_parser("add_unlabelled", help="preprocess images without labels for pre-training")
     _add_unlabelled_options(add)
     add.set_defaults(run=_add_unlabelled)
+
+    adapt = commands.add_parser("adapt", help="carry a pre-trained checkpoint to other plans")
+    adapt.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint_final.pth of a pre-training")
+    adapt.add_argument("-d", type=int, required=True, metavar="ID", help="dataset to carry it to")
+    adapt.add_argument("-p", default=_PLANS, metavar="PLANS", help="default: %(default)s")
+    adapt.add_argument("-c", default="3d_fullres", metavar="CONFIGURATION", help="default: %(default)s")
+    adapt.add_argument("-o", type=Path, required=True, metavar="OUT.pth", help="file to write")
+    adapt.set_defaults(run=_adapt)
 
     demo = commands.add_parser("demo", help="run everything on a made-up dataset, about 8 minutes on 2 CPU cores")
     demo.add_argument("--keep", type=Path, metavar="FOLDER", help="leave everything in FOLDER, to look at")
@@ -78,7 +88,7 @@ def _add_unlabelled_options(parser: argparse.ArgumentParser) -> None:
     )
     action.add_argument("--list", action="store_true", help="list what is there")
     action.add_argument("--remove", metavar="CASE", help="delete one")
-    parser.add_argument("-p", default="nnUNetTopoMAEPlans", metavar="PLANS", help="default: %(default)s")
+    parser.add_argument("-p", default=_PLANS, metavar="PLANS", help="default: %(default)s")
     parser.add_argument("-c", nargs="+", metavar="CONFIGURATION", help="default: all 3D ones of the plans")
     parser.add_argument("-np", type=int, default=4, metavar="N", help="processes (default: %(default)s)")
     parser.add_argument("--no_pbar", action="store_true", help="no progress bar")
@@ -86,22 +96,23 @@ def _add_unlabelled_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_unlabelled(options: argparse.Namespace) -> None:
     from nnunet_topomae.nnunet import unlabelled
+    from nnunet_topomae.nnunet.dataset import PlannedDataset
 
-    target = unlabelled.Target.of(options.d, options.p)
-    configurations = target.configurations(options.c)
+    dataset = PlannedDataset.of(options.d, options.p)
+    configurations = dataset.configurations(options.c)
     if options.remove:
-        unlabelled.remove(target, options.remove, configurations)
+        unlabelled.remove(dataset, options.remove, configurations)
         _say(f"Removed {options.remove}")
     elif options.list:
         for name in configurations:
-            cases = unlabelled.unlabelled_cases(target.folder_of(name))
-            _say(f"{name}: {len(cases)} unlabelled cases in {target.folder_of(name)}")
+            cases = dataset.unlabelled_cases(name)
+            _say(f"{name}: {len(cases)} unlabelled cases in {dataset.unlabelled_folder(name)}")
             for case in cases:
                 _say(f"    {case}")
     else:
-        added, problems = unlabelled.add(target, options.i, configurations, options.np, not options.no_pbar)
+        added, problems = unlabelled.add(dataset, options.i, configurations, options.np, not options.no_pbar)
         for name, count in added.items():
-            total = len(unlabelled.unlabelled_cases(target.folder_of(name)))
+            total = len(dataset.unlabelled_cases(name))
             _say(f"{name}: {count} cases added, {total} unlabelled cases in all")
         if problems:
             listing = "".join(f"\n    {case} {problem}" for case, problem in sorted(problems.items()))
@@ -112,7 +123,7 @@ def _plan_and_preprocess(options: argparse.Namespace) -> None:
     from nnunet_topomae.nnunet import experiment
 
     _refuse_2d(options.c)
-    planner = experiment.find_planner(options.pl)
+    planner = find_planner(options.pl)
     for dataset_id in options.d:
         experiment.extract_fingerprint(
             dataset_id,
@@ -130,9 +141,8 @@ def _plan_and_preprocess(options: argparse.Namespace) -> None:
 
 
 def _plan_experiment(options: argparse.Namespace) -> None:
-    from nnunet_topomae.nnunet import experiment
 
-    plans_name = _plan(options, experiment.find_planner(options.pl))
+    plans_name = _plan(options, find_planner(options.pl))
     _print_next_commands(options.d[0], _CONFIGURATIONS[0], plans_name)
 
 
@@ -150,6 +160,44 @@ def _plan(options: argparse.Namespace, planner: type) -> str:
         )
         for dataset_id in options.d
     ][-1]
+
+
+def find_planner(name: str) -> type:
+    """The planner class of that name in planners/.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    planner = _find_class(planners, name)
+    if planner is None:
+        raise ValueError(
+            f"-pl {name}: there is no such planner in {planners.__path__[0]}; for nnU-Net's own planners use "
+            f"nnUNetv2_plan_experiment"
+        )
+    return planner
+
+
+def _find_class(package: ModuleType, name: str) -> type | None:
+    """A class in one of the modules of trainers/ or planners/."""
+    from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+
+    return recursive_find_python_class(package.__path__[0], name, package.__name__)
+
+
+def _adapt(options: argparse.Namespace) -> None:
+    from nnunet_topomae.nnunet import adaptation
+    from nnunet_topomae.nnunet.dataset import PlannedDataset
+
+    checkpoint = adaptation.read_pretrained(options.checkpoint)
+    trainer = _find_class(trainers, checkpoint["trainer_name"])
+    if trainer is None:
+        raise ValueError(
+            f"{options.checkpoint} was written by {checkpoint['trainer_name']}, which is none of the trainers in "
+            f"{trainers.FOLDER}"
+        )
+    dataset = PlannedDataset.of(options.d, options.p)
+    _say(adaptation.adapt(options.checkpoint, checkpoint, trainer, dataset, options.c, options.o))
+    _say(f"Written: {options.o}; pass it to nnUNetv2_train with -pretrained_weights")
 
 
 def _demo(options: argparse.Namespace) -> None:

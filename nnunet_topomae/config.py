@@ -79,7 +79,21 @@ class Grid:
         return "null or three whole numbers of at least 1"
 
 
-Accepted = Number | Flag | Subset | Grid
+@dataclass(frozen=True)
+class Identifiers:
+    """Accepts a list of distinct dataset IDs."""
+
+    def accepts(self, value: Any) -> bool:
+        """Whether ``value`` lists whole numbers of at least 0, each once."""
+        number = Number(0, integer=True)
+        is_list = isinstance(value, Sequence) and not isinstance(value, str)
+        return is_list and all(map(number.accepts, value)) and len(set(value)) == len(value)
+
+    def __str__(self) -> str:
+        return "a list of dataset IDs"
+
+
+Accepted = Number | Flag | Subset | Grid | Identifiers
 
 
 def setting(default: Any, accepted: Accepted, meaning: str, source: str) -> Any:
@@ -142,6 +156,9 @@ class PretrainingConfig(StageConfig):
 
     mask_ratio: float = setting(
         0.5, Number(0, 1, low_open=True, high_open=True), "share of patches hidden", "paper, II-A"
+    )
+    datasets: Sequence[int] = setting(
+        (), Identifiers(), "other datasets whose images take part, preprocessed with the same plans", "ours"
     )
     branches: Sequence[str] = setting(BRANCHES, Subset(BRANCHES), "networks to pre-train", "paper, II-C; Table VI")
     lambda1: float = setting(0.5, Number(0, 1), "weight of UNETR++ against the ViT", "paper, II-C")

@@ -79,6 +79,7 @@ class EPABlock(nn.Module):
 
     def __init__(self, grid: Size, channels: int, projection_size: int, num_heads: int, dropout: float = 0.1):
         super().__init__()
+        self.grid = grid
         num_tokens = grid[0] * grid[1] * grid[2]
         self.pos_embed = nn.Parameter(torch.zeros(1, num_tokens, channels))
         self.norm = nn.LayerNorm(channels)

@@ -4,7 +4,7 @@ import pickle
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -71,26 +71,37 @@ def _first_line(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class HandOver:
-    """What became of the parameters of a network when a checkpoint was loaded into it; names of tensors."""
+    """What became of the tensors of a network when pre-trained weights were loaded into it; their names.
+
+    Attributes:
+        loaded: as they were pre-trained.
+        adapted: resized, repeated or divided first.
+        fresh: left at their initial values.
+        why_fresh: the end of a sentence on those outside the segmentation heads.
+    """
 
     loaded: list[str]
     fresh: list[str]
+    adapted: list[str] = field(default_factory=list)
+    why_fresh: str = "which pre-training does not train"
 
     def report(self, network: nn.Module) -> str:
-        """A table: how many tensors and parameters per part of the network were loaded and left fresh."""
+        """A table: how many parameters per part of the network were loaded, adapted and left fresh."""
         sizes = {name: tensor.numel() for name, tensor in network.state_dict().items()}
-        parts = list(dict.fromkeys(name.split(".")[0] for name in sizes))
-        lines = [f"  {'part':<24}{'loaded':>14}{'fresh':>14}   (parameters)"]
-        for part in parts:
-            counts = [
-                sum(sizes[name] for name in names if name.split(".")[0] == part) for names in (self.loaded, self.fresh)
-            ]
-            lines.append(f"  {part:<24}{counts[0]:>14,}{counts[1]:>14,}")
+        columns = {"loaded": self.loaded, "adapted": self.adapted, "fresh": self.fresh}
+        lines = [f"  {'part':<24}{''.join(f'{column:>14}' for column in columns)}   (parameters)"]
+        for part in dict.fromkeys(_part(name) for name in sizes):
+            counts = [sum(sizes[name] for name in names if _part(name) == part) for names in columns.values()]
+            lines.append(f"  {part:<24}{''.join(f'{count:>14,}' for count in counts)}")
         heads = [name for name in self.fresh if SEGMENTATION_HEADS in name]
-        others = Counter(name.split(".")[0] for name in self.fresh if SEGMENTATION_HEADS not in name)
+        others = Counter(_part(name) for name in self.fresh if SEGMENTATION_HEADS not in name)
         reasons = [f"{len(heads)} tensors of segmentation heads"] if heads else []
-        reasons += [f"{count} tensors of {part}, which pre-training does not train" for part, count in others.items()]
-        return "\n".join([*lines, f"  fresh: {'; '.join(reasons) or 'nothing'}; adapted: nothing"])
+        reasons += [f"{count} tensors of {part}, {self.why_fresh}" for part, count in others.items()]
+        return "\n".join([*lines, f"  fresh: {'; '.join(reasons) or 'nothing'}"])
+
+
+def _part(name: str) -> str:
+    return name.split(".")[0]
 
 
 def hand_over(checkpoint: Mapping[str, Any], network: nn.Module, file: Path) -> HandOver:
@@ -101,10 +112,14 @@ def hand_over(checkpoint: Mapping[str, Any], network: nn.Module, file: Path) -> 
     """
     wanted = check_fits(checkpoint, network, file)
     network.load_state_dict({name: checkpoint[WEIGHTS][name] for name in wanted}, strict=False)
-    untrained = set(checkpoint.get(UNTRAINED, ()))
-    fixed_positions = {name for name in untrained if name.endswith("pos_embed")}  # meant to be as they are
-    fresh = [name for name in network.state_dict() if name not in wanted or name in untrained - fixed_positions]
+    untrained = set(checkpoint.get(UNTRAINED, ())) - set(fixed_positions(checkpoint))
+    fresh = [name for name in network.state_dict() if name not in wanted or name in untrained]
     return HandOver(loaded=[name for name in wanted if name not in fresh], fresh=fresh)
+
+
+def fixed_positions(checkpoint: Mapping[str, Any]) -> list[str]:
+    """Names of the sine-cosine positions, which are not trained and meant to be as they are."""
+    return [name for name in checkpoint.get(UNTRAINED, ()) if name.endswith("pos_embed")]
 
 
 def check_fits(checkpoint: Mapping[str, Any], network: nn.Module, file: Path) -> list[str]:
@@ -128,7 +143,7 @@ def check_fits(checkpoint: Mapping[str, Any], network: nn.Module, file: Path) ->
         raise ValueError(
             f"{file} is of another architecture than the plans: {len(missing)} tensors are missing"
             f"{_some(missing)}, {len(reshaped)} have another shape{_some(reshaped)}; "
-            f"use a checkpoint that was pre-trained with these plans"
+            f"use a checkpoint that was pre-trained with these plans, or carry it over with nnUNetv2_topomae adapt"
         )
     return list(wanted)
 

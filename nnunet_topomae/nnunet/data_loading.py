@@ -9,35 +9,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from nnunet_topomae.keypoints import crop_keypoints, mirrored_start, scaled_interval
 from nnunet_topomae.masking import random_patch_mask
+from nnunet_topomae.nnunet.dataset import Cases
 
 _SPATIAL_AXES = (0, 1, 2)
-
-
-class JoinedCases:
-    """Preprocessed cases of several folders, to be used like those of one.
-
-    Args:
-        parts: their cases; one that is in several parts is taken from the last.
-    """
-
-    def __init__(self, *parts: nnUNetBaseDataset):
-        self._part = {case: part for part in parts for case in part.identifiers}
-        self.identifiers = sorted(self._part)
-        self.source_folder = " and ".join(sorted({str(part.source_folder) for part in parts}))
-
-    def load_case(self, case: str) -> tuple:
-        """What nnU-Net's dataset of that case gives."""
-        return self._part[case].load_case(case)
-
-
-Cases = nnUNetBaseDataset | JoinedCases
 
 
 class CropDataset(Dataset):

@@ -15,29 +15,12 @@ from nnunetv2.experiment_planning.plan_and_preprocess_api import (
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_name
-from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from tqdm import tqdm
 
-import nnunet_topomae.planners
 from nnunet_topomae.nnunet.images import defect_of
 
 _DEFAULT_PROCESSES = {"3d_fullres": 4, "3d_lowres": 8}  # nnU-Net's
-
-
-def find_planner(name: str) -> type[ExperimentPlanner]:
-    """The planner class of that name in planners/.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    folder = Path(nnunet_topomae.planners.__file__).parent
-    planner = recursive_find_python_class(str(folder), name, "nnunet_topomae.planners")
-    if planner is None:
-        raise ValueError(
-            f"there is no planner {name} in {folder}; for nnU-Net's own planners use nnUNetv2_plan_experiment"
-        )
-    return planner
 
 
 def extract_fingerprint(

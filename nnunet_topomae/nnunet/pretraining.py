@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 import torch.distributed as dist
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.logging.nnunet_logger import LocalLogger
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
@@ -21,10 +20,10 @@ from tqdm import tqdm
 
 from nnunet_topomae.masking import mask_to_voxels
 from nnunet_topomae.nnunet.checkpoints import UNTRAINED
-from nnunet_topomae.nnunet.data_loading import Cases, CropDataset, JoinedCases, StreamSampler, endless_batches
+from nnunet_topomae.nnunet.data_loading import CropDataset, StreamSampler, endless_batches
+from nnunet_topomae.nnunet.dataset import Cases, JoinedCases, PlannedDataset, PrefixedCases, open_cases
 from nnunet_topomae.nnunet.plans import PRETRAINING, build_network, read_config
 from nnunet_topomae.nnunet.training import NO_WEIGHT_DECAY, StageTrainer
-from nnunet_topomae.nnunet.unlabelled import unlabelled_cases, unlabelled_folder
 from nnunet_topomae.pretext.base import PretextOutput, PretextTask, compose
 from nnunet_topomae.reporting.figures import Curve, Reconstruction, plane_names, save_progress, save_reconstructions
 from nnunet_topomae.reporting.metrics import keypoint_error, mean_of, reconstruction_metrics
@@ -54,50 +53,81 @@ class Pretrainer(StageTrainer):
         self.enable_deep_supervision = False
         self.logger.local_logger = PretrainingLogger()
         if self.without_labels:
-            self.preprocessed_dataset_folder = str(self.unlabelled_folder)
+            self.preprocessed_dataset_folder = str(self.dataset.unlabelled_folder(self.configuration_name))
         super().initialize()
 
     @property
-    def unlabelled_folder(self) -> Path:
-        """Where ``nnUNetv2_topomae add_unlabelled`` puts its cases."""
-        return unlabelled_folder(Path(self.preprocessed_dataset_folder_base), self.configuration_manager)
+    def dataset(self) -> PlannedDataset:
+        """The dataset that the plans were made for."""
+        return PlannedDataset(Path(self.preprocessed_dataset_folder_base), self.plans_manager, self.dataset_json)
 
     @property
     def without_labels(self) -> bool:
         """Whether the dataset has unlabelled cases only."""
-        labelled = Path(self.preprocessed_dataset_folder_base) / self.configuration_manager.data_identifier
-        return not labelled.is_dir() and bool(unlabelled_cases(self.unlabelled_folder))
+        labelled = self.dataset.labelled_folder(self.configuration_name)
+        return not labelled.is_dir() and bool(self.dataset.unlabelled_cases(self.configuration_name))
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """As nnU-Net; without labels the unlabelled cases are split in the same way, but no file is written."""
         if not self.without_labels or self.fold == "all":
             return super().do_split()
-        cases = unlabelled_cases(self.unlabelled_folder)
+        cases = self.dataset.unlabelled_cases(self.configuration_name)
         if len(cases) < _FOLDS:
             raise ValueError(
-                f"{self.unlabelled_folder} holds {len(cases)} cases, too few for {_FOLDS} folds; use fold all"
+                f"{self.preprocessed_dataset_folder} holds {len(cases)} cases, too few for {_FOLDS} folds; use fold all"
             )
         split = generate_crossval_split(cases, seed=12345, n_splits=_FOLDS)[int(self.fold) % _FOLDS]
         return list(split["train"]), list(split["val"])
 
     def get_tr_and_val_datasets(self) -> tuple[Cases, Cases]:
-        """The labelled cases of the fold and every unlabelled one for training, labelled cases for validation.
+        """Cases to train on and to validate on.
+
+        Training: the fold's labelled cases, all unlabelled ones, and every case of the other ``pretraining.datasets``.
+        Validation: the fold's labelled cases.
 
         Raises:
-            ValueError: if a case is there with and without labels.
+            ValueError: if a case is there with and without labels, or another dataset was preprocessed differently.
         """
         training, validation = super().get_tr_and_val_datasets()
-        cases = [] if self.without_labels else unlabelled_cases(self.unlabelled_folder)
-        if not cases:
-            return training, validation
-        twice = sorted(set(cases) & {*training.identifiers, *validation.identifiers})
-        if twice:
+        parts = [training, *self._unlabelled_cases({*training.identifiers, *validation.identifiers})]
+        for dataset in self._other_datasets():
+            parts += self._all_cases(dataset)
+        return (training if len(parts) == 1 else JoinedCases(*parts)), validation
+
+    def _unlabelled_cases(self, labelled: set[str]) -> list[Cases]:
+        name = self.configuration_name
+        cases = [] if self.without_labels else self.dataset.unlabelled_cases(name)
+        folder = self.dataset.unlabelled_folder(name)
+        if twice := sorted(set(cases) & labelled):
             raise ValueError(
-                f"{twice[0]} is a labelled case and lies in {self.unlabelled_folder} too; remove it there with "
+                f"{twice[0]} is a labelled case and lies in {folder} too; remove it there with "
                 f"nnUNetv2_topomae add_unlabelled --remove {twice[0]}"
             )
-        folder = str(self.unlabelled_folder)
-        return JoinedCases(training, infer_dataset_class(folder)(folder, cases)), validation
+        return [open_cases(folder, cases)] if cases else []
+
+    def _other_datasets(self) -> list[PlannedDataset]:
+        others = [PlannedDataset.of(number, self.plans_manager.plans_name) for number in self.config.datasets]
+        return [dataset for dataset in others if dataset.folder != self.dataset.folder]
+
+    def _all_cases(self, dataset: PlannedDataset) -> list[Cases]:
+        """Labelled and unlabelled cases of another dataset."""
+        name = self.configuration_name
+        self.dataset.check_same_preprocessing(dataset, name)
+        folders = {
+            dataset.labelled_folder(name): dataset.labelled_cases(name),
+            dataset.unlabelled_folder(name): dataset.unlabelled_cases(name),
+        }
+        if not any(folders.values()):
+            raise ValueError(
+                f"{dataset.folder.name}, which pretraining.datasets names, has no preprocessed case of {name}; "
+                f"preprocess it with nnUNetv2_preprocess -d {dataset.folder.name} "
+                f"-plans_name {self.plans_manager.plans_name} -c {name}"
+            )
+        return [
+            PrefixedCases(open_cases(folder, cases), f"{dataset.folder.name}/")
+            for folder, cases in folders.items()
+            if cases
+        ]
 
     @classmethod
     def build_network_architecture(
@@ -129,10 +159,12 @@ class Pretrainer(StageTrainer):
     def get_dataloaders(self) -> tuple[Iterator[dict], Iterator[dict]]:
         """Random crops of the training cases; fixed crops and masks of the validation cases."""
         training, validation = self.get_tr_and_val_datasets()
-        unlabelled = len(set(training.identifiers) & set(unlabelled_cases(self.unlabelled_folder)))
+        others = [case for case in training.identifiers if "/" in case]
+        unlabelled = len(set(training.identifiers) & set(self.dataset.unlabelled_cases(self.configuration_name)))
         self.print_to_log_file(
-            f"Crops are drawn from {len(training.identifiers) - unlabelled} labelled and {unlabelled} unlabelled "
-            f"cases; validation on {len(validation.identifiers)}"
+            f"Crops are drawn from {len(training.identifiers) - unlabelled - len(others)} labelled and {unlabelled} "
+            f"unlabelled cases{f' and {len(others)} of other datasets' if others else ''}; "
+            f"validation on {len(validation.identifiers)}"
         )
         world_size = dist.get_world_size() if self.is_ddp else 1
         global_batch = self.configuration_manager.batch_size

@@ -15,7 +15,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from nnunet_topomae.nnunet.checkpoints import WEIGHTS, read_checkpoint, write_checkpoint
-from nnunet_topomae.nnunet.data_loading import JoinedCases, check_finite
+from nnunet_topomae.nnunet.data_loading import check_finite
+from nnunet_topomae.nnunet.dataset import JoinedCases
 from nnunet_topomae.nnunet.plans import check_plans, read_config
 
 NO_WEIGHT_DECAY = ("*pos_embed", "*mask_token", "*temperature", "*gains.*")  # not 1D, but no weights either

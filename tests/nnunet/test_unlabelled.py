@@ -9,6 +9,7 @@ import pytest
 
 from nnunet_topomae import cli
 from nnunet_topomae.nnunet import unlabelled
+from nnunet_topomae.nnunet.dataset import PlannedDataset
 from nnunet_topomae.nnunet.planning import PLANS_NAME
 from nnunet_topomae.phantom import write_dataset
 from workspace import Workspace
@@ -70,7 +71,7 @@ def test_new_images_are_added_and_ill_ones_named(workspace, images, capsys):
 
 
 def test_a_case_that_is_half_moved_does_not_count(workspace, images, monkeypatch):
-    target = unlabelled.Target.of(998, PLANS_NAME)
+    dataset = PlannedDataset.of(998, PLANS_NAME)
     moved = []
 
     def fail_at_last(self, destination):
@@ -79,11 +80,10 @@ def test_a_case_that_is_half_moved_does_not_count(workspace, images, monkeypatch
         moved.append(self.rename(destination))
 
     monkeypatch.setattr(Path, "replace", fail_at_last)
-    plans_file = target.folder / f"{PLANS_NAME}.json"
     image = images / "extra_0_0000.nii.gz"
-    problem = unlabelled._add_case(plans_file, target.description, "3d_fullres", "extra_0", [image])
+    problem = unlabelled._add_case(dataset, "3d_fullres", "extra_0", [image])
     assert problem == "cannot be preprocessed: OSError: no space left on device"
-    assert unlabelled.unlabelled_cases(target.folder_of("3d_fullres")) == []
+    assert dataset.unlabelled_cases("3d_fullres") == []
 
 
 def test_pretraining_draws_from_both_and_fine_tuning_from_labelled_cases_alone(workspace, images):
