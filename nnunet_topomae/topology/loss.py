@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunet_topomae.topology.matching import Certificate, match
-from nnunet_topomae.topology.metric import Metric
+from nnunet_topomae.topology.metric import Metric, check_tolerance
 from nnunet_topomae.topology.persistence import DIMENSIONS, persistence_pairs, values_at
-from nnunet_topomae.topology.wasserstein import safe_root, transport_cost
+from nnunet_topomae.topology.wasserstein import matching_distance
 
 _METRIC = Metric(order=2, ground="inf")
 _MAX_THREADS = 16
@@ -30,10 +30,18 @@ class TopologicalLoss(nn.Module):
             does not divide a crop, the last cell of that axis is smaller.
         tolerance: relative gap to each optimal matching that is allowed; 0 for the optimum.
         num_threads: at most; None for one a core, at most 16.
+
+    Raises:
+        ValueError: for a grid, tolerance or number of threads out of range.
     """
 
     def __init__(self, grid: Sequence[int] | None = None, tolerance: float = 0.0, num_threads: int | None = None):
         super().__init__()
+        check_tolerance(tolerance)
+        if num_threads is not None and num_threads < 1:
+            raise ValueError(f"num_threads must be None or at least 1, got {num_threads}")
+        if grid is not None and (len(grid) != 3 or any(cells < 1 for cells in grid)):
+            raise ValueError(f"grid must be None or three numbers of cells of at least 1, got {tuple(grid)}")
         self.grid = None if grid is None else tuple(grid)
         self.tolerance = tolerance
         self.num_threads = num_threads or min(os.cpu_count() or 1, _MAX_THREADS)
@@ -57,19 +65,40 @@ class TopologicalLoss(nn.Module):
         Raises:
             ValueError: for other shapes, or a grid larger than the crop. NaN or inf is raised with the result.
         """
-        for reconstruction in reconstructions:
-            if reconstruction.shape != target.shape:
-                raise ValueError(f"shapes differ: target {tuple(target.shape)}, {tuple(reconstruction.shape)}")
+        names = ["the target", *(f"reconstruction {n}" for n in range(1, len(reconstructions) + 1))]
+        crops = dict(zip(names, (target, *reconstructions), strict=True))
+        _check(crops)
         pool = _thread_pool(self.num_threads)
         targets, *others = (
-            [Diagrams(volume, pool) for volume in self._volumes(crops)] for crops in (target, *reconstructions)
+            [Diagrams(volume, name, pool) for volume in self._volumes(each)] for name, each in crops.items()
         )
         pairs = [zip(targets, volumes, strict=True) for volumes in others]
         return PendingLoss([[Comparison(*pair, self.tolerance, pool) for pair in each] for each in pairs])
 
     def _volumes(self, crops: Tensor) -> Tensor:
-        """Every sample and channel as a volume on the grid, (B * C, d, h, w), at least float32."""
-        return pool_to_grid(crops.to(torch.promote_types(crops.dtype, torch.float32)), self.grid).flatten(0, 1)
+        """Every sample and channel as a volume on the grid, (B * C, d, h, w), at least float32.
+
+        A copy, so that callers may change their tensors before the loss is read.
+        """
+        copies = crops.to(torch.promote_types(crops.dtype, torch.float32), copy=self.grid is None)
+        return pool_to_grid(copies, self.grid).flatten(0, 1)
+
+
+def _check(crops: dict[str, Tensor]) -> None:
+    """Crops must be alike.
+
+    Raises:
+        ValueError: names the first that is no batch of floating point volumes or of another shape than the target.
+    """
+    shape = next(iter(crops.values())).shape
+    for name, crop in crops.items():
+        if crop.ndim != 5 or not crop.is_floating_point() or crop.numel() == 0:
+            raise ValueError(
+                f"{name} must be a floating point tensor of shape (B, C, D, H, W) that is not empty, "
+                f"got {crop.dtype} of {tuple(crop.shape)}"
+            )
+        if crop.shape != shape:
+            raise ValueError(f"{name} has shape {tuple(crop.shape)}, but the target {tuple(shape)}")
 
 
 class PendingLoss:
@@ -98,16 +127,19 @@ class Diagrams:
 
     Args:
         volume: (d, h, w).
+        name: of the volume, for messages.
         pool: whose threads compute them.
     """
 
-    def __init__(self, volume: Tensor, pool: ThreadPoolExecutor):
-        self.volume = volume
+    def __init__(self, volume: Tensor, name: str, pool: ThreadPoolExecutor):
+        self.volume, self.name = volume, name
         self._found = pool.submit(self._compute)
 
     def _compute(self) -> tuple[list[np.ndarray], list[Tensor]]:
         """Voxels of birth and death and their values, (N, 2) each, per dimension."""
         array = self.volume.detach().cpu().double()
+        if not torch.isfinite(array).all():
+            raise ValueError(f"{self.name} holds NaN or inf; persistence diagrams are defined for finite values only")
         voxels = persistence_pairs(array)
         return voxels, values_at(array, voxels)
 
@@ -139,8 +171,8 @@ class Comparison:
     def distance(self) -> Tensor:
         """L_topo of one volume."""
         pairs = zip(self.target.tensors(), self.other.tensors(), self._matchings, strict=True)
-        costs = [transport_cost(x, y, matching.result(), _METRIC) for x, y, matching in pairs]
-        return safe_root(torch.stack(costs).sum())
+        distances = [matching_distance(x, y, matching.result(), _METRIC) for x, y, matching in pairs]
+        return torch.linalg.vector_norm(torch.stack(distances))
 
 
 def pool_to_grid(crops: Tensor, grid: Sequence[int] | None) -> Tensor:
@@ -154,8 +186,9 @@ def pool_to_grid(crops: Tensor, grid: Sequence[int] | None) -> Tensor:
     shape = crops.shape[2:]
     cell = [-(-size // cells) for size, cells in zip(shape, grid, strict=True)]
     if any(cells > size or -(-size // c) != cells for size, cells, c in zip(shape, grid, cell, strict=True)):
+        fitting = tuple(-(-s // c) for s, c in zip(shape, cell, strict=True))
         raise ValueError(
-            f"topology grid {tuple(grid)} does not fit a crop of {tuple(shape)} voxels: "
-            f"cells of {tuple(cell)} voxels give {tuple(-(-s // c) for s, c in zip(shape, cell, strict=True))}"
+            f"topology grid {tuple(grid)} does not fit a crop of {tuple(shape)} voxels: cells of {tuple(cell)} voxels "
+            f"give {fitting}; use {fitting} or another grid of whole cells"
         )
     return F.avg_pool3d(crops, cell, ceil_mode=True, count_include_pad=False)

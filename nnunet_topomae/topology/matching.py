@@ -11,6 +11,7 @@ few points with masses; potentials carried from lattice to finer lattice to the 
 """
 
 import math
+import warnings
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -25,12 +26,14 @@ from nnunet_topomae.topology.search import Indices, Tree, pairs_below_potentials
 
 _FEW_PAIRS = 100_000  # of all points, up to which every pair that can pay takes part from the start
 _LATTICES = (1 / 32, 1 / 128, 1 / 512, 1 / 2048)  # cells, relative to the range of births and deaths
+_EXTENT = (0.001, 0.999)  # quantiles that make this range; a single bright voxel does not stretch it
 _MERGES = 0.95  # share of the points that may be left on a lattice; finer ones are not worth it
 _LATTICE_TOLERANCE = 0.03
 _NEIGHBOURS = 3  # nearest ones, from either side, that take part from the start
 _PROMISING = 15  # pairs per point that potentials of a lattice propose
 _JOIN_SHARE = 0.9  # a pair joins if it exceeds by this share of the most of its row or its column
 _PROVABLE = 1e-9  # relative gap; rounding of doubles adds up to about as much over many points
+_WORTH_A_WARNING = 1e-6
 _NEARLY = 1e-4  # relative gap, below which the rounding of POT's potentials matters
 _MAX_SWEEPS = 200
 _MAX_PIVOTS, _OPTIMAL = 10**12, 1  # of POT
@@ -66,20 +69,30 @@ def match(x: Points, y: Points, metric: Metric, tolerance: float) -> Certificate
         metric: of the plane.
         tolerance: relative gap of distances; 0 for the optimum, up to the rounding of doubles (1e-9).
     """
+    scale = max((np.abs(points).max() for points in (x, y) if points.any()), default=1.0)
+    x, y = x / scale, y / scale  # else powers of very small or large values would leave the range of doubles
     if len(x) == 0 or len(y) == 0:
-        distance = float((metric.to_diagonal(x).sum() + metric.to_diagonal(y).sum()) ** (1 / metric.order))
+        total = metric.to_diagonal(x).sum() + metric.to_diagonal(y).sum()
+        distance = float(scale * total ** (1 / metric.order))
         return Certificate(distance, distance, np.empty(0, np.int64), np.empty(0, np.int64))
     problem = Problem(Merged.of(x, metric), Merged.of(y, metric), metric)
     hint = None
     for coarse, fine in pairwise([*problem.on_lattices(), problem]):
         hint = Hint.carried(coarse.solve(_LATTICE_TOLERANCE, hint)[0], coarse, fine)
     plan, lower, upper = problem.solve(max(tolerance, _PROVABLE), hint)
-    return Certificate(
-        float(lower ** (1 / metric.order)),
-        float(upper ** (1 / metric.order)),
+    certificate = Certificate(
+        float(scale * lower ** (1 / metric.order)),
+        float(scale * upper ** (1 / metric.order)),
         problem.x.draw(np.repeat(plan.rows, plan.mass)),
         problem.y.draw(np.repeat(plan.columns, plan.mass)),
     )
+    if certificate.gap > max(tolerance, _WORTH_A_WARNING):
+        warnings.warn(
+            f"the distance of diagrams of {len(x)} and {len(y)} points is certain to {certificate.gap:.1e} only, where "
+            f"{tolerance:g} was asked for: their values differ too much in size for the rounding of doubles",
+            stacklevel=2,
+        )
+    return certificate
 
 
 @dataclass(frozen=True)
@@ -191,7 +204,7 @@ class Problem:
         """The problem on lattices, coarse to fine, as far as they merge points; none for a small one."""
         if self.few:
             return []
-        extent = np.ptp(np.concatenate([self.x.points, self.y.points]))
+        extent = np.ptp(np.quantile(np.concatenate([self.x.points, self.y.points]), _EXTENT))
         levels = []
         for cell in _LATTICES:
             x, y = (points.on_lattice(extent * cell, self.metric) for points in (self.x, self.y))
@@ -208,10 +221,13 @@ class Problem:
         """
         pairs = self._first_pairs(hint)
         start = None if hint is None else (hint.alpha, hint.beta)
-        lower = 0.0
+        lower, upper, best = 0.0, self.x.mass @ self.x.to_diagonal + self.y.mass @ self.y.to_diagonal, None
         while True:
-            plan = self._transport(pairs, start)
-            upper = self._cost(plan)
+            known = upper
+            plan = self._transport(pairs, start, known)
+            cost = self._cost(plan)
+            if best is None or cost <= upper:
+                best, upper = plan, cost
             if upper <= lower * (1 + _NEARLY) ** self.metric.order:
                 plan = max(plan, self._sharpened(plan, pairs), key=self._dual_value)
             start = plan.alpha, plan.beta
@@ -220,12 +236,12 @@ class Problem:
             infeasible = min(self.x.mass @ most_of_row, self.y.mass @ most_of_column)
             lower = min(max(lower, self._dual_value(plan) - infeasible), upper)
             if upper <= lower * (1 + tolerance) ** self.metric.order:
-                return plan, lower, upper
+                return best, lower, upper
             joining = excess >= _JOIN_SHARE * np.minimum(most_of_row[rows], most_of_column[columns])
             before = len(pairs)
             pairs = self._pairs(np.r_[pairs.rows, rows[joining]], np.r_[pairs.columns, columns[joining]])
-            if len(pairs) == before:
-                return plan, lower, upper
+            if len(pairs) == before and upper > known / 2:  # else solve again, rounded at the smaller scale
+                return best, lower, upper
 
     def _pairs(self, rows: Indices, columns: Indices) -> Pairs:
         """Those that can pay, each once."""
@@ -253,25 +269,31 @@ class Problem:
             groups.append((rows[best], columns[best]))
         return self._pairs(*(np.concatenate(side) for side in zip(*groups, strict=True)))
 
-    def _transport(self, pairs: Pairs, start: tuple[Values, Values] | None) -> Plan:
+    def _transport(self, pairs: Pairs, start: tuple[Values, Values] | None, known: float) -> Plan:
         """Optimal transport along the pairs and to the diagonal, which is point n of x and point m of y.
+
+        POT rounds at the scale of the dearest way. Ways that cost more than a whole plan that is ``known`` are in no
+        better one; they are given that cost, which leaves potentials feasible, and all are scaled to at most 1.
 
         Raises:
             RuntimeError: if the network simplex fails.
         """
         x, y, n, m = self.x, self.y, len(self.x), len(self.y)
+        costs = np.minimum(np.r_[pairs.cost, x.to_diagonal, y.to_diagonal, 0.0], known)
+        scale = costs.max() or 1.0
+        starts = (None, None) if start is None else (np.r_[np.minimum(s, known), 0.0] / scale for s in start)
         rows, columns, mass, _, alpha, beta, status = emd_c_sparse(
             np.r_[x.mass, y.mass.sum()].astype(np.float64),
             np.r_[y.mass, x.mass.sum()].astype(np.float64),
             np.r_[pairs.rows, np.arange(n), np.full(m, n), n].astype(np.uint64),
             np.r_[pairs.columns, np.full(n, m), np.arange(m), m].astype(np.uint64),
-            np.r_[pairs.cost, x.to_diagonal, y.to_diagonal, 0.0],
+            costs / scale,
             _MAX_PIVOTS,
-            *((None, None) if start is None else (np.r_[potential, 0.0] for potential in start)),
+            *starts,
         )
         if status != _OPTIMAL:
             raise RuntimeError(f"POT's network simplex gave up on a matching of {n} and {m} points (status {status})")
-        beta = np.minimum(beta[:m] + alpha[n], y.to_diagonal)
+        beta = np.minimum(scale * (beta[:m] + alpha[n]), y.to_diagonal)
         real = (rows < n) & (columns < m)
         flow = (part[real].astype(np.int64) for part in (rows, columns, np.rint(mass)))
         return Plan(*flow, self._highest_alpha(pairs, beta), beta)

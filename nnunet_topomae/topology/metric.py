@@ -31,9 +31,9 @@ class Metric:
     ground: Ground = "inf"
 
     def __post_init__(self):
-        if not self.order >= 1 or math.isinf(self.order):
-            raise ValueError(f"order must be a finite number of at least 1, got {self.order}")
-        if not self.norm >= 1:
+        if not isinstance(self.order, int | float) or not 1 <= self.order < math.inf:
+            raise ValueError(f"order must be a finite number of at least 1, got {self.order!r}")
+        if self.ground != "inf" and not (isinstance(self.ground, int | float) and self.ground >= 1):
             raise ValueError(f'ground must be "inf" or a number of at least 1, got {self.ground!r}')
 
     @property
@@ -59,3 +59,13 @@ class Metric:
     def tensor_costs(self, x: Tensor, y: Tensor) -> Tensor:
         """The same of tensors, differentiable."""
         return torch.linalg.vector_norm(x - y, ord=self.norm, dim=1) ** self.order
+
+
+def check_tolerance(tolerance: float) -> None:
+    """Refuse what is no relative gap.
+
+    Raises:
+        ValueError: unless it is at least 0 and below 1.
+    """
+    if not 0 <= tolerance < 1:
+        raise ValueError(f"tolerance must be at least 0 and below 1, got {tolerance}")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nnunet_topomae.topology.matching import Certificate, match
-from nnunet_topomae.topology.metric import Ground, Metric, Points
+from nnunet_topomae.topology.metric import Ground, Metric, Points, check_tolerance
 
 
 @overload
@@ -44,7 +44,8 @@ def wasserstein_distance(
     to the diagonal, to the same power, over unmatched ones.
 
     Args:
-        x, y: (N, 2) and (M, 2), rows of finite (birth, death), floating point; either may be empty.
+        x, y: (N, 2) and (M, 2), rows of finite (birth, death), floating point; either may be empty. Births may lie
+            above deaths, as in super-level filtrations, or below, but alike in both.
         order: power of the distance, at least 1.
         ground: norm in the plane: "inf", or p of an Lp norm.
         tolerance: relative gap to the optimum that is allowed; 0 for the optimum itself.
@@ -52,30 +53,45 @@ def wasserstein_distance(
 
     Returns:
         A scalar of x's type and device. Its gradient is that of the matching held fixed, and 0 where the distance is 0.
-        With ``return_certificate`` also a :class:`Certificate`.
+        With ``return_certificate`` also a :class:`Certificate`. A gap that stays above the tolerance, which values of
+        too different sizes can bring about, is warned of.
 
     Raises:
         ValueError: for another shape, NaN or inf, or an order, norm or tolerance out of range.
     """
     metric = Metric(order, ground)
+    check_tolerance(tolerance)
     for name, points in (("x", x), ("y", y)):
+        if not isinstance(points, Tensor) or not points.is_floating_point():
+            kind = points.dtype if isinstance(points, Tensor) else type(points).__name__
+            raise ValueError(f"diagram {name} must be a tensor of floating point numbers, got {kind}")
         if points.ndim != 2 or points.shape[1] != 2:
             raise ValueError(f"diagram {name} must have shape (N, 2), got {tuple(points.shape)}")
         if not torch.isfinite(points).all():
             raise ValueError(f"diagram {name} holds NaN or inf; close infinite features first")
-    if not 0 <= tolerance < 1:
-        raise ValueError(f"tolerance must be at least 0 and below 1, got {tolerance}")
     solution = match(_to_numpy(x), _to_numpy(y), metric, tolerance)
-    distance = safe_root(transport_cost(x, y, solution, metric), order)
+    distance = matching_distance(x, y, solution, metric)
     return (distance, solution) if return_certificate else distance
 
 
-def transport_cost(x: Tensor, y: Tensor, matching: Certificate, metric: Metric) -> Tensor:
-    """Cost of a given matching, differentiable in the points."""
+def matching_distance(x: Tensor, y: Tensor, matching: Certificate, metric: Metric) -> Tensor:
+    """Distance of two diagrams by a given matching, differentiable in the points; of x's type and device."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    scale = _scale(x.to(dtype), y.to(x.device, dtype))  # powers of very small or large values would be 0 or inf
+    cost = _transport_cost(x.to(dtype) / scale, y.to(x.device, dtype) / scale, matching, metric)
+    return (scale * safe_root(cost, metric.order)).to(x.dtype)
+
+
+def _scale(*diagrams: Tensor) -> Tensor:
+    """The largest value in size, as a tensor, which spares the GPU a wait; 1 if there is none but 0."""
+    largest = torch.stack([points.detach().abs().max() for points in diagrams if len(points)] or [torch.ones(())]).max()
+    return largest.where(largest > 0, 1)
+
+
+def _transport_cost(x: Tensor, y: Tensor, matching: Certificate, metric: Metric) -> Tensor:
     i = torch.from_numpy(matching.x_indices).to(x.device)
-    j = torch.from_numpy(matching.y_indices).to(y.device)
-    matched = metric.tensor_costs(x[i], y[j].to(x)).sum()
-    return matched + _cost_of_others(x, i, metric) + _cost_of_others(y, j, metric).to(x)
+    j = torch.from_numpy(matching.y_indices).to(x.device)
+    return metric.tensor_costs(x[i], y[j]).sum() + _cost_of_others(x, i, metric) + _cost_of_others(y, j, metric)
 
 
 def _cost_of_others(points: Tensor, matched: Tensor, metric: Metric) -> Tensor:

@@ -81,7 +81,7 @@ def test_grid_that_cannot_be_had_is_refused(grid):
 
 
 def test_shapes_must_agree():
-    with pytest.raises(ValueError, match="shapes differ"):
+    with pytest.raises(ValueError, match="reconstruction 1 has shape"):
         TopologicalLoss()(torch.zeros(1, 1, 4, 4, 4), torch.zeros(1, 1, 4, 4, 5))
 
 
@@ -121,3 +121,56 @@ def test_nan_is_raised_with_the_result():
     pending = TopologicalLoss().start(target, torch.full_like(target, torch.nan))
     with pytest.raises(ValueError, match="NaN or inf"):
         pending.result()
+
+
+def test_callers_may_change_their_tensors_before_the_loss_is_read():
+    target, reconstruction = torch.rand(2, 1, 1, 6, 6, 6)
+    expected = TopologicalLoss()(target, reconstruction)[0].item()
+    pending = TopologicalLoss().start(target, reconstruction)
+    target.zero_()
+    reconstruction.zero_()
+    assert pending.result()[0].item() == expected
+
+
+def test_small_values_have_a_small_loss_and_gradient():
+    target, reconstruction = torch.rand(2, 1, 1, 8, 8, 8)
+    scaled = (reconstruction * 1e-6).requires_grad_()
+    (expected,), (loss,) = TopologicalLoss()(target, reconstruction), TopologicalLoss()(target * 1e-6, scaled)
+    loss.backward()
+    assert loss.item() == pytest.approx(expected.item() * 1e-6, rel=1e-5)
+    assert scaled.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"tolerance": 2}, "tolerance must be at least 0 and below 1, got 2"),
+        ({"tolerance": float("nan")}, "tolerance must be"),
+        ({"grid": (4, 4)}, r"grid must be None or three numbers of cells of at least 1, got \(4, 4\)"),
+        ({"grid": (0, 4, 4)}, "grid must be None or three numbers"),
+        ({"num_threads": 0}, "num_threads must be None or at least 1, got 0"),
+    ],
+)
+def test_ill_settings(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        TopologicalLoss(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("target", "reconstruction", "message"),
+    [
+        (torch.zeros(8, 8, 8), torch.zeros(8, 8, 8), "the target must be a floating point tensor of shape"),
+        (torch.zeros(1, 0, 8, 8, 8), torch.zeros(1, 0, 8, 8, 8), "that is not empty"),
+        (torch.zeros(1, 1, 4, 4, 4), torch.zeros(1, 1, 4, 4, 4, dtype=int), "reconstruction 1 must be a floating"),
+        (torch.zeros(1, 1, 4, 4, 4), torch.full((1, 1, 4, 4, 4), torch.nan), "reconstruction 1 holds NaN or inf"),
+        (torch.full((1, 1, 4, 4, 4), torch.inf), torch.zeros(1, 1, 4, 4, 4), "the target holds NaN or inf"),
+    ],
+)
+def test_ill_crops(target, reconstruction, message):
+    with pytest.raises(ValueError, match=message):
+        TopologicalLoss()(target, reconstruction)
+
+
+def test_a_grid_that_does_not_fit_is_refused_with_one_that_does():
+    with pytest.raises(ValueError, match=r"use \(16, 16, 16\) or another grid of whole cells"):
+        TopologicalLoss(grid=(24, 24, 24))(*torch.rand(2, 1, 1, 32, 32, 32))

@@ -83,12 +83,70 @@ def test_keeps_the_type(dtype):
 
 
 @pytest.mark.parametrize(
+    ("points", "dtype", "expected"),
+    [
+        ((600.0, 0.0), torch.float16, 300),  # whose squares half precision cannot hold
+        ((3e30, 1e30), torch.float32, 1e30),
+        ((3e-30, 1e-30), torch.float32, 1e-30),
+    ],
+)
+def test_values_whose_powers_leave_the_range_of_their_type(points, dtype, expected):
+    x = torch.tensor([points], dtype=dtype, requires_grad=True)
+    distance = wasserstein_distance(x, torch.zeros(0, 2, dtype=dtype))
+    distance.backward()
+    assert distance.item() == pytest.approx(expected, rel=1e-3)
+    assert x.grad.tolist() == [[pytest.approx(0.5), pytest.approx(-0.5)]]
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-12, 1e-5, 1e4, 1e300])
+def test_scales_with_the_values(scale):
+    x, y = _random_pair(0, 600, 700)
+    expected = wasserstein_distance(x, y).item()
+    distance, certificate = wasserstein_distance(x * scale, y * scale, return_certificate=True)
+    assert distance.item() / scale == pytest.approx(expected, rel=1e-9)
+    assert certificate.gap < 1e-9
+
+
+@pytest.mark.parametrize("size", [1e4, 1e6, 1e8])
+def test_one_outlier_in_both_does_not_spoil_the_rest(size):
+    x, y = _random_pair(1, 600, 700)
+    outlier = torch.tensor([[size, -1.0]], dtype=torch.float64)
+    exact = gudhi_distance(x.numpy()[:, ::-1], y.numpy()[:, ::-1], order=2, internal_p=np.inf)
+    distance, certificate = wasserstein_distance(
+        torch.cat([x, outlier]), torch.cat([y, outlier]), return_certificate=True
+    )
+    assert distance.item() == pytest.approx(exact, rel=1e-9)
+    assert certificate.gap < 1e-8
+
+
+@pytest.mark.parametrize(
     ("x", "message"),
-    [(torch.zeros(3), "shape"), (torch.zeros(2, 3), "shape"), (torch.tensor([[torch.inf, 0.0]]), "NaN or inf")],
+    [
+        (torch.zeros(3), "shape"),
+        (torch.zeros(2, 3), "shape"),
+        (torch.tensor([[torch.inf, 0.0]]), "NaN or inf"),
+        (torch.zeros(2, 2, dtype=int), "floating point numbers, got torch.int64"),
+        (np.zeros((2, 2)), "floating point numbers, got ndarray"),
+    ],
 )
 def test_ill_inputs(x, message):
     with pytest.raises(ValueError, match=message):
         wasserstein_distance(x, torch.zeros(0, 2))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"order": "2"}, "order must be a finite number of at least 1, got '2'"),
+        ({"order": 0.5}, "order must be"),
+        ({"ground": "l2"}, "ground must be \"inf\" or a number of at least 1, got 'l2'"),
+        ({"ground": 0}, "ground must be"),
+        ({"tolerance": -0.1}, "tolerance must be at least 0 and below 1, got -0.1"),
+    ],
+)
+def test_ill_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        wasserstein_distance(torch.zeros(1, 2), torch.zeros(1, 2), **arguments)
 
 
 @pytest.mark.parametrize(("order", "ground"), [(1, "inf"), (2, 2), (3, 1), (1.5, 2)])
