@@ -66,8 +66,9 @@ def adapt(
     with torch.device("meta"):
         old = trainer.build_network_architecture(plans, before, channels[0], channels[0])
     new = trainer.build_network_architecture(dataset.plans, after, channels[1], channels[1])
-    result = adapt_weights(checkpoint[WEIGHTS], old, new, channels, fixed_positions(checkpoint))
-    if len(result.fresh) == len(result.weights):
+    fixed = fixed_positions(checkpoint)
+    result = adapt_weights(checkpoint[WEIGHTS], old, new, channels, fixed)
+    if result.weights.keys() <= {*result.fresh, *fixed}:
         raise ValueError(f"{file} has nothing in common with the network of {dataset.plans.plans_name}")
     untrained = [name for name in result.weights if name in {*checkpoint[UNTRAINED], *result.fresh}]
     description = {"plans": dataset.plans.plans, "configuration": configuration, "dataset_json": dataset.description}

@@ -1,6 +1,5 @@
 """Fine-tuning of a pre-trained network: nnU-Net's own training with another start, optimiser and schedule."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
-from nnunet_topomae.nnunet.checkpoints import check_fits, hand_over, read_checkpoint
+from nnunet_topomae.nnunet.checkpoints import hand_over, read_checkpoint
 from nnunet_topomae.nnunet.plans import FINETUNING, build_network, read_config
 from nnunet_topomae.nnunet.training import NO_WEIGHT_DECAY, StageTrainer
 
@@ -52,13 +51,6 @@ class FinetuneTrainer(StageTrainer):
             {"params": g["params"], "weight_decay": g["weight_decay"], "lr": self.initial_lr * g["lr_scale"]}
             for g in groups
         ]
-
-    def initialize(self) -> None:
-        """Build network and optimiser; a file given with ``-pretrained_weights`` is checked before nnU-Net loads it."""
-        super().initialize()
-        file = requested_weights()
-        if file is not None:
-            check_fits(read_checkpoint(file), self.module, file)
 
     def on_train_start(self) -> None:
         """Hand the pre-trained weights over, unless nnU-Net has loaded weights already."""
@@ -118,10 +110,3 @@ class FinetuneTrainer(StageTrainer):
         """As nnU-Net's trainer would write it, so that prediction needs the package but no variable of its user."""
         name = nnUNetTrainer.__name__
         return {**super().checkpoint(), "trainer_name": name, "finetuned_by": type(self).__name__}
-
-
-def requested_weights() -> Path | None:
-    """The file after ``-pretrained_weights`` on the command line; nnU-Net tells trainers nothing of it."""
-    if "-pretrained_weights" not in sys.argv[:-1]:
-        return None
-    return Path(sys.argv[sys.argv.index("-pretrained_weights") + 1])

@@ -1,6 +1,7 @@
 """What pre-training and fine-tuning share: settings from the plans, AdamW with warm-up and cosine, exact resuming."""
 
 import math
+import sys
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from nnunet_topomae.nnunet.checkpoints import WEIGHTS, read_checkpoint, write_checkpoint
+from nnunet_topomae.nnunet.checkpoints import WEIGHTS, check_fits, read_checkpoint, write_checkpoint
 from nnunet_topomae.nnunet.data_loading import check_finite
 from nnunet_topomae.nnunet.dataset import JoinedCases
 from nnunet_topomae.nnunet.plans import check_plans, read_config
@@ -58,9 +59,15 @@ class StageTrainer(nnUNetTrainer, ABC):
             )
 
     def initialize(self) -> None:
-        """Build network and optimiser from the seed of the plans."""
+        """Build network and optimiser from the seed of the plans.
+
+        A file given with ``-pretrained_weights`` is checked before nnU-Net loads it.
+        """
         torch.manual_seed(self.config.seed + self.local_rank)
         super().initialize()
+        file = requested_weights()
+        if file is not None:
+            check_fits(read_checkpoint(file), self.module, file)
 
     def on_train_start(self) -> None:
         """As nnU-Net, once every value of every case has been seen to be finite."""
@@ -199,3 +206,10 @@ def warmup_cosine(iteration: int, warmup: float, total: float) -> float:
         return (iteration + 1) / (warmup + 1)
     share = (iteration - warmup) / max(total - warmup, 1)
     return 0.5 * (1 + math.cos(math.pi * min(share, 1)))
+
+
+def requested_weights() -> Path | None:
+    """The file after ``-pretrained_weights`` on the command line; nnU-Net tells trainers nothing of it."""
+    if "-pretrained_weights" not in sys.argv[:-1]:
+        return None
+    return Path(sys.argv[sys.argv.index("-pretrained_weights") + 1])
