@@ -44,6 +44,18 @@ def build_parser() -> argparse.ArgumentParser:
     _add_unlabelled_options(add)
     add.set_defaults(run=_add_unlabelled)
 
+    split = commands.add_parser("splits", help="write a seeded split of a dataset into splits_final.json")
+    split.add_argument("-d", type=int, required=True, metavar="ID", help="dataset ID")
+    split.add_argument(
+        "-s",
+        required=True,
+        metavar="SHARES",
+        help="training, validation (and test) cases, 18/12, or percentages, 80:15:5",
+    )
+    split.add_argument("--seed", type=int, default=12345, help="default: %(default)s")
+    split.add_argument("--overwrite", action="store_true", help="replace a split that is there")
+    split.set_defaults(run=_splits)
+
     adapt = commands.add_parser("adapt", help="carry a pre-trained checkpoint to other plans")
     adapt.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint_final.pth of a pre-training")
     adapt.add_argument("-d", type=int, required=True, metavar="ID", help="dataset to carry it to")
@@ -182,6 +194,14 @@ def _find_class(package: ModuleType, name: str) -> type | None:
     from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
     return recursive_find_python_class(package.__path__[0], name, package.__name__)
+
+
+def _splits(options: argparse.Namespace) -> None:
+    from nnunet_topomae.nnunet import splits
+
+    file, split = splits.write_split(options.d, options.s, options.seed, options.overwrite)
+    parts = ", ".join(f"{len(cases)} {part}" for part, cases in split.items())
+    _say(f"{file}: {parts}; train with fold 0")
 
 
 def _adapt(options: argparse.Namespace) -> None:

@@ -32,8 +32,6 @@ _MAX_POOLINGS = 5  # a stem of 4 and three downsamplings by 2
 _PATCH_SIZES = (16, 8, 4, 2)
 _TARGET_TOKENS = 200
 _MIN_BATCH_SIZE = 2
-_MAX_EPOCHS = 1000  # nnU-Net's own
-_WARMUP_SHARE = 0.05
 _PRETRAINING_PASSES, _FINETUNING_PASSES = 10_000, 5_000  # over all cases; SelfMedMAE
 _MAX_TOPOLOGY_CELLS = 24**3
 _SAME_EDGE = 1.01  # edges of cells within 1 % count as equal
@@ -45,11 +43,25 @@ Strides = tuple[Size, ...]
 class TopoMAEPlanner(ExperimentPlanner):
     """Writes ``nnUNetTopoMAEPlans``; arguments as nnU-Net's planner. There is no 2D and no cascaded configuration.
 
+    Subclasses fix what is decided here otherwise.
+
     Attributes:
+        default_plans_name: of the plans.
+        target_spacing: mm per voxel (z, y, x) of 3d_fullres; None as nnU-Net decides.
+        intensity_range: HU that CT is clipped to; None for the 0.5 and 99.5 percentiles of the foreground.
+        crop_size: voxels (z, y, x); None for the largest that fits into the memory.
+        max_epochs: of either stage; 1000 is nnU-Net's own number.
+        warmup_share: of all epochs.
         vit: width, depth and heads of the ViT.
         features_per_stage: channels of UNETR++.
     """
 
+    default_plans_name: str = PLANS_NAME
+    target_spacing: tuple[float, float, float] | None = None
+    intensity_range: tuple[float, float] | None = None
+    crop_size: Size | None = None
+    max_epochs: float = 1000
+    warmup_share: float = 0.05
     vit: dict[str, int] = {"width": 512, "depth": 12, "num_heads": 8}  # noqa: RUF012 - a template, copied on use
     features_per_stage: tuple[int, ...] = (32, 64, 128, 256)
 
@@ -58,7 +70,7 @@ class TopoMAEPlanner(ExperimentPlanner):
         dataset_name_or_id: str | int,
         gpu_memory_target_in_gb: float = 8,
         preprocessor_name: str = "DefaultPreprocessor",
-        plans_name: str = PLANS_NAME,
+        plans_name: str | None = None,
         overwrite_target_spacing: Sequence[float] | None = None,
         suppress_transpose: bool = False,
     ):
@@ -66,15 +78,15 @@ class TopoMAEPlanner(ExperimentPlanner):
             dataset_name_or_id,
             gpu_memory_target_in_gb,
             preprocessor_name,
-            plans_name,
-            overwrite_target_spacing,
+            plans_name or self.default_plans_name,
+            overwrite_target_spacing or self.target_spacing,
             suppress_transpose,
         )
         self.num_channels = len(self.dataset_json.get("channel_names", self.dataset_json.get("modality")))
         self._scale_ct_to_unit_interval()
 
     def _scale_ct_to_unit_interval(self) -> None:
-        """Make CTNormalization clip to the foreground's percentiles [a, b] and scale to [0, 1].
+        """Make CTNormalization clip to the intensity range [a, b] and scale to [0, 1].
 
         It computes (clip(x, a, b) - mean) / std, so mean = a and std = b - a do that.
 
@@ -86,13 +98,13 @@ class TopoMAEPlanner(ExperimentPlanner):
         for channel, scheme in enumerate(schemes):
             properties = self.dataset_fingerprint["foreground_intensity_properties_per_channel"][str(channel)]
             if scheme == CTNormalization.__name__:
-                low, high = properties["percentile_00_5"], properties["percentile_99_5"]
+                low, high = self.intensity_range or (properties["percentile_00_5"], properties["percentile_99_5"])
                 if not np.isfinite([low, high]).all():
                     raise ValueError(
                         f"{self.dataset_name}: channel {channel} is CT, but no case has a labelled foreground to take "
                         f"its intensity range from"
                     )
-                properties.update(mean=low, std=high - low)
+                properties.update(percentile_00_5=low, percentile_99_5=high, mean=low, std=high - low)
 
     def determine_normalization_scheme_and_whether_mask_is_used_for_norm(self) -> tuple[list[str], list[bool]]:
         """nnU-Net's choice per channel, with min-max scaling in place of z-scores: reconstruction wants [0, 1]."""
@@ -183,15 +195,19 @@ class TopoMAEPlanner(ExperimentPlanner):
         Raises:
             ValueError: if none does.
         """
-        candidates = list(shrinking_crops(spacing, median_shape))
+        if self.crop_size is not None:
+            candidates = [fit_strides(spacing, self.crop_size)[:2]]
+        else:
+            candidates = list(shrinking_crops(spacing, median_shape))
 
         def fits(candidate: tuple[Size, Strides]) -> bool:
             return self._fits(*candidate, choose_patch_size(candidate[0], spacing))
 
         first = 0 if fits(candidates[0]) else bisect_left(candidates, True, lo=1, key=fits)
         if first == len(candidates):
+            crop = "no crop fits" if self.crop_size is None else f"two crops of {self.crop_size} do not fit"
             raise ValueError(
-                f"{self.dataset_name}: no crop fits into {self.UNet_vram_target_GB} GB; raise -gpu_memory_target"
+                f"{self.dataset_name}: {crop} into {self.UNet_vram_target_GB} GB; raise -gpu_memory_target"
             )
         return candidates[first]
 
@@ -219,14 +235,14 @@ class TopoMAEPlanner(ExperimentPlanner):
         return self._schedule(FinetuningConfig(), _FINETUNING_PASSES, batch_size)
 
     def _schedule(self, config: Any, passes: int, batch_size: int) -> Any:
-        num_epochs = epochs_for(passes, self.dataset_json["numTraining"], batch_size, config)
-        return replace(config, num_epochs=num_epochs, warmup_epochs=round(_WARMUP_SHARE * num_epochs, 1))
+        num_epochs = min(epochs_for(passes, self.dataset_json["numTraining"], batch_size, config), self.max_epochs)
+        return replace(config, num_epochs=num_epochs, warmup_epochs=round(self.warmup_share * num_epochs, 1))
 
 
 def epochs_for(passes: int, num_cases: int, batch_size: int, config: StageConfig) -> int:
-    """nnU-Net epochs in which every case is drawn ``passes`` times on average, between 1 and 1000."""
+    """nnU-Net epochs in which every case is drawn ``passes`` times on average, at least 1."""
     iterations = passes * num_cases / batch_size
-    return min(max(round(iterations / config.num_iterations_per_epoch), 1), _MAX_EPOCHS)
+    return max(round(iterations / config.num_iterations_per_epoch), 1)
 
 
 def shrinking_crops(spacing: Sequence[float], median_shape: Sequence[float]) -> Iterator[tuple[Size, Strides]]:

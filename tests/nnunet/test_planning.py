@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+from nnunet_topomae.cli import find_planner
 from nnunet_topomae.config import PretrainingConfig
 from nnunet_topomae.nnunet.planning import (
     TopoMAEPlanner,
@@ -61,7 +62,7 @@ def test_topology_grid():
     assert choose_topology_grid((32, 128, 128), (3, 3, 3)) == (8, 32, 32)
 
 
-@pytest.mark.parametrize(("cases", "epochs"), [(30, 600), (260, 1000), (1, 20)])
+@pytest.mark.parametrize(("cases", "epochs"), [(30, 600), (260, 5200), (1, 20)])
 def test_epochs_from_passes(cases, epochs):
     assert epochs_for(10_000, cases, 2, PretrainingConfig()) == epochs
 
@@ -73,7 +74,15 @@ class SmallPlanner(TopoMAEPlanner):
     features_per_stage = (8, 16, 32, 64)
 
 
-def _planner(tmp_path, monkeypatch, shape=(96, 128, 128), spacing=(1.5, 1.0, 1.0), channels=("CT",), **kwargs):
+def _planner(
+    tmp_path,
+    monkeypatch,
+    shape=(96, 128, 128),
+    spacing=(1.5, 1.0, 1.0),
+    channels=("CT",),
+    planner_class=SmallPlanner,
+    **kwargs,
+):
     """A dataset that has a fingerprint and file names, but no image."""
     raw, preprocessed = tmp_path / "raw", tmp_path / "preprocessed"
     images, labels = raw / DATASET / "imagesTr", raw / DATASET / "labelsTr"
@@ -101,7 +110,7 @@ def _planner(tmp_path, monkeypatch, shape=(96, 128, 128), spacing=(1.5, 1.0, 1.0
     (preprocessed / DATASET / "dataset_fingerprint.json").write_text(json.dumps(fingerprint))
     monkeypatch.setenv("nnUNet_raw", str(raw))
     monkeypatch.setenv("nnUNet_preprocessed", str(preprocessed))
-    return SmallPlanner(777, **kwargs)
+    return planner_class(777, **kwargs)
 
 
 @pytest.mark.parametrize(
@@ -151,6 +160,52 @@ def test_crop_and_batch_grow_with_the_memory_target(tmp_path, monkeypatch):
 def test_too_little_memory_is_said(tmp_path, monkeypatch):
     planner = _planner(tmp_path, monkeypatch, gpu_memory_target_in_gb=0.5)
     with pytest.raises(ValueError, match=r"no crop fits into 0\.5 GB"):
+        planner.plan_experiment()
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "spacing", "channel", "crop", "stem", "planned_spacing", "hu"),
+    [
+        (
+            "Synapse",
+            (148, 512, 512),
+            (3.0, 0.76, 0.76),
+            "CT",
+            (64, 128, 128),
+            [2, 4, 4],
+            (3.0, 0.76, 0.76),
+            (-175, 250),
+        ),
+        ("BTCV", (148, 512, 512), (3.0, 0.76, 0.76), "CT", (96, 96, 96), [4, 4, 4], (2.0, 1.5, 1.5), (-175, 250)),
+        ("ACDC", (9, 256, 216), (10.0, 1.56, 1.56), "MRI", (16, 160, 160), [1, 4, 4], (10.0, 1.56, 1.56), None),
+        ("Spleen", (90, 512, 512), (5.0, 0.79, 0.79), "CT", (96, 96, 96), [4, 4, 4], (2.0, 1.5, 1.5), (-57, 164)),
+        ("Lung", (252, 512, 512), (1.24, 0.79, 0.79), "CT", (32, 192, 192), [4, 4, 4], (1.24, 0.79, 0.79), None),
+    ],
+)
+def test_the_papers_set_ups(tmp_path, monkeypatch, name, shape, spacing, channel, crop, stem, planned_spacing, hu):
+    planner_class = find_planner(f"TopoMAEPlanner{name}")
+    small = type("Small", (planner_class,), {"vit": SmallPlanner.vit, "features_per_stage": (8, 16, 32, 64)})
+    plans = _planner(tmp_path, monkeypatch, shape, spacing, (channel,), small, gpu_memory_target_in_gb=24)
+    plans = plans.plan_experiment()
+    assert plans["plans_name"] == f"nnUNetTopoMAE{name}Plans"
+    plan = plans["configurations"]["3d_fullres"]
+    check_plans(plans, "3d_fullres")
+    assert plan["patch_size"] == list(crop)
+    assert plan["architecture"]["arch_kwargs"]["strides"][1] == stem
+    assert list(plan["spacing"]) == list(planned_spacing)
+    schedule = plan["pretraining"]
+    assert schedule["num_epochs"] == round(10_000 * 30 / plan["batch_size"] / 250)  # no limit
+    assert schedule["warmup_epochs"] == pytest.approx(0.01 * schedule["num_epochs"], abs=0.05)
+    if hu is not None:
+        properties = plans["foreground_intensity_properties_per_channel"]["0"]
+        assert (properties["percentile_00_5"], properties["percentile_99_5"]) == hu
+        assert (properties["mean"], properties["std"]) == (hu[0], hu[1] - hu[0])
+
+
+def test_a_fixed_crop_that_does_not_fit_is_said(tmp_path, monkeypatch):
+    planner_class = find_planner("TopoMAEPlannerLung")
+    planner = _planner(tmp_path, monkeypatch, planner_class=planner_class, gpu_memory_target_in_gb=4)
+    with pytest.raises(ValueError, match=r"two crops of \(32, 192, 192\) do not fit into 4 GB"):
         planner.plan_experiment()
 
 
