@@ -31,7 +31,7 @@ import nnunet_topomae.trainers
 from nnunet_topomae.config import PretrainingConfig
 from nnunet_topomae.masking import mask_to_voxels
 from nnunet_topomae.nnunet.plans import build_network
-from nnunet_topomae.nnunet.pretraining import Pretrainer, to_float32
+from nnunet_topomae.nnunet.pretraining import Pretrainer
 from nnunet_topomae.pretext import TopoMAE
 from nnunet_topomae.pretext.base import compose
 from nnunet_topomae.topology import TopologicalLoss
@@ -62,7 +62,7 @@ def make_step(trainer: Pretrainer, config: PretrainingConfig, batch: dict) -> Ca
         optimizer.zero_grad()
         with trainer.autocast():
             output = task(crop, mask)
-        task.loss_terms(to_float32(output), crop, mask, keypoints)["total"].backward()
+        task.loss_terms(output.to_float32(), crop, mask, keypoints)["total"].backward()
         optimizer.step()
 
     return step

@@ -1,66 +1,104 @@
-"""How much GPU memory a training step takes, found by tracing it without computing anything."""
+"""How much memory a training step takes, found by tracing it without computing anything."""
 
+import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 GIB = 2**30
 
-_STATE_BYTES = 16  # per parameter: float32 weight, gradient and two moments of AdamW
-_CONTEXT = 0.6 * GIB  # CUDA context and cuDNN workspaces
-_TEMPORARIES = 1.15  # activations' gradients during the backward pass and fragmentation
+_TRAINED_BYTES = 12  # per parameter: float32 weight and two moments of AdamW
+_FROZEN_BYTES = 4
+_GRADIENT_BYTES = 4
+_OPTIMISER_BYTES = 4  # temporaries of AdamW on CUDA, which updates all parameters at once
+CONTEXT = 0.6 * GIB  # CUDA context and cuDNN workspaces
 
 
 class StepMemory(NamedTuple):
-    """Estimated memory of a mixed-precision training step on CUDA, in bytes.
+    """Memory of a training step, in bytes.
 
     Attributes:
-        fixed: weights, gradients, state of AdamW, CUDA context.
-        per_sample: activations of one sample.
+        fixed: weights, moments of AdamW, CUDA context.
+        per_sample: the most that activations and their gradients take at once, of one sample.
+        update: gradients of the weights and what AdamW needs beside them, once the activations are gone.
     """
 
     fixed: float
     per_sample: float
+    update: float
 
     def peak(self, batch_size: int) -> float:
-        """Estimated peak of a step."""
-        return self.fixed + batch_size * self.per_sample
+        """The most that is taken at once."""
+        return self.fixed + max(batch_size * self.per_sample, self.update)
 
 
-def trace_step(build: Callable[[], nn.Module], step: Callable[[nn.Module], Any]) -> StepMemory:
-    """Trace a forward pass on tensors without storage and count what autograd keeps for the backward pass.
-
-    PyTorch disables CUDA's autocast where there is no GPU, so the CPU's stands in and plans do not depend on the
-    machine they are made on.
+def trace_step(build: Callable[[], nn.Module], loss: Callable[[nn.Module], Tensor], cuda: bool = True) -> StepMemory:
+    """Trace forward and backward pass on tensors without storage and follow what is alive.
 
     Args:
         build: makes the network.
-        step: its forward pass on one sample.
+        loss: of one sample, a scalar.
+        cuda: whether for a step in mixed precision on CUDA, else for one in float32 on the CPU. PyTorch disables CUDA's
+            autocast where there is no GPU, so the CPU's stands in and plans do not depend on the machine they are made
+            on.
     """
+    autocast = torch.autocast("cpu", torch.bfloat16) if cuda else nullcontext()
     with FakeTensorMode(), torch.device("cpu"):
         network = build()
-        states = sum(p.numel() * _STATE_BYTES for p in network.parameters() if p.requires_grad)
-        states += sum(p.numel() * 4 for p in network.parameters() if not p.requires_grad)
-        activations = _saved_bytes(network, step)
-    return StepMemory(states + _CONTEXT, _TEMPORARIES * activations)
+        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        for parameter in trained:
+            parameter.register_post_accumulate_grad_hook(_forget_gradient)
+        with _LiveMemory() as live:
+            with autocast:
+                value = loss(network)
+            value.backward()
+        num_trained = sum(parameter.numel() for parameter in trained)
+        num_frozen = sum(tensor.numel() for tensor in network.state_dict().values()) - num_trained
+    return StepMemory(
+        fixed=num_trained * _TRAINED_BYTES + num_frozen * _FROZEN_BYTES + cuda * CONTEXT,
+        per_sample=live.peak,
+        update=num_trained * (_GRADIENT_BYTES + cuda * _OPTIMISER_BYTES),
+    )
 
 
-def _saved_bytes(network: nn.Module, step: Callable[[nn.Module], Any]) -> int:
-    """Bytes of distinct storages that autograd saves, without the parameters themselves."""
-    own = {p.untyped_storage()._cdata for p in network.parameters()}
-    saved: dict[int, Tensor] = {}
+def _forget_gradient(parameter: Tensor) -> None:
+    """Gradients of weights are counted apart: they grow while activations are freed."""
+    parameter.grad = None
 
-    def remember(tensor: Tensor) -> Tensor:
-        if tensor.untyped_storage()._cdata not in own:
-            saved[tensor.untyped_storage()._cdata] = tensor
-        return tensor
 
-    with (
-        torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor),
-        torch.autocast("cpu", torch.bfloat16),
-    ):
-        step(network)
-    return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+class _LiveMemory(TorchDispatchMode):
+    """Follows the storages that operations make, until they are freed.
+
+    Attributes:
+        peak: the most bytes that were alive at once.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.peak = 0
+        self._alive: dict[int, int] = {}  # bytes of every storage
+        self._total = 0
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        result = operation(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._follow(leaf.untyped_storage())
+        return result
+
+    def _follow(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self._alive:
+            self._alive[key] = storage.nbytes()
+            self._total += self._alive[key]
+            self.peak = max(self.peak, self._total)
+            weakref.finalize(storage, self._free, key)
+
+    def _free(self, key: int) -> None:
+        self._total -= self._alive.pop(key)

@@ -3,7 +3,7 @@
 import json
 import math
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from functools import lru_cache
@@ -19,14 +19,19 @@ from nnunetv2.preprocessing.normalization.default_normalization_schemes import (
     RescaleTo01Normalization,
     ZScoreNormalization,
 )
+from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
+from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+from torch import Tensor
 
 from nnunet_topomae.config import FinetuningConfig, PretrainingConfig, StageConfig, TopologyConfig, to_block
+from nnunet_topomae.keypoints import NUM_KEYPOINTS
 from nnunet_topomae.networks.fused import FusedViTUNETRPP
 from nnunet_topomae.nnunet.memory import GIB, StepMemory, trace_step
 from nnunet_topomae.pretext.topomae import TopoMAE
 
 PLANS_NAME = "nnUNetTopoMAEPlans"
 
+_DICE = {"batch_dice": False, "smooth": 1e-5, "do_bg": False, "ddp": False}  # nnU-Net's
 _MIN_EDGE = 3  # of the coarsest feature map; a 96^3 crop and a total stride of 32 give it, as published
 _MAX_POOLINGS = 5  # a stem of 4 and three downsamplings by 2
 _PATCH_SIZES = (16, 8, 4, 2)
@@ -38,6 +43,7 @@ _SAME_EDGE = 1.01  # edges of cells within 1 % count as equal
 
 Size = tuple[int, int, int]
 Strides = tuple[Size, ...]
+Trace = Callable[[str, int, int], StepMemory]
 
 
 class TopoMAEPlanner(ExperimentPlanner):
@@ -200,10 +206,15 @@ class TopoMAEPlanner(ExperimentPlanner):
         else:
             candidates = list(shrinking_crops(spacing, median_shape))
 
-        def fits(candidate: tuple[Size, Strides]) -> bool:
-            return self._fits(*candidate, choose_patch_size(candidate[0], spacing))
+        def fits(candidate: tuple[Size, Strides], *traces: Trace) -> bool:
+            return self._fits(*candidate, choose_patch_size(candidate[0], spacing), traces=traces)
 
-        first = 0 if fits(candidates[0]) else bisect_left(candidates, True, lo=1, key=fits)
+        def finetuning_fits(candidate: tuple[Size, Strides]) -> bool:
+            return fits(candidate, trace_finetuning)
+
+        first = 0 if finetuning_fits(candidates[0]) else bisect_left(candidates, True, lo=1, key=finetuning_fits)
+        while first < len(candidates) and not fits(candidates[first], trace_pretraining):  # seldom the larger one
+            first += 1
         if first == len(candidates):
             crop = "no crop fits" if self.crop_size is None else f"two crops of {self.crop_size} do not fit"
             raise ValueError(
@@ -219,10 +230,20 @@ class TopoMAEPlanner(ExperimentPlanner):
             batch_size += 1
         return batch_size
 
-    def _fits(self, crop_size: Size, strides: Strides, patch_size: Size, batch_size: int = _MIN_BATCH_SIZE) -> bool:
-        """Whether pre-training and fine-tuning steps of that batch size stay within the memory target."""
+    def _fits(
+        self,
+        crop_size: Size,
+        strides: Strides,
+        patch_size: Size,
+        batch_size: int = _MIN_BATCH_SIZE,
+        traces: Sequence[Trace] | None = None,
+    ) -> bool:
+        """Whether steps of that batch size stay within the memory target, by default of both stages."""
         architecture = json.dumps(self._architecture(crop_size, strides, patch_size)["arch_kwargs"])
-        steps = trace_steps(architecture, self.num_channels, len(self.dataset_json["labels"]))
+        steps = [
+            trace(architecture, self.num_channels, len(self.dataset_json["labels"]))
+            for trace in traces or (trace_pretraining, trace_finetuning)
+        ]
         return max(step.peak(batch_size) for step in steps) <= self.UNet_vram_target_GB * GIB
 
     def pretraining_config(self, crop_size: Size, spacing: np.ndarray, batch_size: int) -> PretrainingConfig:
@@ -312,24 +333,38 @@ def choose_topology_grid(crop_size: Sequence[int], spacing: Sequence[float]) -> 
 
 
 @lru_cache(maxsize=256)
-def trace_steps(architecture: str, num_channels: int, num_classes: int) -> tuple[StepMemory, StepMemory]:
-    """Memory of a pre-training and of a fine-tuning step.
+def trace_pretraining(architecture: str, num_channels: int, num_classes: int, cuda: bool = True) -> StepMemory:
+    """Memory of a pre-training step; see :func:`trace_finetuning`. ``num_classes`` has no bearing on it."""
+    kwargs = json.loads(architecture)
+    config = PretrainingConfig(topology=TopologyConfig(enabled=False))  # which is computed on the CPU
+
+    def build() -> TopoMAE:
+        return TopoMAE(FusedViTUNETRPP(num_channels, num_channels, deep_supervision=False, **kwargs), config)
+
+    def loss(task: TopoMAE) -> Tensor:
+        crop = torch.empty(1, num_channels, *kwargs["crop_size"])
+        mask = torch.empty((1, *task.mask_grid), dtype=torch.bool)
+        output = task(crop, mask).to_float32()
+        return task.loss_terms(output, crop, mask, torch.empty(1, NUM_KEYPOINTS, 3))["total"]
+
+    return trace_step(build, loss, cuda)
+
+
+@lru_cache(maxsize=256)
+def trace_finetuning(architecture: str, num_channels: int, num_classes: int, cuda: bool = True) -> StepMemory:
+    """Memory of a fine-tuning step.
 
     Args:
         architecture: keyword arguments of the network as JSON.
         num_channels: of the crop.
         num_classes: of the segmentation.
+        cuda: see :func:`trace_step`.
     """
     kwargs = json.loads(architecture)
-    crop = (1, num_channels, *kwargs["crop_size"])
 
-    def pretext() -> TopoMAE:
-        network = FusedViTUNETRPP(num_channels, num_channels, deep_supervision=False, **kwargs)
-        return TopoMAE(network, PretrainingConfig())
+    def loss(network: FusedViTUNETRPP) -> Tensor:
+        outputs = network(torch.empty(1, num_channels, *kwargs["crop_size"]))
+        dice_and_cross_entropy = DC_and_CE_loss(_DICE, {}, dice_class=MemoryEfficientSoftDiceLoss)
+        return sum(dice_and_cross_entropy(o, torch.empty(1, 1, *o.shape[2:])) for o in outputs[:-1])
 
-    return (
-        trace_step(pretext, lambda task: task(torch.empty(crop), torch.empty((1, *task.mask_grid), dtype=torch.bool))),
-        trace_step(
-            lambda: FusedViTUNETRPP(num_channels, num_classes, **kwargs), lambda network: network(torch.empty(crop))
-        ),
-    )
+    return trace_step(lambda: FusedViTUNETRPP(num_channels, num_classes, **kwargs), loss, cuda)

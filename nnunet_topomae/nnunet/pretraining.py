@@ -231,7 +231,7 @@ class Pretrainer(StageTrainer):
         with self.autocast():
             output = self.network(crop, mask)
         try:
-            return self.task.loss_terms(to_float32(output), crop, mask, keypoints)
+            return self.task.loss_terms(output.to_float32(), crop, mask, keypoints)
         except ValueError as error:
             raise ValueError(
                 f"epoch {self.current_epoch}, cases {', '.join(batch['case'])}: {error}; if the images are sound, "
@@ -311,7 +311,7 @@ class Pretrainer(StageTrainer):
         for batch in tqdm(self._report_batches(), "Reconstructing", leave=False, disable=None):
             crop, mask, _ = self.to_device(batch)
             with torch.no_grad(), self.autocast():
-                output = to_float32(self.task(crop, mask))
+                output = self.task(crop, mask).to_float32()
             hidden = mask_to_voxels(mask, self.task.patch_size)
             records.append(self._measure(batch, crop, hidden, output))
             if len(pictures) < _PICTURED_CASES:
@@ -395,11 +395,6 @@ class PretrainingLogger(LocalLogger):
             [end - start for end, start in times],
             Path(output_folder) / "progress.png",
         )
-
-
-def to_float32(output: PretextOutput) -> PretextOutput:
-    """All predictions in float32; losses are computed outside autocast."""
-    return PretextOutput(*({branch: t.float() for branch, t in group.items()} for group in output))
 
 
 def to_numpy(terms: dict[str, Tensor]) -> dict[str, np.ndarray]:

@@ -19,6 +19,10 @@ class PretextOutput(NamedTuple):
     reconstructions: dict[str, Tensor]
     keypoints: dict[str, Tensor]
 
+    def to_float32(self) -> "PretextOutput":
+        """All predictions in float32; losses are computed outside autocast."""
+        return PretextOutput(*({branch: t.float() for branch, t in group.items()} for group in self))
+
 
 class PretextTask(nn.Module, ABC):
     """A network to be fine-tuned later, and what pre-training adds to it.
@@ -81,13 +85,11 @@ def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         target: the same shape.
         mask: (B, 1, D, H, W) bool, True = hidden.
 
-    Raises:
-        ValueError: if nothing is hidden.
+    Returns:
+        A scalar; NaN if nothing is hidden, which masks of :mod:`nnunet_topomae.masking` rule out. Looking
+        would make the GPU wait.
     """
-    num_hidden = mask.sum() * prediction.shape[1]
-    if num_hidden == 0:
-        raise ValueError("the mask hides no voxel, so there is nothing to reconstruct")
-    return ((prediction - target).square() * mask).sum() / num_hidden
+    return ((prediction - target).square() * mask).sum() / (mask.sum() * prediction.shape[1])
 
 
 def compose(crop: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:

@@ -1,4 +1,3 @@
-import pytest
 import torch
 
 from nnunet_topomae.pretext.base import compose, masked_mse
@@ -9,11 +8,6 @@ def test_masked_mse_is_a_mean_over_hidden_voxels_of_all_channels():
     prediction = torch.tensor([[1.0, 2.0, 9.0], [3.0, 4.0, 9.0]]).reshape(1, 2, 1, 1, 3)
     mask = torch.tensor([True, True, False]).reshape(1, 1, 1, 1, 3)
     assert masked_mse(prediction, target, mask).item() == (1 + 4 + 9 + 16) / 4
-
-
-def test_nothing_hidden_is_an_error():
-    with pytest.raises(ValueError, match="hides no voxel"):
-        masked_mse(torch.zeros(1, 1, 2, 2, 2), torch.zeros(1, 1, 2, 2, 2), torch.zeros(1, 1, 2, 2, 2, dtype=torch.bool))
 
 
 def test_compose_takes_hidden_voxels_from_the_prediction():

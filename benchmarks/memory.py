@@ -1,0 +1,141 @@
+"""The planner's estimate of memory against the peak of real training steps.
+
+    python benchmarks/memory.py [--device cpu]
+
+Every plan and stage runs in a process of its own. CPU: growth of the process over two steps in float32. CUDA: the peak
+that PyTorch's allocator reports, in mixed precision, without the CUDA context.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+from typing import Any, NamedTuple
+
+import torch
+from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
+from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+
+from nnunet_topomae.config import PretrainingConfig, TopologyConfig
+from nnunet_topomae.masking import random_patch_mask
+from nnunet_topomae.networks import FusedViTUNETRPP
+from nnunet_topomae.nnunet.memory import CONTEXT, GIB
+from nnunet_topomae.nnunet.planning import (
+    TopoMAEPlanner,
+    choose_patch_size,
+    fit_strides,
+    trace_finetuning,
+    trace_pretraining,
+)
+from nnunet_topomae.pretext import TopoMAE
+
+STAGES = {"pre-training": trace_pretraining, "fine-tuning": trace_finetuning}
+
+
+class Plan(NamedTuple):
+    """What a planner would decide."""
+
+    crop: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    batch_size: int
+    channels: int
+    classes: int
+
+    def architecture(self) -> dict[str, Any]:
+        """Keyword arguments of the network, as the planner chooses them."""
+        crop, strides, _ = fit_strides(self.spacing, self.crop)
+        patch = choose_patch_size(crop, self.spacing)
+        return {
+            "crop_size": crop,
+            "strides": strides,
+            "features_per_stage": TopoMAEPlanner.features_per_stage,
+            "vit": {"patch_size": patch, **TopoMAEPlanner.vit},
+        }
+
+
+PLANS = {
+    "hippocampus": Plan((40, 56, 40), (1, 1, 1), 7, 1, 3),
+    "CT, 96^3": Plan((96, 96, 96), (1.5, 1.5, 1.5), 2, 1, 14),
+    "Synapse": Plan((64, 128, 128), (3, 0.76, 0.76), 2, 1, 14),
+    "ACDC": Plan((16, 160, 160), (10, 1.56, 1.56), 4, 1, 4),
+    "Lung": Plan((32, 192, 192), (1.24, 0.79, 0.79), 2, 1, 2),
+    "four sequences": Plan((64, 64, 64), (1, 1, 1), 4, 4, 4),
+    "CT and PET": Plan((48, 96, 96), (3, 1.5, 1.5), 3, 2, 3),
+    "thin": Plan((12, 48, 48), (6, 1, 1), 12, 1, 3),
+}
+
+
+def measure(plan: Plan, stage: str, device: torch.device) -> float:
+    """GiB that two steps of training take."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    architecture = plan.architecture()
+    crops = torch.rand(plan.batch_size, plan.channels, *architecture["crop_size"], device=device)
+    if stage == "pre-training":
+        network = FusedViTUNETRPP(plan.channels, plan.channels, deep_supervision=False, **architecture)
+        network = TopoMAE(network, PretrainingConfig(topology=TopologyConfig(enabled=False))).to(device)
+    else:
+        network = FusedViTUNETRPP(plan.channels, plan.classes, **architecture).to(device)
+    optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-5)
+    for _ in range(2):
+        optimizer.zero_grad()
+        with torch.autocast("cuda", enabled=device.type == "cuda"):
+            loss = pretraining_loss(network, crops) if stage == "pre-training" else finetuning_loss(network, crops)
+        loss.backward()
+        optimizer.step()
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / GIB
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / GIB
+
+
+def pretraining_loss(task: TopoMAE, crops: torch.Tensor) -> torch.Tensor:
+    """Of random masks and key points."""
+    masks = [random_patch_mask(task.mask_grid, 0.5, torch.Generator()) for _ in crops]
+    mask, keypoints = torch.stack(masks).to(crops.device), torch.zeros(len(crops), 9, 3, device=crops.device)
+    return task.loss_terms(task(crops, mask).to_float32(), crops, mask, keypoints)["total"]
+
+
+def finetuning_loss(network: FusedViTUNETRPP, crops: torch.Tensor) -> torch.Tensor:
+    """nnU-Net's loss of all outputs that it weighs above 0."""
+    options = {"batch_dice": False, "smooth": 1e-5, "do_bg": False, "ddp": False}
+    loss = DC_and_CE_loss(options, {}, dice_class=MemoryEfficientSoftDiceLoss)
+    outputs = network(crops)[:-1]
+    return sum(loss(o, torch.zeros(len(crops), 1, *o.shape[2:], device=crops.device)) for o in outputs)
+
+
+def estimate(plan: Plan, stage: str, cuda: bool) -> float:
+    """GiB that the planner expects."""
+    step = STAGES[stage](json.dumps(plan.architecture()), plan.channels, plan.classes, cuda)
+    return (step.peak(plan.batch_size) - cuda * CONTEXT) / GIB
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--measure", nargs=2, metavar=("PLAN", "STAGE"), help="one measurement, in this process")
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    if options.measure:
+        sys.stdout.write(f"{measure(PLANS[options.measure[0]], options.measure[1], device)}\n")
+        return
+    print(f"GiB, {device}")
+    print(f"{'plan':<16}{'crop':>14}{'batch':>7}  {'stage':<14}{'estimated':>10}{'measured':>10}{'error':>9}")
+    for name, plan in PLANS.items():
+        for stage in STAGES:
+            command = [sys.executable, __file__, "--device", options.device, "--measure", name, stage]
+            environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"}  # freed tensors leave the process
+            result = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+            measured = float(result.stdout)
+            expected = estimate(plan, stage, device.type == "cuda")
+            crop = " x ".join(map(str, plan.crop))
+            print(
+                f"{name:<16}{crop:>14}{plan.batch_size:>7}  {stage:<14}{expected:>10.2f}{measured:>10.2f}"
+                f"{expected / measured - 1:>+9.1%}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
