@@ -106,8 +106,8 @@ def finetuning_loss(network: FusedViTUNETRPP, crops: torch.Tensor) -> torch.Tens
 
 def estimate(plan: Plan, stage: str, cuda: bool) -> float:
     """GiB that the planner expects."""
-    step = STAGES[stage](json.dumps(plan.architecture()), plan.channels, plan.classes, cuda)
-    return (step.peak(plan.batch_size) - cuda * CONTEXT) / GIB
+    trace = STAGES[stage](json.dumps(plan.architecture()), plan.channels, plan.classes, plan.batch_size, cuda)
+    return (trace - cuda * CONTEXT) / GIB
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -17,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     try:
         options.run(options)
-    except (ValueError, RuntimeError, FileNotFoundError) as error:
+    except (ValueError, RuntimeError, FileNotFoundError, AssertionError) as error:  # the last two are nnU-Net's, too
         _say(f"Error: {error}", file=sys.stderr)
         return 2
     return 0
@@ -73,18 +73,20 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_planning_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-d", type=int, nargs="+", required=True, metavar="ID", help="dataset IDs")
     parser.add_argument("-pl", default="TopoMAEPlanner", metavar="PLANNER", help="planner class (default: %(default)s)")
-    parser.add_argument("-gpu_memory_target", type=float, metavar="GB", help="memory to plan for (default: 8)")
+    parser.add_argument(
+        "-gpu_memory_target", type=positive(float), metavar="GB", help="memory to plan for (default: 8)"
+    )
     parser.add_argument("-preprocessor_name", default="DefaultPreprocessor", help="nnU-Net preprocessor class")
     parser.add_argument(
-        "-overwrite_target_spacing", type=float, nargs=3, metavar="MM", help="spacing of 3d_fullres (z, y, x)"
+        "-overwrite_target_spacing", type=positive(float), nargs=3, metavar="MM", help="spacing of 3d_fullres (z, y, x)"
     )
     parser.add_argument("-overwrite_plans_name", metavar="NAME", help="name of the plans (default: the planner's)")
 
 
 def _add_preprocessing_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-c", nargs="+", default=_CONFIGURATIONS, metavar="CONFIGURATION", help="default: all 3D ones")
-    parser.add_argument("-np", type=int, nargs="+", metavar="N", help="processes per configuration (default: 4 and 8)")
-    parser.add_argument("-npfp", type=int, default=8, metavar="N", help="processes of fingerprint extraction")
+    parser.add_argument("-np", type=positive(int), nargs="+", metavar="N", help="processes of each (default: 4 and 8)")
+    parser.add_argument("-npfp", type=positive(int), default=8, metavar="N", help="processes of fingerprint extraction")
     parser.add_argument("--verify_dataset_integrity", action="store_true", help="check images and labels first")
     parser.add_argument("--clean", action="store_true", help="extract the fingerprint again")
     parser.add_argument("--no_pp", action="store_true", help="do not preprocess")
@@ -102,7 +104,7 @@ def _add_unlabelled_options(parser: argparse.ArgumentParser) -> None:
     action.add_argument("--remove", metavar="CASE", help="delete one")
     parser.add_argument("-p", default=_PLANS, metavar="PLANS", help="default: %(default)s")
     parser.add_argument("-c", nargs="+", metavar="CONFIGURATION", help="default: all 3D ones of the plans")
-    parser.add_argument("-np", type=int, default=4, metavar="N", help="processes (default: %(default)s)")
+    parser.add_argument("-np", type=positive(int), default=4, metavar="N", help="processes (default: %(default)s)")
     parser.add_argument("--no_pbar", action="store_true", help="no progress bar")
 
 
@@ -134,8 +136,9 @@ def _add_unlabelled(options: argparse.Namespace) -> None:
 def _plan_and_preprocess(options: argparse.Namespace) -> None:
     from nnunet_topomae.nnunet import experiment
 
-    _refuse_2d(options.c)
+    _check_configurations(options.c)
     planner = find_planner(options.pl)
+    experiment.check_preprocessor(options.preprocessor_name)
     for dataset_id in options.d:
         experiment.extract_fingerprint(
             dataset_id,
@@ -153,8 +156,11 @@ def _plan_and_preprocess(options: argparse.Namespace) -> None:
 
 
 def _plan_experiment(options: argparse.Namespace) -> None:
+    from nnunet_topomae.nnunet import experiment
 
-    plans_name = _plan(options, find_planner(options.pl))
+    planner = find_planner(options.pl)
+    experiment.check_preprocessor(options.preprocessor_name)
+    plans_name = _plan(options, planner)
     _print_next_commands(options.d[0], _CONFIGURATIONS[0], plans_name)
 
 
@@ -226,9 +232,11 @@ def _demo(options: argparse.Namespace) -> None:
     demo.run(options.keep)
 
 
-def _refuse_2d(configurations: Sequence[str]) -> None:
-    if "2d" in configurations:
+def _check_configurations(names: Sequence[str]) -> None:
+    if "2d" in names:
         raise ValueError("-c 2d: TopoMAE is made for 3D images and has no 2d configuration; use 3d_fullres")
+    if unknown := sorted(set(names) - set(_CONFIGURATIONS)):
+        raise ValueError(f"-c {unknown[0]}: there is no such configuration; use {' or '.join(_CONFIGURATIONS)}")
 
 
 def next_commands(dataset_id: int, configuration: str, plans_name: str) -> list[str]:
@@ -247,6 +255,19 @@ def _print_next_commands(dataset_id: int, configuration: str, plans_name: str) -
     _say("\nNext:\n")
     for command in next_commands(dataset_id, configuration, plans_name):
         _say(f"    {command}")
+
+
+def positive(kind: type) -> Callable[[str], float]:
+    """A type for options that must be numbers above 0."""
+
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not 0 < value < float("inf"):
+            raise ValueError
+        return value
+
+    parse.__name__ = f"positive {'whole number' if kind is int else 'number'}"  # argparse names it in its message
+    return parse
 
 
 def _say(text: object, file=None) -> None:

@@ -62,6 +62,11 @@ class FusedViTUNETRPP(UNETRPP):
         self.taps = tuple(taps) if taps is not None else default_taps(len(self.vit.blocks))
         if len(self.taps) != 3 or list(self.taps) != sorted(set(self.taps)) or self.taps[-1] >= len(self.vit.blocks):
             raise ValueError(f"taps must be three increasing blocks of a ViT of depth {len(self.vit.blocks)}: {taps}")
+        if len(pyramid_channels) != 4 or len(pyramid_blocks) != 4:
+            raise ValueError(
+                f"pyramid_channels and pyramid_blocks need a value for each of four scales, got "
+                f"{list(pyramid_channels)} and {list(pyramid_blocks)}"
+            )
         self.pyramid = TokenPyramid(
             self.vit.width,
             self.vit.grid,

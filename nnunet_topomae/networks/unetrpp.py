@@ -36,10 +36,15 @@ class EfficientPairedAttention(nn.Module):
         projection_size: P, tokens that keys and values are projected to for spatial attention.
         num_heads: heads.
         dropout: rate on both attention maps.
+
+    Raises:
+        ValueError: if the channels are not divisible.
     """
 
     def __init__(self, num_tokens: int, channels: int, projection_size: int, num_heads: int, dropout: float = 0.1):
         super().__init__()
+        if channels % (2 * num_heads):
+            raise ValueError(f"features_per_stage must be divisible by twice the {num_heads} heads, got {channels}")
         self.num_heads = num_heads
         self.qkvv = nn.Linear(channels, 4 * channels, bias=False)
         self.project = nn.Linear(num_tokens, projection_size)

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nnUNetBaseDataset
 from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_topomae.nnunet.raw import channel_names, read_json
 
 _PREPROCESSING = (
     "preprocessor_name",
@@ -82,13 +83,13 @@ class PlannedDataset:
                     f"-d {dataset_id}, or bring plans from another one with nnUNetv2_move_plans_between_datasets and "
                     "copy dataset.json and dataset_fingerprint.json from it"
                 )
-        plans = PlansManager(load_json(str(folder / f"{plans_name}.json")))
-        return cls(folder, plans, load_json(str(folder / "dataset.json")))
+        plans = PlansManager(read_json(folder / f"{plans_name}.json"))
+        return cls(folder, plans, read_json(folder / "dataset.json"))
 
     @property
     def num_channels(self) -> int:
         """Channels of its images."""
-        return len(self.description.get("channel_names", self.description.get("modality")))
+        return len(channel_names(self.description))
 
     def configurations(self, names: Sequence[str] | None) -> list[str]:
         """The 3D configurations asked for, by default all of the plans.

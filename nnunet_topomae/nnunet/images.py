@@ -18,7 +18,7 @@ def defect_of(file: Path, reader: BaseReaderWriter) -> str | None:
         reader: of the dataset.
     """
     try:
-        values, spacing = _nifti(file) if file.name.endswith(_NIFTI) else _other(file, reader)
+        values, spacing = read_image(file, reader)
         finite = np.issubdtype(values.dtype, np.integer) or bool(np.isfinite(values).all())
     except Exception as error:  # readers raise whatever their libraries do
         return f"cannot be read: {type(error).__name__}: {error}"
@@ -27,6 +27,11 @@ def defect_of(file: Path, reader: BaseReaderWriter) -> str | None:
     if not all(np.isfinite(size) and size > 0 for size in spacing):
         return f"has a spacing of {tuple(float(size) for size in spacing)} mm"
     return None
+
+
+def read_image(file: Path, reader: BaseReaderWriter) -> tuple[np.ndarray, tuple[float, ...]]:
+    """Values and spacing of one channel, as they are stored. Raises whatever the file's library does."""
+    return _nifti(file) if file.name.endswith(_NIFTI) else _other(file, reader)
 
 
 def _nifti(file: Path) -> tuple[np.ndarray, tuple[float, ...]]:

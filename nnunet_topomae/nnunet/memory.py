@@ -3,7 +3,7 @@
 import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,30 +20,14 @@ _OPTIMISER_BYTES = 4  # temporaries of AdamW on CUDA, which updates all paramete
 CONTEXT = 0.6 * GIB  # CUDA context and cuDNN workspaces
 
 
-class StepMemory(NamedTuple):
-    """Memory of a training step, in bytes.
+def trace_step(build: Callable[[], nn.Module], loss: Callable[[nn.Module], Tensor], cuda: bool = True) -> float:
+    """The most bytes that a training step takes at once.
 
-    Attributes:
-        fixed: weights, moments of AdamW, CUDA context.
-        per_sample: the most that activations and their gradients take at once, of one sample.
-        update: gradients of the weights and what AdamW needs beside them, once the activations are gone.
-    """
-
-    fixed: float
-    per_sample: float
-    update: float
-
-    def peak(self, batch_size: int) -> float:
-        """The most that is taken at once."""
-        return self.fixed + max(batch_size * self.per_sample, self.update)
-
-
-def trace_step(build: Callable[[], nn.Module], loss: Callable[[nn.Module], Tensor], cuda: bool = True) -> StepMemory:
-    """Trace forward and backward pass on tensors without storage and follow what is alive.
+    Forward and backward pass run on tensors without storage, and what is alive is followed.
 
     Args:
         build: makes the network.
-        loss: of one sample, a scalar.
+        loss: of a batch, a scalar.
         cuda: whether for a step in mixed precision on CUDA, else for one in float32 on the CPU. PyTorch disables CUDA's
             autocast where there is no GPU, so the CPU's stands in and plans do not depend on the machine they are made
             on.
@@ -60,15 +44,12 @@ def trace_step(build: Callable[[], nn.Module], loss: Callable[[nn.Module], Tenso
             value.backward()
         num_trained = sum(parameter.numel() for parameter in trained)
         num_frozen = sum(tensor.numel() for tensor in network.state_dict().values()) - num_trained
-    return StepMemory(
-        fixed=num_trained * _TRAINED_BYTES + num_frozen * _FROZEN_BYTES + cuda * CONTEXT,
-        per_sample=live.peak,
-        update=num_trained * (_GRADIENT_BYTES + cuda * _OPTIMISER_BYTES),
-    )
+    update = num_trained * (_GRADIENT_BYTES + cuda * _OPTIMISER_BYTES)
+    return num_trained * _TRAINED_BYTES + num_frozen * _FROZEN_BYTES + cuda * CONTEXT + max(live.peak, update)
 
 
 def _forget_gradient(parameter: Tensor) -> None:
-    """Gradients of weights are counted apart: they grow while activations are freed."""
+    """Gradients of weights are counted apart: they grow while activations are freed, and peak when all are gone."""
     parameter.grad = None
 
 

@@ -26,7 +26,8 @@ from torch import Tensor
 from nnunet_topomae.config import FinetuningConfig, PretrainingConfig, StageConfig, TopologyConfig, to_block
 from nnunet_topomae.keypoints import NUM_KEYPOINTS
 from nnunet_topomae.networks.fused import FusedViTUNETRPP
-from nnunet_topomae.nnunet.memory import GIB, StepMemory, trace_step
+from nnunet_topomae.nnunet.memory import GIB, trace_step
+from nnunet_topomae.nnunet.raw import channel_names
 from nnunet_topomae.pretext.topomae import TopoMAE
 
 PLANS_NAME = "nnUNetTopoMAEPlans"
@@ -43,7 +44,7 @@ _SAME_EDGE = 1.01  # edges of cells within 1 % count as equal
 
 Size = tuple[int, int, int]
 Strides = tuple[Size, ...]
-Trace = Callable[[str, int, int], StepMemory]
+Trace = Callable[[str, int, int, int], float]
 
 
 class TopoMAEPlanner(ExperimentPlanner):
@@ -88,7 +89,7 @@ class TopoMAEPlanner(ExperimentPlanner):
             overwrite_target_spacing or self.target_spacing,
             suppress_transpose,
         )
-        self.num_channels = len(self.dataset_json.get("channel_names", self.dataset_json.get("modality")))
+        self.num_channels = len(channel_names(self.dataset_json))
         self._scale_ct_to_unit_interval()
 
     def _scale_ct_to_unit_interval(self) -> None:
@@ -207,7 +208,7 @@ class TopoMAEPlanner(ExperimentPlanner):
             candidates = list(shrinking_crops(spacing, median_shape))
 
         def fits(candidate: tuple[Size, Strides], *traces: Trace) -> bool:
-            return self._fits(*candidate, choose_patch_size(candidate[0], spacing), traces=traces)
+            return self._fits(*candidate, choose_patch_size(candidate[0], spacing), _MIN_BATCH_SIZE, traces)
 
         def finetuning_fits(candidate: tuple[Size, Strides]) -> bool:
             return fits(candidate, trace_finetuning)
@@ -224,27 +225,28 @@ class TopoMAEPlanner(ExperimentPlanner):
 
     def _batch_size(self, crop_size: Size, strides: Strides, patch_size: Size, num_voxels: float) -> int:
         """As many crops as fit, covering at most 5 % of the dataset as in nnU-Net, at least 2."""
+
+        def too_large(batch_size: int) -> bool:
+            return not self._fits(crop_size, strides, patch_size, batch_size)
+
         limit = max(round(num_voxels * self.max_dataset_covered / math.prod(crop_size)), _MIN_BATCH_SIZE)
-        batch_size = _MIN_BATCH_SIZE
-        while batch_size < limit and self._fits(crop_size, strides, patch_size, batch_size + 1):
-            batch_size += 1
-        return batch_size
+        return bisect_left(range(limit + 1), True, lo=_MIN_BATCH_SIZE + 1, key=too_large) - 1
 
     def _fits(
         self,
         crop_size: Size,
         strides: Strides,
         patch_size: Size,
-        batch_size: int = _MIN_BATCH_SIZE,
+        batch_size: int,
         traces: Sequence[Trace] | None = None,
     ) -> bool:
-        """Whether steps of that batch size stay within the memory target, by default of both stages."""
+        """Whether steps stay within the memory target, by default of both stages."""
         architecture = json.dumps(self._architecture(crop_size, strides, patch_size)["arch_kwargs"])
-        steps = [
-            trace(architecture, self.num_channels, len(self.dataset_json["labels"]))
+        return all(
+            trace(architecture, self.num_channels, len(self.dataset_json["labels"]), batch_size)
+            <= self.UNet_vram_target_GB * GIB
             for trace in traces or (trace_pretraining, trace_finetuning)
-        ]
-        return max(step.peak(batch_size) for step in steps) <= self.UNet_vram_target_GB * GIB
+        )
 
     def pretraining_config(self, crop_size: Size, spacing: np.ndarray, batch_size: int) -> PretrainingConfig:
         """Defaults of the paper; epochs from its passes over the data, a topology grid that fits the crop."""
@@ -333,8 +335,10 @@ def choose_topology_grid(crop_size: Sequence[int], spacing: Sequence[float]) -> 
 
 
 @lru_cache(maxsize=256)
-def trace_pretraining(architecture: str, num_channels: int, num_classes: int, cuda: bool = True) -> StepMemory:
-    """Memory of a pre-training step; see :func:`trace_finetuning`. ``num_classes`` has no bearing on it."""
+def trace_pretraining(
+    architecture: str, num_channels: int, num_classes: int, batch_size: int, cuda: bool = True
+) -> float:
+    """Bytes of a pre-training step; see :func:`trace_finetuning`. ``num_classes`` has no bearing on it."""
     kwargs = json.loads(architecture)
     config = PretrainingConfig(topology=TopologyConfig(enabled=False))  # which is computed on the CPU
 
@@ -342,29 +346,32 @@ def trace_pretraining(architecture: str, num_channels: int, num_classes: int, cu
         return TopoMAE(FusedViTUNETRPP(num_channels, num_channels, deep_supervision=False, **kwargs), config)
 
     def loss(task: TopoMAE) -> Tensor:
-        crop = torch.empty(1, num_channels, *kwargs["crop_size"])
-        mask = torch.empty((1, *task.mask_grid), dtype=torch.bool)
+        crop = torch.empty(batch_size, num_channels, *kwargs["crop_size"])
+        mask = torch.empty((batch_size, *task.mask_grid), dtype=torch.bool)
         output = task(crop, mask).to_float32()
-        return task.loss_terms(output, crop, mask, torch.empty(1, NUM_KEYPOINTS, 3))["total"]
+        return task.loss_terms(output, crop, mask, torch.empty(batch_size, NUM_KEYPOINTS, 3))["total"]
 
     return trace_step(build, loss, cuda)
 
 
 @lru_cache(maxsize=256)
-def trace_finetuning(architecture: str, num_channels: int, num_classes: int, cuda: bool = True) -> StepMemory:
-    """Memory of a fine-tuning step.
+def trace_finetuning(
+    architecture: str, num_channels: int, num_classes: int, batch_size: int, cuda: bool = True
+) -> float:
+    """Bytes of a fine-tuning step.
 
     Args:
         architecture: keyword arguments of the network as JSON.
         num_channels: of the crop.
         num_classes: of the segmentation.
+        batch_size: crops.
         cuda: see :func:`trace_step`.
     """
     kwargs = json.loads(architecture)
 
     def loss(network: FusedViTUNETRPP) -> Tensor:
-        outputs = network(torch.empty(1, num_channels, *kwargs["crop_size"]))
+        outputs = network(torch.empty(batch_size, num_channels, *kwargs["crop_size"]))
         dice_and_cross_entropy = DC_and_CE_loss(_DICE, {}, dice_class=MemoryEfficientSoftDiceLoss)
-        return sum(dice_and_cross_entropy(o, torch.empty(1, 1, *o.shape[2:])) for o in outputs[:-1])
+        return sum(dice_and_cross_entropy(o, torch.empty(batch_size, 1, *o.shape[2:])) for o in outputs[:-1])
 
     return trace_step(lambda: FusedViTUNETRPP(num_channels, num_classes, **kwargs), loss, cuda)

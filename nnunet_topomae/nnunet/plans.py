@@ -6,7 +6,7 @@ import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnunet_topomae.config import FinetuningConfig, PretrainingConfig, read_block
+from nnunet_topomae.config import FinetuningConfig, Number, PretrainingConfig, read_block
 from nnunet_topomae.topology.loss import pool_to_grid
 
 PRETRAINING, FINETUNING = "pretraining", "finetuning"
@@ -38,7 +38,10 @@ def check_plans(plans: dict[str, Any], configuration_name: str) -> None:
             f"(2D images and 2d configurations are not supported)"
         )
     configuration = manager.get_configuration(configuration_name)
-    if len(configuration.patch_size) != 3:
+    size = configuration.configuration["patch_size"]
+    if not isinstance(size, list) or not all(Number(1, integer=True).accepts(voxels) for voxels in size):
+        raise ValueError(f"{where}: patch_size must be a list of whole numbers of at least 1, got {size!r}")
+    if len(size) != 3:
         raise ValueError(f"{where}: only 3D configurations can be pre-trained, this one is 2D; use 3d_fullres")
     if configuration.previous_stage_name is not None:
         raise ValueError(f"{where}: the second stage of the cascade cannot be pre-trained; use 3d_fullres or 3d_lowres")
@@ -58,8 +61,8 @@ def check_plans(plans: dict[str, Any], configuration_name: str) -> None:
 
 def _check_sizes(configuration: ConfigurationManager) -> None:
     """Batch, crop, patches, strides and topology grid must fit each other."""
-    if configuration.batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {configuration.batch_size}")
+    if not Number(1, integer=True).accepts(configuration.batch_size):
+        raise ValueError(f"batch_size must be {Number(1, integer=True)}, got {configuration.batch_size!r}")
     crop_size = configuration.network_arch_init_kwargs.get("crop_size")
     if list(crop_size or ()) != list(configuration.patch_size):
         raise ValueError(
@@ -67,9 +70,11 @@ def _check_sizes(configuration: ConfigurationManager) -> None:
             f"must be equal"
         )
     with torch.device("meta"):
-        build_network(configuration, input_channels=1, num_classes=1)
-        grid = read_config(configuration, PRETRAINING).topology.grid
-        pool_to_grid(torch.empty(1, 1, *crop_size), grid)
+        try:
+            build_network(configuration, input_channels=1, num_classes=1)
+        except (TypeError, ImportError) as error:
+            raise ValueError(f"architecture {configuration.network_arch_class_name}: {error}") from error
+        pool_to_grid(torch.empty(1, 1, *crop_size), read_config(configuration, PRETRAINING).topology.grid)
 
 
 def build_network(

@@ -5,10 +5,10 @@ import re
 from pathlib import Path
 
 import numpy as np
-from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_name
-from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+from nnunet_topomae.nnunet.raw import read_dataset
 
 _PARTS = ("train", "val", "test")
 
@@ -36,9 +36,9 @@ def write_split(dataset_id: int, shares: str, seed: int, overwrite: bool) -> tup
     file = folder / "splits_final.json"
     if file.exists() and not overwrite:
         raise ValueError(f"{file} exists already, and trainings may rest on it; add --overwrite to replace it")
-    cases = sorted(get_filenames_of_train_images_and_targets(str(raw), load_json(str(raw / "dataset.json"))))
+    _, cases = read_dataset(raw)
     sizes = part_sizes(shares, len(cases))
-    shuffled = np.random.default_rng(seed).permutation(cases).tolist()
+    shuffled = np.random.default_rng(seed).permutation(sorted(cases)).tolist()
     ends = np.cumsum(sizes).tolist()
     split = {part: sorted(shuffled[end - size : end]) for part, size, end in zip(_PARTS, sizes, ends, strict=False)}
     temporary = file.with_name(f".{file.name}")
