@@ -15,7 +15,7 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
-from nnunet_topomae.config import PretrainingConfig, TopologyConfig
+from nnunet_topomae.config import TopologyConfig, TopoMAEConfig
 from nnunet_topomae.masking import random_patch_mask
 from nnunet_topomae.networks import FusedViTUNETRPP
 from nnunet_topomae.nnunet.planning import fit_strides
@@ -57,8 +57,8 @@ def main() -> None:
     _, strides, _ = fit_strides((1, 1, 1), options.crop)
     network = FusedViTUNETRPP(1, 1, options.crop, strides, {"patch_size": options.patch}, deep_supervision=False)
     network.apply(network.initialize)
-    without = replace(PretrainingConfig(), topology=TopologyConfig(enabled=False))
-    task = TopoMAE(network, without)
+    without = replace(TopoMAEConfig(), topology=TopologyConfig(enabled=False))
+    task = TopoMAE(network, without, options.crop)
     trained = [p for p in task.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1.5e-4)
     image = read_ct(options.image, options.crop)
@@ -69,12 +69,12 @@ def main() -> None:
         task.loss_terms(task(crop, mask), crop, mask, points)["total"].backward()
         optimizer.step()
     crop, mask = draw(image, task, options.crop, rng, 2)
-    weights = loss_weights(replace(PretrainingConfig(), topology=TopologyConfig(weight=1.0)))
+    weights = loss_weights(replace(TopoMAEConfig(), topology=TopologyConfig(weight=1.0)))
     print(f"crop {options.crop}, {options.steps} steps\n{'term':<34}{'value':>12}{'gradient':>12}{'x lambdas':>12}")
     grids = [None, [s // 2 for s in options.crop], [s // 4 for s in options.crop]]
     for grid in grids[options.skip_full :]:
         task.topological_loss = TopologicalLoss(grid)
-        task.config = replace(PretrainingConfig(), topology=TopologyConfig(weight=1.0, grid=grid))
+        task.config = replace(TopoMAEConfig(), topology=TopologyConfig(weight=1.0, grid=grid))
         terms = task.loss_terms(task(crop, mask), crop, mask, points)
         for name, term in terms.items():
             if name == "total" or ("topological" not in name and grid is not grids[-1]):

@@ -18,7 +18,7 @@ import torch
 from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 
-from nnunet_topomae.config import PretrainingConfig, TopologyConfig
+from nnunet_topomae.config import TopologyConfig, TopoMAEConfig
 from nnunet_topomae.masking import random_patch_mask
 from nnunet_topomae.networks import FusedViTUNETRPP
 from nnunet_topomae.nnunet.memory import CONTEXT, GIB
@@ -74,7 +74,8 @@ def measure(plan: Plan, stage: str, device: torch.device) -> float:
     crops = torch.rand(plan.batch_size, plan.channels, *architecture["crop_size"], device=device)
     if stage == "pre-training":
         network = FusedViTUNETRPP(plan.channels, plan.channels, deep_supervision=False, **architecture)
-        network = TopoMAE(network, PretrainingConfig(topology=TopologyConfig(enabled=False))).to(device)
+        config = TopoMAEConfig(topology=TopologyConfig(enabled=False))
+        network = TopoMAE(network, config, architecture["crop_size"]).to(device)
     else:
         network = FusedViTUNETRPP(plan.channels, plan.classes, **architecture).to(device)
     optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-5)
@@ -106,7 +107,8 @@ def finetuning_loss(network: FusedViTUNETRPP, crops: torch.Tensor) -> torch.Tens
 
 def estimate(plan: Plan, stage: str, cuda: bool) -> float:
     """GiB that the planner expects."""
-    trace = STAGES[stage](json.dumps(plan.architecture()), plan.channels, plan.classes, plan.batch_size, cuda)
+    sizes = plan.channels, plan.classes, plan.batch_size
+    trace = STAGES[stage](FusedViTUNETRPP, TopoMAE, json.dumps(plan.architecture()), *sizes, cuda)
     return (trace - cuda * CONTEXT) / GIB
 
 

@@ -28,7 +28,7 @@ from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_datas
 from torch.utils.data import default_collate
 
 import nnunet_topomae.trainers
-from nnunet_topomae.config import PretrainingConfig
+from nnunet_topomae.config import TopoMAEConfig
 from nnunet_topomae.masking import mask_to_voxels
 from nnunet_topomae.nnunet.plans import build_network
 from nnunet_topomae.nnunet.pretraining import Pretrainer
@@ -50,11 +50,11 @@ def median_seconds(actions: dict[str, Callable[[], object]], steps: int, device:
     return {name: statistics.median(each[1:]) for name, each in seconds.items()}
 
 
-def make_step(trainer: Pretrainer, config: PretrainingConfig, batch: dict) -> Callable[[], None]:
+def make_step(trainer: Pretrainer, config: TopoMAEConfig, batch: dict) -> Callable[[], None]:
     """A step of optimisation of a fresh network."""
     channels = batch["data"].shape[1]
     network = build_network(trainer.configuration_manager, channels, num_classes=channels, deep_supervision=False)
-    task = TopoMAE(network, config).to(trainer.device)
+    task = TopoMAE(network, config, batch["data"].shape[2:]).to(trainer.device)
     optimizer = torch.optim.AdamW([p for p in task.parameters() if p.requires_grad], lr=1e-4)
     crop, mask, keypoints = trainer.to_device(batch)
 
@@ -68,7 +68,7 @@ def make_step(trainer: Pretrainer, config: PretrainingConfig, batch: dict) -> Ca
     return step
 
 
-def make_topology(trainer: Pretrainer, config: PretrainingConfig, batch: dict) -> Callable[[], None]:
+def make_topology(trainer: Pretrainer, config: TopoMAEConfig, batch: dict) -> Callable[[], None]:
     """The topological loss of two reconstructions as early in training: the crop, blurred where it is hidden."""
     crop, mask, _ = trainer.to_device(batch)
     hidden = mask_to_voxels(mask, trainer.task.patch_size)

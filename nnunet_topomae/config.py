@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 BRANCHES = ("vit", "unetrpp")
+MASK_SOURCES = ("random", "anatomask")
+HARDNESS_SCORES = ("denormalised", "normalised", "mixed")
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,33 @@ class Identifiers:
         return "a list of dataset IDs"
 
 
-Accepted = Number | Flag | Subset | Grid | Identifiers
+@dataclass(frozen=True)
+class Choice:
+    """Accepts one of some names."""
+
+    names: tuple[str, ...]
+
+    def accepts(self, value: Any) -> bool:
+        """Whether ``value`` is one of the names."""
+        return isinstance(value, str) and value in self.names
+
+    def __str__(self) -> str:
+        return f"one of {', '.join(self.names)}"
+
+
+@dataclass(frozen=True)
+class Name:
+    """Accepts null or the name of a class."""
+
+    def accepts(self, value: Any) -> bool:
+        """Whether ``value`` is None or an identifier."""
+        return value is None or (isinstance(value, str) and value.isidentifier())
+
+    def __str__(self) -> str:
+        return "null or the name of a trainer"
+
+
+Accepted = Number | Flag | Subset | Grid | Identifiers | Choice | Name
 
 
 def setting(default: Any, accepted: Accepted, meaning: str, source: str) -> Any:
@@ -104,6 +132,12 @@ def setting(default: Any, accepted: Accepted, meaning: str, source: str) -> Any:
 def block(kind: type) -> Any:
     """A dataclass field that is itself a block of settings."""
     return dataclasses.field(default_factory=kind, metadata={"block": kind})
+
+
+def changed(config_class: type, name: str, default: Any, source: str) -> Any:
+    """A field of a parent class with another default."""
+    (field,) = (field for field in dataclasses.fields(config_class) if field.name == name)
+    return setting(default, field.metadata["accepted"], field.metadata["meaning"], source)
 
 
 @dataclass(frozen=True)
@@ -130,6 +164,24 @@ class TopologyConfig:
 
 
 @dataclass(frozen=True)
+class AnatoMaskPolicyConfig:
+    """``pretraining.anatomask``: which patches a teacher hides, and how it follows its student."""
+
+    first_share: float = setting(
+        0.0, Number(0, 1), "share of hidden patches that are the hardest, at the start", "AnatoMask, 3.3"
+    )
+    last_share: float = setting(0.5, Number(0, 1), "the same at the end; linear between", "AnatoMask, 3.3")
+    first_momentum: float = setting(0.999, Number(0, 1), "of the teacher at the start", "AnatoMask")
+    last_momentum: float = setting(0.9999, Number(0, 1), "of the teacher after a quarter; linear before", "AnatoMask")
+    hardness: str = setting(
+        "denormalised",
+        Choice(HARDNESS_SCORES),
+        "what is compared where targets are normalised per patch",
+        "ours, see docs/methods/anatomask.md",
+    )
+
+
+@dataclass(frozen=True)
 class StageConfig:
     """What pre-training and fine-tuning have in common."""
 
@@ -152,20 +204,59 @@ class StageConfig:
 
 @dataclass(frozen=True)
 class PretrainingConfig(StageConfig):
-    """The ``pretraining`` block."""
+    """What the ``pretraining`` blocks of all methods have in common."""
 
     mask_ratio: float = setting(
         0.5, Number(0, 1, low_open=True, high_open=True), "share of patches hidden", "paper, II-A"
     )
+    mask_source: str = setting(
+        "random",
+        Choice(MASK_SOURCES),
+        "who chooses the hidden patches: chance, or a teacher more and more",
+        "AnatoMask",
+    )
+    anatomask: AnatoMaskPolicyConfig = block(AnatoMaskPolicyConfig)
     datasets: Sequence[int] = setting(
         (), Identifiers(), "other datasets whose images take part, preprocessed with the same plans", "ours"
     )
+
+
+@dataclass(frozen=True)
+class TopoMAEConfig(PretrainingConfig):
+    """The ``pretraining`` block of TopoMAE."""
+
     branches: Sequence[str] = setting(BRANCHES, Subset(BRANCHES), "networks to pre-train", "paper, II-C; Table VI")
     lambda1: float = setting(0.5, Number(0, 1), "weight of UNETR++ against the ViT", "paper, II-C")
     lambda2: float = setting(0.1, Number(0, 0.5), "weight of the topological and of the spatial loss", "paper, II-C")
     lambda3: float = setting(0.1, Number(0), "weight of both consistency losses", "paper, II-C")
     spatial: SpatialConfig = block(SpatialConfig)
     topology: TopologyConfig = block(TopologyConfig)
+
+
+@dataclass(frozen=True)
+class MAEConfig(PretrainingConfig):
+    """The ``pretraining`` block of MAE."""
+
+    mask_ratio: float = changed(PretrainingConfig, "mask_ratio", 0.75, "SelfMedMAE")
+
+
+@dataclass(frozen=True)
+class SparKConfig(PretrainingConfig):
+    """The ``pretraining`` block of SparK and AnatoMask."""
+
+    mask_ratio: float = changed(PretrainingConfig, "mask_ratio", 0.6, "AnatoMask")
+    weight_decay: float = changed(StageConfig, "weight_decay", 1e-5, "AnatoMask")
+    warmup_epochs: float = changed(StageConfig, "warmup_epochs", 20, "AnatoMask")
+    decoder_width: int = setting(
+        512, Number(8, integer=True), "channels of the light decoder at the coarsest scale", "AnatoMask"
+    )
+
+
+@dataclass(frozen=True)
+class AnatoMaskConfig(SparKConfig):
+    """The ``pretraining`` block of AnatoMask: SparK's with another default."""
+
+    mask_source: str = changed(PretrainingConfig, "mask_source", "anatomask", "AnatoMask")
 
 
 @dataclass(frozen=True)
@@ -185,6 +276,17 @@ class FinetuningConfig(StageConfig):
         0.1, Number(0, 1, high_open=True), "stochastic depth of the last ViT block", "SelfMedMAE"
     )
     from_scratch: bool = setting(False, Flag(), "train without a pre-trained checkpoint", "ours")
+    pretrainer: str | None = setting(
+        None, Name(), "trainer whose checkpoint PretrainedFinetuneTrainer takes; null: the only one there is", "ours"
+    )
+
+
+@dataclass(frozen=True)
+class UNetFinetuningConfig(FinetuningConfig):
+    """The ``finetuning`` block for nnU-Net's own networks."""
+
+    base_lr: float = changed(FinetuningConfig, "base_lr", 0.0128, "AnatoMask: 1e-4 at a batch of 2")
+    weight_decay: float = changed(StageConfig, "weight_decay", 1e-5, "AnatoMask")
 
 
 Config = TypeVar("Config")

@@ -45,15 +45,34 @@ def random_patch_mask(grid: Sequence[int], ratio: float, generator: torch.Genera
 
 
 def mask_to_voxels(mask: Tensor, patch_size: Sequence[int]) -> Tensor:
-    """Bring a mask of patches to voxels.
+    """Bring a mask, or other values, of patches to voxels.
 
     Args:
-        mask: (B, d, h, w) bool.
+        mask: (B, d, h, w).
         patch_size: voxels of a patch per axis.
 
     Returns:
-        (B, 1, D, H, W) bool with D = d * patch_size[0] and so on.
+        (B, 1, D, H, W) of the same type with D = d * patch_size[0] and so on.
     """
     for axis, size in enumerate(patch_size, start=1):
         mask = mask.repeat_interleave(size, dim=axis)
     return mask[:, None]
+
+
+def hardest_patches_mask(errors: Tensor, num_hidden: int, num_hardest: int) -> Tensor:
+    """Hide the patches of the largest errors, and as many others as it takes by chance (AnatoMask, section 3.3).
+
+    Args:
+        errors: (B, d, h, w), how hard each patch is; at least 0.
+        num_hidden: patches to hide in each sample.
+        num_hardest: of them chosen by their error.
+
+    Returns:
+        (B, d, h, w) bool, True = hidden.
+    """
+    flat = errors.flatten(1)
+    keys = torch.rand(flat.shape).to(flat.device)  # PyTorch's own state of the CPU: one on every machine, and saved
+    hardest = flat.topk(num_hardest, dim=1).indices
+    keys.scatter_(1, hardest, 2.0)
+    chosen = keys.topk(num_hidden, dim=1).indices
+    return torch.zeros_like(flat, dtype=torch.bool).scatter_(1, chosen, True).reshape(errors.shape)

@@ -4,16 +4,27 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_topomae.config import FinetuningConfig, PretrainingConfig, read_block, to_block
+from nnunet_topomae.config import (
+    AnatoMaskConfig,
+    FinetuningConfig,
+    MAEConfig,
+    SparKConfig,
+    TopoMAEConfig,
+    UNetFinetuningConfig,
+    read_block,
+    to_block,
+)
+
+CONFIG_CLASSES = [TopoMAEConfig, MAEConfig, SparKConfig, AnatoMaskConfig, FinetuningConfig, UNetFinetuningConfig]
 
 
 def test_defaults_are_the_papers():
-    config = PretrainingConfig()
+    config = TopoMAEConfig()
     assert (config.mask_ratio, config.lambda1, config.lambda2, config.lambda3) == (0.5, 0.5, 0.1, 0.1)
     assert (config.base_lr, FinetuningConfig().base_lr, config.weight_decay) == (6.4e-3, 1e-1, 0.005)
 
 
-@pytest.mark.parametrize("config_class", [PretrainingConfig, FinetuningConfig])
+@pytest.mark.parametrize("config_class", CONFIG_CLASSES)
 def test_a_block_survives_json(config_class):
     config = config_class()
     block = json.loads(json.dumps(to_block(config)))
@@ -21,7 +32,7 @@ def test_a_block_survives_json(config_class):
 
 
 def test_left_out_keys_take_their_defaults():
-    config = read_block(PretrainingConfig, {"mask_ratio": 0.7, "topology": {"grid": [8, 8, 8]}}, "pretraining")
+    config = read_block(TopoMAEConfig, {"mask_ratio": 0.7, "topology": {"grid": [8, 8, 8]}}, "pretraining")
     assert config.mask_ratio == 0.7
     assert config.topology.grid == (8, 8, 8)
     assert config.topology.enabled
@@ -50,7 +61,7 @@ def test_left_out_keys_take_their_defaults():
 )
 def test_bad_keys_are_named(block, message):
     with pytest.raises(ValueError, match=message.replace("?", r"\?").split("[")[0]):
-        read_block(PretrainingConfig, block, "pretraining")
+        read_block(TopoMAEConfig, block, "pretraining")
 
 
 def _keys(config_class, prefix):
@@ -61,7 +72,7 @@ def _keys(config_class, prefix):
             yield f"{prefix}{field.name}", field
 
 
-@pytest.mark.parametrize("config_class", [PretrainingConfig, FinetuningConfig])
+@pytest.mark.parametrize("config_class", CONFIG_CLASSES)
 def test_the_reference_describes_every_key(config_class):
     lines = (Path(__file__).parents[1] / "docs" / "reference.md").read_text().splitlines()
     for name, field in _keys(config_class, ""):

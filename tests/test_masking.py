@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from nnunet_topomae.masking import mask_to_voxels, num_hidden_patches, random_patch_mask
+from nnunet_topomae.masking import hardest_patches_mask, mask_to_voxels, num_hidden_patches, random_patch_mask
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,27 @@ def test_mask_to_voxels_repeats_each_patch():
     assert voxels.shape == (1, 1, 4, 3, 8)
     assert voxels[0, 0, 2:, :, :4].all()
     assert int(voxels.sum()) == 2 * 3 * 4
+
+
+def test_the_hardest_patches_are_hidden_and_chance_takes_the_rest():
+    errors = torch.tensor([[0.0, 5.0, 1.0, 4.0, 0.0, 3.0], [9.0, 0.0, 0.0, 8.0, 7.0, 0.0]]).reshape(2, 1, 2, 3)
+    counts = torch.zeros(2, 6)
+    for _ in range(200):
+        mask = hardest_patches_mask(errors, num_hidden=3, num_hardest=2).flatten(1)
+        assert mask.sum(dim=1).tolist() == [3, 3]
+        counts += mask
+    assert counts[0, [1, 3]].tolist() == [200, 200]
+    assert counts[1, [0, 3]].tolist() == [200, 200]
+    others = torch.cat([counts[0, [0, 2, 4, 5]], counts[1, [1, 2, 4, 5]]])
+    assert others.min() > 25  # 50 expected of each
+    assert others.max() < 80
+
+
+def test_without_hardest_patches_the_mask_is_random_and_seeded():
+    errors = torch.arange(24.0).reshape(1, 2, 3, 4)
+    torch.manual_seed(1)
+    first = hardest_patches_mask(errors, 12, 0)
+    second = hardest_patches_mask(errors, 12, 0)
+    torch.manual_seed(1)
+    assert torch.equal(hardest_patches_mask(errors, 12, 0), first)
+    assert not torch.equal(first, second)

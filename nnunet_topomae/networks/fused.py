@@ -7,7 +7,7 @@ from torch import Tensor
 
 from nnunet_topomae.networks.pyramid import TokenPyramid
 from nnunet_topomae.networks.unetrpp import UNETRPP, stage_grids
-from nnunet_topomae.networks.vit import ViTEncoder
+from nnunet_topomae.networks.vit import ViTEncoder, evenly_spaced_taps
 
 _DEFAULT_CHANNELS = (64, 64, 128, None)
 _DEFAULT_BLOCKS = (3, 1, 1, 0)
@@ -59,7 +59,7 @@ class FusedViTUNETRPP(UNETRPP):
             **unetrpp_kwargs,
         )
         self.vit = ViTEncoder(input_channels, crop_size, drop_path=drop_path, **vit)
-        self.taps = tuple(taps) if taps is not None else default_taps(len(self.vit.blocks))
+        self.taps = tuple(taps) if taps is not None else evenly_spaced_taps(len(self.vit.blocks), 3)
         if len(self.taps) != 3 or list(self.taps) != sorted(set(self.taps)) or self.taps[-1] >= len(self.vit.blocks):
             raise ValueError(f"taps must be three increasing blocks of a ViT of depth {len(self.vit.blocks)}: {taps}")
         if len(pyramid_channels) != 4 or len(pyramid_blocks) != 4:
@@ -78,25 +78,11 @@ class FusedViTUNETRPP(UNETRPP):
         )
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Layers of the ViT for timm's layer-wise learning rates; everything else belongs to the last."""
-        return {
-            "stem": r"^vit\.(?:patch_embed|pos_embed)",
-            "blocks": [(r"^vit\.blocks\.(\d+)", None), (r"^vit\.norm", (len(self.vit.blocks),))],
-        }
+        """See :meth:`ViTEncoder.layers`."""
+        return self.vit.layers()
 
     def forward(self, crop: Tensor) -> Tensor | list[Tensor]:
         """(B, C, D, H, W) to logits (B, K, D, H, W), or a list of four resolutions with deep supervision."""
         from_vit = self.pyramid(self.vit.taps(crop, self.taps))
         fused = [x + y for x, y in zip(self.encoder(crop), from_vit, strict=True)]
         return self.decoder(self.full_resolution_skip(crop), fused)
-
-
-def default_taps(depth: int) -> tuple[int, int, int]:
-    """Blocks 4, 7 and 10 of 12, scaled to another depth (UNETR's taps).
-
-    Raises:
-        ValueError: for a depth below 4, which leaves no three blocks and an output.
-    """
-    if depth < 4:
-        raise ValueError(f"a ViT needs at least 4 blocks to feed four scales, got {depth}")
-    return tuple(round(depth * share / 12) - 1 for share in (5, 8, 11))

@@ -1,6 +1,7 @@
 """Vision transformer encoder and its masked autoencoder in 3D (He et al., MAE; SelfMedMAE)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from timm.layers import trunc_normal_
@@ -8,6 +9,9 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from nnunet_topomae.networks.geometry import divided
+
+_DECODER_WIDTH, _DECODER_DEPTH, _DECODER_HEAD_WIDTH = 384, 8, 32  # SelfMedMAE's
+_TAP_SHARES = (5, 8, 11)  # twelfths
 
 
 class ViTEncoder(nn.Module):
@@ -80,6 +84,16 @@ class ViTEncoder(nn.Module):
             if index in block_indices:
                 maps.append(self._to_map(tokens))
         return [*maps, self._to_map(self.norm(tokens))]
+
+    def layers(self) -> dict[str, Any]:
+        """Of a network that holds this as ``vit``: what belongs to which layer, for timm's layer-wise learning rates.
+
+        Everything else belongs to the last.
+        """
+        return {
+            "stem": r"^vit\.(?:patch_embed|pos_embed)",
+            "blocks": [(r"^vit\.blocks\.(\d+)", None), (r"^vit\.norm", (len(self.blocks),))],
+        }
 
     def _embed(self, crop: Tensor) -> Tensor:
         return self.patch_embed(crop).flatten(2).transpose(1, 2) + self.pos_embed
@@ -155,6 +169,27 @@ class ViTDecoder(nn.Module):
         (d, h, w), (p, q, r) = self.grid, self.patch_size
         blocks = tokens.reshape(-1, d, h, w, self.output_channels, p, q, r)
         return blocks.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(-1, self.output_channels, d * p, h * q, w * r)
+
+
+def evenly_spaced_taps(depth: int, count: int) -> tuple[int, ...]:
+    """The last ``count`` of blocks 4, 7 and 10 of 12 (UNETR's taps), scaled to another depth.
+
+    Raises:
+        ValueError: for a depth below 4 or more than three taps, which leave no blocks and an output.
+    """
+    if depth < 4:
+        raise ValueError(f"a ViT needs at least 4 blocks to feed four scales, got {depth}")
+    if count > len(_TAP_SHARES):
+        raise ValueError(f"a ViT feeds at most {len(_TAP_SHARES)} scales and the coarsest; use smaller patches")
+    return tuple(round(depth * share / 12) - 1 for share in _TAP_SHARES[len(_TAP_SHARES) - count :])
+
+
+def light_decoder(encoder: ViTEncoder, output_channels: int) -> ViTDecoder:
+    """SelfMedMAE's decoder (384 wide, 8 blocks, 12 heads), never wider or deeper than two thirds of a small encoder."""
+    width = min(_DECODER_WIDTH, max(encoder.width * 2 // 3, 1) // _DECODER_HEAD_WIDTH * _DECODER_HEAD_WIDTH)
+    width = max(width, _DECODER_HEAD_WIDTH)
+    depth = min(_DECODER_DEPTH, max(len(encoder.blocks) * 2 // 3, 1))
+    return ViTDecoder(encoder, output_channels, width, depth, width // _DECODER_HEAD_WIDTH)
 
 
 def visible_indices(mask: Tensor, num_visible: int) -> Tensor:

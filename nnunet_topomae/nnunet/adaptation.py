@@ -15,7 +15,6 @@ from nnunet_topomae.nnunet.checkpoints import (
     write_checkpoint,
 )
 from nnunet_topomae.nnunet.dataset import PlannedDataset
-from nnunet_topomae.nnunet.plans import check_plans
 from nnunet_topomae.nnunet.pretraining import Pretrainer
 
 
@@ -52,7 +51,7 @@ def adapt(
     """
     if output.exists():
         raise ValueError(f"{output} exists already; delete it or choose another name")
-    check_plans(dataset.plans.plans, configuration)
+    trainer.check_plans(dataset.plans.plans, configuration)
     made_with = checkpoint["init_args"]
     plans = PlansManager(made_with["plans"])
     source = PlannedDataset(file.parent, plans, made_with["dataset_json"])

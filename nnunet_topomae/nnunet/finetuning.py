@@ -1,13 +1,15 @@
 """Fine-tuning of a pre-trained network: nnU-Net's own training with another start, optimiser and schedule."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-from timm.optim import param_groups_layer_decay
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
+from nnunet_topomae.config import FinetuningConfig
 from nnunet_topomae.nnunet.checkpoints import hand_over, read_checkpoint
 from nnunet_topomae.nnunet.plans import FINETUNING, build_network, read_config
 from nnunet_topomae.nnunet.training import NO_WEIGHT_DECAY, StageTrainer
@@ -16,34 +18,49 @@ _PRETRAINED = "checkpoint_final.pth"
 
 
 class FinetuneTrainer(StageTrainer):
-    """Starts from the checkpoint that ``pretrainer`` left for the same dataset, plans, configuration and fold.
+    """Starts from the checkpoint that pre-training left for the same dataset, plans, configuration and fold.
 
     Attributes:
-        pretrainer: name of the pre-training trainer.
+        pretrainers: names of the trainers whose checkpoints can be taken.
     """
 
     block = FINETUNING
-    pretrainer: str
+    config_class = FinetuningConfig
+    pretrainers: ClassVar[Sequence[str]]
 
-    @staticmethod
+    @classmethod
+    def build_for_check(cls, configuration: ConfigurationManager) -> None:
+        """The network; see :meth:`StageTrainer.build_for_check`."""
+        cls._build(configuration, 1, 1, deep_supervision=True)
+
+    @classmethod
+    def _build(
+        cls, configuration: ConfigurationManager, num_channels: int, num_classes: int, deep_supervision: bool
+    ) -> nn.Module:
+        """The network of the plans, with stochastic depth if it has a ViT."""
+        config = read_config(configuration, FINETUNING, cls.config_class)
+        overrides = {"drop_path": config.drop_path} if "vit" in configuration.network_arch_init_kwargs else {}
+        return build_network(configuration, num_channels, num_classes, deep_supervision=deep_supervision, **overrides)
+
+    @classmethod
     def build_network_architecture(
+        cls,
         plans_manager: PlansManager,
         configuration_manager: ConfigurationManager,
         num_input_channels: int,
         num_output_channels: int,
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
-        """The network of the plans, with stochastic depth in its ViT."""
-        return build_network(
-            configuration_manager,
-            num_input_channels,
-            num_output_channels,
-            deep_supervision=enable_deep_supervision,
-            drop_path=read_config(configuration_manager, FINETUNING).drop_path,
-        )
+        """The network of the plans, with stochastic depth if it has a ViT."""
+        return cls._build(configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The learning rate falls by ``layer_decay`` per ViT block towards the input; other parts have it in full."""
+        """In a network with a ViT the learning rate falls by ``layer_decay`` per block towards the input.
+
+        Other parts have it in full.
+        """
+        if "vit" not in self.configuration_manager.network_arch_init_kwargs:
+            return param_groups_weight_decay(self.module, self.weight_decay, NO_WEIGHT_DECAY)
         groups = param_groups_layer_decay(
             self.module, self.weight_decay, NO_WEIGHT_DECAY, layer_decay=self.config.layer_decay
         )
@@ -76,29 +93,47 @@ class FinetuneTrainer(StageTrainer):
         """The checkpoint of this fold, else that of fold ``all``, which has seen the validation images.
 
         Raises:
-            ValueError: if there is neither.
+            ValueError: if there is neither, or there are several; names the command that makes one.
         """
-        folder = self._pretraining_folder()
-        own, of_all = (folder / f"fold_{fold}" / _PRETRAINED for fold in (self.fold, "all"))
-        if own.is_file():
-            return own
-        if of_all.is_file():
+        wanted = [self.config.pretrainer] if self.config.pretrainer else self.pretrainers
+        own, of_all = (self._checkpoints(wanted, fold) for fold in (self.fold, "all"))
+        found = own or of_all
+        if len(found) > 1:
+            raise ValueError(
+                f"there are pre-trained checkpoints of {' and '.join(found)}; set finetuning.pretrainer in "
+                f"{self.plans_manager.plans_name}.json to one of them"
+            )
+        if not found:
+            raise ValueError(self._how_to_pretrain(wanted))
+        (file,) = found.values()
+        if not own:
             self.print_to_log_file(
                 f"WARNING: there is no pre-training of fold {self.fold}; starting from fold all, which has seen the "
                 f"images (not the labels) of this fold's validation cases"
             )
-            return of_all
-        raise ValueError(
-            f"no pre-trained checkpoint at {own}. Pre-train first (add --c to continue an interrupted run):\n\n"
-            f"    nnUNetv2_train {self.plans_manager.dataset_name} {self.configuration_name} {self.fold} "
-            f"-p {self.plans_manager.plans_name} -tr {self.pretrainer}\n\n"
-            f"or pass -pretrained_weights FILE, or set finetuning.from_scratch to true in "
+        return file
+
+    def _checkpoints(self, pretrainers: Sequence[str], fold: int | str) -> dict[str, Path]:
+        """Those that exist, by the name of their trainer."""
+        base = Path(self.output_folder_base)
+        files = {
+            name: base.with_name(base.name.replace(type(self).__name__, name, 1)) / f"fold_{fold}" / _PRETRAINED
+            for name in pretrainers
+        }
+        return {name: file for name, file in files.items() if file.is_file()}
+
+    def _how_to_pretrain(self, pretrainers: Sequence[str]) -> str:
+        command = (
+            f"nnUNetv2_train {self.plans_manager.dataset_name} {self.configuration_name} {self.fold} "
+            f"-p {self.plans_manager.plans_name} -tr"
+        )
+        return (
+            f"no pre-trained checkpoint of fold {self.fold} or all beside {self.output_folder_base}. Pre-train first "
+            f"(add --c to continue an interrupted run):\n\n"
+            + "".join(f"    {command} {name}\n" for name in pretrainers)
+            + "\nor pass -pretrained_weights FILE, or set finetuning.from_scratch to true in "
             f"{self.plans_manager.plans_name}.json to train without"
         )
-
-    def _pretraining_folder(self) -> Path:
-        own = Path(self.output_folder_base)
-        return own.with_name(own.name.replace(type(self).__name__, self.pretrainer, 1))
 
     def train_step(self, batch: dict) -> dict:
         """nnU-Net's step, then one of the schedule."""

@@ -21,14 +21,22 @@ from nnunetv2.preprocessing.normalization.default_normalization_schemes import (
 )
 from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
-from torch import Tensor
+from torch import Tensor, nn
 
-from nnunet_topomae.config import FinetuningConfig, PretrainingConfig, StageConfig, TopologyConfig, to_block
+from nnunet_topomae.config import (
+    FinetuningConfig,
+    PretrainingConfig,
+    StageConfig,
+    TopologyConfig,
+    TopoMAEConfig,
+    to_block,
+)
 from nnunet_topomae.keypoints import NUM_KEYPOINTS
 from nnunet_topomae.networks.fused import FusedViTUNETRPP
 from nnunet_topomae.nnunet.memory import GIB, trace_step
 from nnunet_topomae.nnunet.raw import channel_names
-from nnunet_topomae.pretext.topomae import TopoMAE
+from nnunet_topomae.pretext import PretextTask, TopoMAE
+from nnunet_topomae.topology.loss import choose_grid
 
 PLANS_NAME = "nnUNetTopoMAEPlans"
 
@@ -39,12 +47,10 @@ _PATCH_SIZES = (16, 8, 4, 2)
 _TARGET_TOKENS = 200
 _MIN_BATCH_SIZE = 2
 _PRETRAINING_PASSES, _FINETUNING_PASSES = 10_000, 5_000  # over all cases; SelfMedMAE
-_MAX_TOPOLOGY_CELLS = 24**3
-_SAME_EDGE = 1.01  # edges of cells within 1 % count as equal
 
 Size = tuple[int, int, int]
 Strides = tuple[Size, ...]
-Trace = Callable[[str, int, int, int], float]
+Trace = Callable[..., float]
 
 
 class TopoMAEPlanner(ExperimentPlanner):
@@ -59,9 +65,13 @@ class TopoMAEPlanner(ExperimentPlanner):
         crop_size: voxels (z, y, x); None for the largest that fits into the memory.
         max_epochs: of either stage; 1000 is nnU-Net's own number.
         warmup_share: of all epochs.
+        network_class, task_class: what is planned for.
         vit: width, depth and heads of the ViT.
         features_per_stage: channels of UNETR++.
     """
+
+    network_class: type[nn.Module] = FusedViTUNETRPP
+    task_class: type[PretextTask] = TopoMAE
 
     default_plans_name: str = PLANS_NAME
     target_spacing: tuple[float, float, float] | None = None
@@ -186,14 +196,18 @@ class TopoMAEPlanner(ExperimentPlanner):
 
     def _architecture(self, crop_size: Size, strides: Strides, patch_size: Size) -> dict[str, Any]:
         return {
-            "network_class_name": f"{FusedViTUNETRPP.__module__}.{FusedViTUNETRPP.__name__}",
-            "arch_kwargs": {
-                "crop_size": list(crop_size),
-                "strides": [list(stride) for stride in strides],
-                "features_per_stage": list(self.features_per_stage),
-                "vit": {"patch_size": list(patch_size), **self.vit},
-            },
+            "network_class_name": f"{self.network_class.__module__}.{self.network_class.__name__}",
+            "arch_kwargs": self.network_arguments(crop_size, strides, patch_size),
             "_kw_requires_import": [],
+        }
+
+    def network_arguments(self, crop_size: Size, strides: Strides, patch_size: Size) -> dict[str, Any]:
+        """Keyword arguments of the network for a crop, strides by nnU-Net's rules, and ViT patches."""
+        return {
+            "crop_size": list(crop_size),
+            "strides": [list(stride) for stride in strides],
+            "features_per_stage": list(self.features_per_stage),
+            "vit": {"patch_size": list(patch_size), **self.vit},
         }
 
     def _largest_crop(self, spacing: np.ndarray, median_shape: np.ndarray) -> tuple[Size, Strides]:
@@ -241,17 +255,19 @@ class TopoMAEPlanner(ExperimentPlanner):
         traces: Sequence[Trace] | None = None,
     ) -> bool:
         """Whether steps stay within the memory target, by default of both stages."""
-        architecture = json.dumps(self._architecture(crop_size, strides, patch_size)["arch_kwargs"])
+        arguments = json.dumps(self.network_arguments(crop_size, strides, patch_size))
+        sizes = self.num_channels, len(self.dataset_json["labels"]), batch_size
         return all(
-            trace(architecture, self.num_channels, len(self.dataset_json["labels"]), batch_size)
-            <= self.UNet_vram_target_GB * GIB
+            trace(self.network_class, self.task_class, arguments, *sizes) <= self.UNet_vram_target_GB * GIB
             for trace in traces or (trace_pretraining, trace_finetuning)
         )
 
     def pretraining_config(self, crop_size: Size, spacing: np.ndarray, batch_size: int) -> PretrainingConfig:
-        """Defaults of the paper; epochs from its passes over the data, a topology grid that fits the crop."""
-        schedule = self._schedule(PretrainingConfig(), _PRETRAINING_PASSES, batch_size)
-        return replace(schedule, topology=TopologyConfig(grid=choose_topology_grid(crop_size, spacing)))
+        """Defaults of the method; epochs from its passes over the data, a topology grid that fits the crop."""
+        schedule = self._schedule(self.task_class.config_class(), _PRETRAINING_PASSES, batch_size)
+        if not isinstance(schedule, TopoMAEConfig):
+            return schedule
+        return replace(schedule, topology=TopologyConfig(grid=choose_grid(crop_size, spacing)))
 
     def finetuning_config(self, batch_size: int) -> FinetuningConfig:
         """Defaults of the paper; epochs from its passes over the data."""
@@ -320,32 +336,27 @@ def choose_patch_size(crop_size: Sequence[int], spacing: Sequence[float]) -> Siz
     return min(product(*options), key=badness)
 
 
-def choose_topology_grid(crop_size: Sequence[int], spacing: Sequence[float]) -> tuple[int, ...] | None:
-    """The finest grid of at most 24^3 cells that are near isotropic in mm; None if the crop itself is one.
-
-    The shortest edges of the cells grow first, those of equal length together.
-    """
-    cell = np.ones(3, dtype=int)
-    grid = np.array(crop_size)
-    while grid.prod() > _MAX_TOPOLOGY_CELLS:
-        edges = np.where(grid > 1, cell * np.asarray(spacing), np.inf)
-        cell = cell + (edges <= edges.min() * _SAME_EDGE)
-        grid = -(-np.array(crop_size) // cell)
-    return None if (cell == 1).all() else tuple(int(cells) for cells in grid)
-
-
 @lru_cache(maxsize=256)
 def trace_pretraining(
-    architecture: str, num_channels: int, num_classes: int, batch_size: int, cuda: bool = True
+    network_class: type[nn.Module],
+    task_class: type[PretextTask],
+    arguments: str,
+    num_channels: int,
+    num_classes: int,
+    batch_size: int,
+    cuda: bool = True,
 ) -> float:
     """Bytes of a pre-training step; see :func:`trace_finetuning`. ``num_classes`` has no bearing on it."""
-    kwargs = json.loads(architecture)
-    config = PretrainingConfig(topology=TopologyConfig(enabled=False))  # which is computed on the CPU
+    kwargs = json.loads(arguments)
+    config = task_class.config_class()
+    if isinstance(config, TopoMAEConfig):
+        config = replace(config, topology=TopologyConfig(enabled=False))  # which is computed on the CPU
 
-    def build() -> TopoMAE:
-        return TopoMAE(FusedViTUNETRPP(num_channels, num_channels, deep_supervision=False, **kwargs), config)
+    def build() -> PretextTask:
+        network = network_class(num_channels, num_channels, deep_supervision=False, **kwargs)
+        return task_class.build(network, config, kwargs["crop_size"])
 
-    def loss(task: TopoMAE) -> Tensor:
+    def loss(task: PretextTask) -> Tensor:
         crop = torch.empty(batch_size, num_channels, *kwargs["crop_size"])
         mask = torch.empty((batch_size, *task.mask_grid), dtype=torch.bool)
         output = task(crop, mask).to_float32()
@@ -356,22 +367,29 @@ def trace_pretraining(
 
 @lru_cache(maxsize=256)
 def trace_finetuning(
-    architecture: str, num_channels: int, num_classes: int, batch_size: int, cuda: bool = True
+    network_class: type[nn.Module],
+    task_class: type[PretextTask],
+    arguments: str,
+    num_channels: int,
+    num_classes: int,
+    batch_size: int,
+    cuda: bool = True,
 ) -> float:
     """Bytes of a fine-tuning step.
 
     Args:
-        architecture: keyword arguments of the network as JSON.
+        network_class, task_class: of the plans; the task has no bearing on it.
+        arguments: keyword arguments of the network as JSON.
         num_channels: of the crop.
         num_classes: of the segmentation.
         batch_size: crops.
         cuda: see :func:`trace_step`.
     """
-    kwargs = json.loads(architecture)
+    kwargs = json.loads(arguments)
 
-    def loss(network: FusedViTUNETRPP) -> Tensor:
+    def loss(network: nn.Module) -> Tensor:
         outputs = network(torch.empty(batch_size, num_channels, *kwargs["crop_size"]))
         dice_and_cross_entropy = DC_and_CE_loss(_DICE, {}, dice_class=MemoryEfficientSoftDiceLoss)
         return sum(dice_and_cross_entropy(o, torch.empty(batch_size, 1, *o.shape[2:])) for o in outputs[:-1])
 
-    return trace_step(lambda: FusedViTUNETRPP(num_channels, num_classes, **kwargs), loss, cuda)
+    return trace_step(lambda: network_class(num_channels, num_classes, **kwargs), loss, cuda)

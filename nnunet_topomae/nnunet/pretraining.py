@@ -18,22 +18,24 @@ from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from nnunet_topomae.config import FinetuningConfig
 from nnunet_topomae.masking import mask_to_voxels
 from nnunet_topomae.nnunet.checkpoints import UNTRAINED
 from nnunet_topomae.nnunet.data_loading import CropDataset, StreamSampler, endless_batches
 from nnunet_topomae.nnunet.dataset import Cases, JoinedCases, PlannedDataset, PrefixedCases, open_cases
-from nnunet_topomae.nnunet.plans import PRETRAINING, build_network, read_config
+from nnunet_topomae.nnunet.plans import FINETUNING, PRETRAINING, build_network, read_config
 from nnunet_topomae.nnunet.training import NO_WEIGHT_DECAY, StageTrainer
 from nnunet_topomae.pretext.base import PretextOutput, PretextTask, compose
 from nnunet_topomae.reporting.figures import Curve, Reconstruction, plane_names, save_progress, save_reconstructions
 from nnunet_topomae.reporting.metrics import keypoint_error, mean_of, reconstruction_metrics
 from nnunet_topomae.topology import TopologicalLoss
+from nnunet_topomae.topology.loss import choose_grid
 
 _MAX_GRADIENT_NORM = 12  # nnU-Net's
 _FOLDS = 5  # nnU-Net's
 _TRAINING_STREAM, _VALIDATION_STREAM, _REPORT_STREAM = 0, 1, 2
 _PICTURED_CASES = 4
-_HEADINGS = {"vit": "ViT", "unetrpp": "UNETR++"}
+_HEADINGS = {"vit": "ViT", "unetrpp": "UNETR++", "unet": "U-Net"}
 
 
 class Pretrainer(StageTrainer):
@@ -46,6 +48,25 @@ class Pretrainer(StageTrainer):
     block = PRETRAINING
     betas = (0.9, 0.95)
     task_class: ClassVar[type[PretextTask]]
+
+    def __init_subclass__(cls) -> None:
+        cls.config_class = cls.task_class.config_class
+
+    @classmethod
+    def blocks(cls) -> dict[str, type]:
+        """Also that of fine-tuning, for which it would be late after hours of pre-training."""
+        return {**super().blocks(), FINETUNING: FinetuningConfig}
+
+    @classmethod
+    def build_for_check(cls, configuration: ConfigurationManager) -> None:
+        """The pretext task of one channel; see :meth:`StageTrainer.build_for_check`."""
+        cls._build_task(configuration, num_channels=1)
+
+    @classmethod
+    def _build_task(cls, configuration: ConfigurationManager, num_channels: int) -> PretextTask:
+        network = build_network(configuration, num_channels, num_classes=num_channels, deep_supervision=False)
+        config = read_config(configuration, PRETRAINING, cls.config_class)
+        return cls.task_class.build(network, config, configuration.patch_size)
 
     def initialize(self) -> None:
         """Without labels: no oversampling of foreground, no deep supervision, a log of the task's own terms."""
@@ -139,10 +160,7 @@ class Pretrainer(StageTrainer):
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
         """The pretext task around the network of the plans, which gets a class per input channel."""
-        network = build_network(
-            configuration_manager, num_input_channels, num_classes=num_input_channels, deep_supervision=False
-        )
-        return cls.task_class(network, read_config(configuration_manager, PRETRAINING))
+        return cls._build_task(configuration_manager, num_input_channels)
 
     @property
     def task(self) -> PretextTask:
@@ -212,9 +230,12 @@ class Pretrainer(StageTrainer):
     def train_step(self, batch: dict) -> dict[str, np.ndarray]:
         """One optimisation step; returns every loss term by name."""
         crop, mask, keypoints = self.to_device(batch)
+        progress = self.current_epoch / self.num_epochs
+        with self.autocast():
+            mask = self.task.choose_mask(crop, mask, progress)
         terms = self.loss_terms(batch, crop, mask, keypoints)
         self.optimise(terms["total"])
-        self.task.after_step()
+        self.task.after_step(progress)
         self.on_iteration_end()
         return to_numpy(terms)
 
@@ -313,9 +334,10 @@ class Pretrainer(StageTrainer):
             with torch.no_grad(), self.autocast():
                 output = self.task(crop, mask).to_float32()
             hidden = mask_to_voxels(mask, self.task.patch_size)
-            records.append(self._measure(batch, crop, hidden, output))
+            images = self.task.images(output, crop)
+            records.append(self._measure(batch, crop, hidden, output, images))
             if len(pictures) < _PICTURED_CASES:
-                pictures.append(self._picture(batch, crop, hidden, output))
+                pictures.append(self._picture(batch, crop, hidden, images))
         branches = records[0]["metrics"]
         summary = {
             "mean": {branch: mean_of([record["metrics"][branch] for record in records]) for branch in branches},
@@ -339,13 +361,15 @@ class Pretrainer(StageTrainer):
             batches.append(torch.utils.data.default_collate([crops[index]]))
         return batches
 
-    def _measure(self, batch: dict, crop: Tensor, hidden: Tensor, output: PretextOutput) -> dict[str, Any]:
+    def _measure(
+        self, batch: dict, crop: Tensor, hidden: Tensor, output: PretextOutput, images: dict[str, Tensor]
+    ) -> dict[str, Any]:
         """Metrics of every branch on one crop."""
-        composed = [compose(crop, prediction, hidden) for prediction in output.reconstructions.values()]
-        distances = TopologicalLoss(self.config.topology.grid)(crop, *composed)
+        grid = choose_grid(self.configuration_manager.patch_size, self.configuration_manager.spacing)
+        distances = TopologicalLoss(grid)(crop, *(compose(crop, image, hidden) for image in images.values()))
         metrics = {}
-        for (branch, prediction), distance in zip(output.reconstructions.items(), distances, strict=True):
-            metrics[branch] = reconstruction_metrics(*(t[0].cpu().numpy() for t in (crop, prediction, hidden)))
+        for (branch, image), distance in zip(images.items(), distances, strict=True):
+            metrics[branch] = reconstruction_metrics(*(t[0].cpu().numpy() for t in (crop, image, hidden)))
             metrics[branch]["topological_distance"] = distance.item()
             if branch in output.keypoints:
                 metrics[branch]["keypoint_error_mm"] = keypoint_error(
@@ -355,11 +379,11 @@ class Pretrainer(StageTrainer):
                 )
         return {"case": batch["case"][0], "metrics": metrics}
 
-    def _picture(self, batch: dict, crop: Tensor, hidden: Tensor, output: PretextOutput) -> Reconstruction:
+    def _picture(self, batch: dict, crop: Tensor, hidden: Tensor, images: dict[str, Tensor]) -> Reconstruction:
         """The crop, what the network saw of it, and the reconstructions with visible patches from the crop."""
         columns = {"input": crop, "masked": crop.masked_fill(hidden, torch.nan)}
-        for branch, prediction in output.reconstructions.items():
-            columns[_HEADINGS[branch]] = compose(crop, prediction, hidden)
+        for branch, image in images.items():
+            columns[_HEADINGS[branch]] = compose(crop, image, hidden)
         return Reconstruction(
             batch["case"][0],
             {heading: volume[0].cpu().numpy() for heading, volume in columns.items()},

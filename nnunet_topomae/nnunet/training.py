@@ -4,10 +4,11 @@ import math
 import sys
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
@@ -15,6 +16,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
+from nnunet_topomae.config import StageConfig
 from nnunet_topomae.nnunet.checkpoints import WEIGHTS, check_fits, read_checkpoint, write_checkpoint
 from nnunet_topomae.nnunet.data_loading import check_finite
 from nnunet_topomae.nnunet.dataset import JoinedCases
@@ -29,10 +31,12 @@ class StageTrainer(nnUNetTrainer, ABC):
 
     Attributes:
         block: the block's name, set by subclasses.
+        config_class: of the block, set by subclasses.
         betas: of AdamW.
     """
 
     block: str
+    config_class: ClassVar[type[StageConfig]]
     betas = (0.9, 0.999)
 
     def __init__(
@@ -43,9 +47,9 @@ class StageTrainer(nnUNetTrainer, ABC):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's signature, which it stores by name
     ):
-        check_plans(plans, configuration)
+        self.check_plans(plans, configuration)
         super().__init__(plans, configuration, fold, dataset_json, device)
-        self.config = read_config(self.configuration_manager, self.block)
+        self.config = read_config(self.configuration_manager, self.block, self.config_class)
         self.num_epochs = self.config.num_epochs
         self.num_iterations_per_epoch = self.config.num_iterations_per_epoch
         self.num_val_iterations_per_epoch = self.config.num_val_iterations_per_epoch
@@ -57,6 +61,29 @@ class StageTrainer(nnUNetTrainer, ABC):
                 f"WARNING: {self.block}.warmup_epochs is {self.config.warmup_epochs:g}, num_epochs {self.num_epochs}, "
                 f"so the learning rate will not reach its full value"
             )
+
+    @classmethod
+    def check_plans(cls, plans: dict[str, Any], configuration: str) -> None:
+        """Refuse plans that this trainer cannot train.
+
+        Raises:
+            ValueError: see :func:`check_plans`.
+        """
+        check_plans(plans, configuration, cls.build_for_check, **cls.blocks())
+
+    @classmethod
+    def blocks(cls) -> dict[str, type]:
+        """Names and classes of the blocks of the plans that are checked before anything starts."""
+        return {cls.block: cls.config_class}
+
+    @classmethod
+    @abstractmethod
+    def build_for_check(cls, configuration: ConfigurationManager) -> None:
+        """Build what is to be trained, to see whether it can be.
+
+        Raises:
+            ValueError: if it cannot.
+        """
 
     def initialize(self) -> None:
         """Build network and optimiser from the seed of the plans.

@@ -1,20 +1,21 @@
 """TopoMAE: co-pre-training of a ViT masked autoencoder and UNETR++ (Gu et al., section II)."""
 
+from collections.abc import Sequence
 from math import prod
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunet_topomae.config import PretrainingConfig
+from nnunet_topomae.config import TopoMAEConfig
 from nnunet_topomae.keypoints import NUM_KEYPOINTS
 from nnunet_topomae.masking import mask_to_voxels, num_hidden_patches
 from nnunet_topomae.networks.fused import FusedViTUNETRPP
-from nnunet_topomae.networks.vit import ViTDecoder, ViTEncoder, scatter_tokens, visible_indices
+from nnunet_topomae.networks.vit import light_decoder, scatter_tokens, visible_indices
 from nnunet_topomae.pretext.base import PretextOutput, PretextTask, compose, masked_mse
 from nnunet_topomae.topology import TopologicalLoss
+from nnunet_topomae.topology.loss import check_grid
 
-_DECODER_WIDTH, _DECODER_DEPTH, _DECODER_HEAD_WIDTH = 384, 8, 32  # SelfMedMAE's decoder
 _KEYPOINT_CHANNELS, _KEYPOINT_HIDDEN = 64, 256
 
 
@@ -45,15 +46,19 @@ class TopoMAE(PretextTask):
         network: the fused network, built with as many classes as the crop has channels. UNETR++'s full-resolution
             head reconstructs; the pyramid and the other heads stay as they are.
         config: the plans' ``pretraining`` block.
+        crop_size: voxels per axis.
     """
 
-    def __init__(self, network: FusedViTUNETRPP, config: PretrainingConfig):
+    config_class = TopoMAEConfig
+
+    def __init__(self, network: FusedViTUNETRPP, config: TopoMAEConfig, crop_size: Sequence[int]):
         if not isinstance(network, FusedViTUNETRPP):
             raise ValueError(
-                f"TopoMAE pre-trains a FusedViTUNETRPP, but the plans name {type(network).__name__}; "
-                "plan the dataset with nnUNetv2_topomae"
+                f"TopoMAE pre-trains a FusedViTUNETRPP, but the plans name {type(network).__name__}; plan this dataset "
+                "with nnUNetv2_topomae plan_and_preprocess and pass -p nnUNetTopoMAEPlans"
             )
-        super().__init__(network, config)
+        super().__init__(network, config, crop_size)
+        check_grid(crop_size, config.topology.grid)
         self.decoder.deep_supervision = False
         num_patches = prod(self.mask_grid)
         self.num_visible = num_patches - num_hidden_patches(num_patches, config.mask_ratio)
@@ -61,7 +66,7 @@ class TopoMAE(PretextTask):
         channels = self.decoder.seg_layers[0].out_channels
         heads = {}
         if "vit" in config.branches:
-            self.vit_decoder = _light_decoder(self.vit, channels)
+            self.vit_decoder = light_decoder(self.vit, channels)
             heads["vit"] = KeypointHead(self.vit.width)
         if "unetrpp" in config.branches:
             heads["unetrpp"] = KeypointHead(self.encoder.downsample[-1][0].out_channels)
@@ -77,11 +82,6 @@ class TopoMAE(PretextTask):
         for part in frozen:
             part.requires_grad_(False)
         self.vit.pos_embed.requires_grad_(False)
-
-    @property
-    def mask_grid(self) -> tuple[int, int, int]:
-        """The ViT's patches; both branches share the mask."""
-        return self.vit.grid
 
     @property
     def patch_size(self) -> tuple[int, int, int]:
@@ -129,15 +129,7 @@ class TopoMAE(PretextTask):
         return {"total": torch.stack([weights[name] * term for name, term in terms.items()]).sum(), **terms}
 
 
-def _light_decoder(encoder: ViTEncoder, output_channels: int) -> ViTDecoder:
-    """SelfMedMAE's decoder (384 wide, 8 blocks, 12 heads), never wider or deeper than two thirds of a small encoder."""
-    width = min(_DECODER_WIDTH, max(encoder.width * 2 // 3, 1) // _DECODER_HEAD_WIDTH * _DECODER_HEAD_WIDTH)
-    width = max(width, _DECODER_HEAD_WIDTH)
-    depth = min(_DECODER_DEPTH, max(len(encoder.blocks) * 2 // 3, 1))
-    return ViTDecoder(encoder, output_channels, width, depth, width // _DECODER_HEAD_WIDTH)
-
-
-def loss_weights(config: PretrainingConfig) -> dict[str, float]:
+def loss_weights(config: TopoMAEConfig) -> dict[str, float]:
     """Factor of every term in L = (1 - l1) L_vit + l1 L_unetrpp + l3 (consistencies), by the term's name.
 
     Each branch weighs its terms (1 - 2 l2) MSE + l2 topological + l2 spatial. With a single branch, l1 is 0 or 1.

@@ -13,7 +13,7 @@ _SSIM_WINDOW = 7
 
 
 def reconstruction_metrics(crop: Volume, prediction: Volume, hidden: npt.NDArray[np.bool_]) -> dict[str, float | None]:
-    """Errors of one reconstruction of values in [0, 1].
+    """Errors of one reconstruction.
 
     Args:
         crop: (C, D, H, W).
@@ -21,20 +21,22 @@ def reconstruction_metrics(crop: Volume, prediction: Volume, hidden: npt.NDArray
         hidden: (1, D, H, W), True = hidden.
 
     Returns:
-        ``MSE`` over hidden voxels; ``PSNR`` in dB from that MSE for a range of 1, None where the MSE is 0; ``SSIM``
-        of the crop and the crop with its hidden voxels replaced by the prediction, mean over channels.
+        ``MSE`` over hidden voxels; ``PSNR`` in dB from that MSE and the range of the crop's values, None where the MSE
+        is 0; ``SSIM`` of the crop and the crop with its hidden voxels replaced by the prediction, for the same range,
+        mean over channels.
     """
+    value_range = float(np.ptp(crop)) or 1.0
     mse = float(np.square(prediction - crop)[:, hidden[0]].mean())
     composed = np.where(hidden, prediction, crop)
     window = min(_SSIM_WINDOW, (min(crop.shape[1:]) - 1) // 2 * 2 + 1)
     similarities = [
-        structural_similarity(a, b, win_size=window, data_range=1.0) if window >= 3 else math.nan
+        structural_similarity(a, b, win_size=window, data_range=value_range) if window >= 3 else math.nan
         for a, b in zip(crop, composed, strict=True)
     ]
     ssim = float(np.mean(similarities))
     return {
         "MSE": mse,
-        "PSNR": -10 * math.log10(mse) if mse > 0 else None,
+        "PSNR": 10 * math.log10(value_range**2 / mse) if mse > 0 else None,
         "SSIM": None if math.isnan(ssim) else ssim,
     }
 

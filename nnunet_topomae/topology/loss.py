@@ -17,6 +17,8 @@ from nnunet_topomae.topology.wasserstein import matching_distance
 
 _METRIC = Metric(order=2, ground="inf")
 _MAX_THREADS = 16
+_MAX_CELLS = 24**3
+_SAME_EDGE = 1.01  # edges of cells within 1 % count as equal
 
 
 class TopologicalLoss(nn.Module):
@@ -179,16 +181,38 @@ def pool_to_grid(crops: Tensor, grid: Sequence[int] | None) -> Tensor:
     """Average crops (B, C, D, H, W) to a grid (d, h, w) of equal cells, the last of an axis smaller if need be.
 
     Raises:
-        ValueError: if that cannot give the grid, as for one larger than the crop.
+        ValueError: see :func:`check_grid`.
     """
     if grid is None:
         return crops
-    shape = crops.shape[2:]
-    cell = [-(-size // cells) for size, cells in zip(shape, grid, strict=True)]
-    if any(cells > size or -(-size // c) != cells for size, cells, c in zip(shape, grid, cell, strict=True)):
-        fitting = tuple(-(-s // c) for s, c in zip(shape, cell, strict=True))
+    return F.avg_pool3d(crops, check_grid(crops.shape[2:], grid), ceil_mode=True, count_include_pad=False)
+
+
+def check_grid(crop_size: Sequence[int], grid: Sequence[int] | None) -> tuple[int, ...]:
+    """Voxels of a cell per axis that bring a crop to a grid; 1 without a grid.
+
+    Raises:
+        ValueError: if none can, as for a grid larger than the crop.
+    """
+    cell = tuple(-(-size // cells) for size, cells in zip(crop_size, grid or crop_size, strict=True))
+    fitting = tuple(-(-size // c) for size, c in zip(crop_size, cell, strict=True))
+    if grid is not None and fitting != tuple(grid):
         raise ValueError(
-            f"topology grid {tuple(grid)} does not fit a crop of {tuple(shape)} voxels: cells of {tuple(cell)} voxels "
+            f"topology grid {tuple(grid)} does not fit a crop of {tuple(crop_size)} voxels: cells of {cell} voxels "
             f"give {fitting}; use {fitting} or another grid of whole cells"
         )
-    return F.avg_pool3d(crops, cell, ceil_mode=True, count_include_pad=False)
+    return cell
+
+
+def choose_grid(crop_size: Sequence[int], spacing: Sequence[float]) -> tuple[int, ...] | None:
+    """The finest grid of at most 24^3 cells that are near isotropic in mm; None if the crop itself is one.
+
+    The shortest edges of the cells grow first, those of equal length together.
+    """
+    cell = np.ones(3, dtype=int)
+    grid = np.array(crop_size)
+    while grid.prod() > _MAX_CELLS:
+        edges = np.where(grid > 1, cell * np.asarray(spacing), np.inf)
+        cell = cell + (edges <= edges.min() * _SAME_EDGE)
+        grid = -(-np.array(crop_size) // cell)
+    return None if (cell == 1).all() else tuple(int(cells) for cells in grid)

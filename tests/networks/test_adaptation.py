@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_topomae.config import PretrainingConfig, SpatialConfig, TopologyConfig
+from nnunet_topomae.config import SpatialConfig, TopologyConfig, TopoMAEConfig
 from nnunet_topomae.networks import FusedViTUNETRPP
 from nnunet_topomae.networks.adaptation import adapt_weights, resize
 from nnunet_topomae.networks.unetrpp import EPABlock
@@ -16,8 +16,10 @@ OTHER_STEM = {"strides": [[1, 1, 1], [4, 2, 2], [2, 2, 2], [1, 2, 2], [1, 1, 2]]
 
 
 def _task(channels=1, **changes):
-    config = PretrainingConfig(topology=TopologyConfig(enabled=False), spatial=SpatialConfig(enabled=False))
-    return TopoMAE(FusedViTUNETRPP(channels, channels, deep_supervision=False, **{**TINY_NETWORK, **changes}), config)
+    config = TopoMAEConfig(topology=TopologyConfig(enabled=False), spatial=SpatialConfig(enabled=False))
+    arguments = {**TINY_NETWORK, **changes}
+    network = FusedViTUNETRPP(channels, channels, deep_supervision=False, **arguments)
+    return TopoMAE(network, config, arguments["crop_size"])
 
 
 def _smooth_crops(task, channels=1, batch_size=4):

@@ -3,8 +3,8 @@ import torch
 from timm.optim import param_groups_layer_decay
 
 from nnunet_topomae.networks import UNETRPP, FusedViTUNETRPP
-from nnunet_topomae.networks.fused import default_taps
 from nnunet_topomae.networks.pyramid import ScaleAdapter, resampling_factors, upsampling_steps
+from nnunet_topomae.networks.vit import evenly_spaced_taps
 from tiny import TINY_CROP, TINY_NETWORK
 
 
@@ -38,7 +38,7 @@ def test_gradients_reach_every_parameter():
 
 @pytest.mark.parametrize(("depth", "taps"), [(12, (4, 7, 10)), (24, (9, 15, 21)), (4, (1, 2, 3))])
 def test_default_taps(depth, taps):
-    assert default_taps(depth) == taps
+    assert evenly_spaced_taps(depth, 3) == taps
 
 
 def test_too_shallow_a_vit_is_refused():

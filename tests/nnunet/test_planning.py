@@ -4,16 +4,15 @@ import numpy as np
 import pytest
 
 from nnunet_topomae.cli import find_planner
-from nnunet_topomae.config import PretrainingConfig
+from nnunet_topomae.config import TopoMAEConfig
 from nnunet_topomae.nnunet.planning import (
     TopoMAEPlanner,
     choose_patch_size,
-    choose_topology_grid,
     epochs_for,
     fit_strides,
     shrinking_crops,
 )
-from nnunet_topomae.nnunet.plans import check_plans
+from nnunet_topomae.trainers.topomae_pretrainer import TopoMAEPretrainer
 
 DATASET = "Dataset777_Planned"
 
@@ -55,16 +54,9 @@ def test_crops_shrink_to_nothing_and_every_one_can_be_built():
     assert voxels[-1] < 10_000
 
 
-def test_topology_grid():
-    assert choose_topology_grid((96, 96, 96), (1, 1, 1)) == (24, 24, 24)
-    assert choose_topology_grid((24, 24, 24), (1, 1, 1)) is None
-    assert choose_topology_grid((16, 160, 160), (10, 1.5, 1.5)) == (16, 27, 27)
-    assert choose_topology_grid((32, 128, 128), (3, 3, 3)) == (8, 32, 32)
-
-
 @pytest.mark.parametrize(("cases", "epochs"), [(30, 600), (260, 5200), (1, 20)])
 def test_epochs_from_passes(cases, epochs):
-    assert epochs_for(10_000, cases, 2, PretrainingConfig()) == epochs
+    assert epochs_for(10_000, cases, 2, TopoMAEConfig()) == epochs
 
 
 class SmallPlanner(TopoMAEPlanner):
@@ -126,7 +118,7 @@ def test_plans_of_any_3d_dataset_can_be_trained(tmp_path, monkeypatch, shape, sp
     plans = _planner(tmp_path, monkeypatch, shape, spacing, channels).plan_experiment()
     assert "2d" not in plans["configurations"]
     plan = plans["configurations"]["3d_fullres"]
-    check_plans(plans, "3d_fullres")
+    TopoMAEPretrainer.check_plans(plans, "3d_fullres")
     assert plan["patch_size"] == plan["architecture"]["arch_kwargs"]["crop_size"]
     assert plan["batch_size"] >= 2
     assert plan["pretraining"]["mask_ratio"] == 0.5
@@ -189,7 +181,7 @@ def test_the_papers_set_ups(tmp_path, monkeypatch, name, shape, spacing, channel
     plans = plans.plan_experiment()
     assert plans["plans_name"] == f"nnUNetTopoMAE{name}Plans"
     plan = plans["configurations"]["3d_fullres"]
-    check_plans(plans, "3d_fullres")
+    TopoMAEPretrainer.check_plans(plans, "3d_fullres")
     assert plan["patch_size"] == list(crop)
     assert plan["architecture"]["arch_kwargs"]["strides"][1] == stem
     assert list(plan["spacing"]) == list(planned_spacing)
@@ -243,5 +235,5 @@ def test_plans_that_cannot_work_are_refused(tmp_path, monkeypatch, edit, configu
     plans = _planner(tmp_path, monkeypatch, (48, 48, 48), (1.0, 1.0, 1.0)).plan_experiment()
     edit(plans["configurations"]["3d_fullres"])
     with pytest.raises(ValueError, match=message) as error:
-        check_plans(plans, configuration)
+        TopoMAEPretrainer.check_plans(plans, configuration)
     assert f'plans "nnUNetTopoMAEPlans", configuration "{configuration}"' in str(error.value)

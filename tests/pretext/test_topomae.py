@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nnunet_topomae.config import PretrainingConfig, SpatialConfig, TopologyConfig
+from nnunet_topomae.config import SpatialConfig, TopologyConfig, TopoMAEConfig
 from nnunet_topomae.masking import mask_to_voxels
 from nnunet_topomae.networks import UNETRPP
 from nnunet_topomae.pretext import TopoMAE
@@ -31,7 +31,7 @@ def _terms(config, crop=None):
 
 
 def test_eight_terms_and_their_sum_by_the_papers_formula():
-    config = replace(PretrainingConfig(), lambda1=0.3, lambda2=0.2, lambda3=0.7, topology=TopologyConfig(weight=1.0))
+    config = replace(TopoMAEConfig(), lambda1=0.3, lambda2=0.2, lambda3=0.7, topology=TopologyConfig(weight=1.0))
     terms = _terms(config)[-1]
     assert set(terms) == {"total", *TERMS}
     vit_mse, upp_mse, vit_topo, upp_topo, vit_spa, upp_spa, spa_consis, rec_consis = (terms[t].item() for t in TERMS)
@@ -50,7 +50,7 @@ def test_eight_terms_and_their_sum_by_the_papers_formula():
 
 
 def test_terms_by_hand():
-    _, output, crop, mask, terms = _terms(PretrainingConfig())
+    _, output, crop, mask, terms = _terms(TopoMAEConfig())
     hidden = mask_to_voxels(mask, (4, 4, 8)).expand_as(crop)
     vit, unetrpp = output.reconstructions["vit"], output.reconstructions["unetrpp"]
     assert terms["vit_mse"].item() == pytest.approx((vit - crop)[hidden].square().mean().item(), rel=1e-5)
@@ -72,14 +72,14 @@ def test_terms_by_hand():
     ],
 )
 def test_switches_of_the_ablation(changes, left_out):
-    task, _, _, _, terms = _terms(replace(PretrainingConfig(), **changes))
+    task, _, _, _, terms = _terms(replace(TopoMAEConfig(), **changes))
     assert set(terms) == {"total", *TERMS} - left_out
     terms["total"].backward()
     assert [name for name, p in task.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
 def test_a_single_branch_has_all_of_the_weight():
-    weights = loss_weights(replace(PretrainingConfig(), branches=("vit",)))
+    weights = loss_weights(replace(TopoMAEConfig(), branches=("vit",)))
     assert weights["vit_mse"] == pytest.approx(0.8)
     assert weights["unetrpp_mse"] == 0
 
@@ -97,7 +97,7 @@ def test_hidden_voxels_reach_neither_branch():
 
 
 def test_topological_gradient_reaches_hidden_voxels_only():
-    task, output, crop, mask, _ = _terms(PretrainingConfig())
+    task, output, crop, mask, _ = _terms(TopoMAEConfig())
     prediction = output.reconstructions["vit"].detach().requires_grad_()
     detached = output._replace(reconstructions={"vit": prediction, "unetrpp": prediction.detach()})
     task.loss_terms(detached, crop, mask, torch.zeros(2, 9, 3))["vit_topological"].backward()
@@ -107,7 +107,7 @@ def test_topological_gradient_reaches_hidden_voxels_only():
 
 
 def test_a_constant_crop_trains():
-    task, *_, terms = _terms(PretrainingConfig(), torch.full((2, 1, *TINY_CROP), 0.25))
+    task, *_, terms = _terms(TopoMAEConfig(), torch.full((2, 1, *TINY_CROP), 0.25))
     terms["total"].backward()
     gradients = [p.grad for p in task.parameters() if p.grad is not None]
     assert all(torch.isfinite(g).all() for g in gradients)
@@ -123,4 +123,4 @@ def test_several_channels():
 def test_another_network_is_refused():
     kwargs = {key: TINY_NETWORK[key] for key in ("crop_size", "strides", "features_per_stage", "depths")}
     with pytest.raises(ValueError, match="the plans name UNETRPP"):
-        TopoMAE(UNETRPP(1, 1, **kwargs), PretrainingConfig())
+        TopoMAE(UNETRPP(1, 1, **kwargs), TopoMAEConfig(), kwargs["crop_size"])

@@ -9,7 +9,7 @@ from gudhi.wasserstein import wasserstein_distance as gudhi_distance
 
 from nnunet_topomae.topology import TopologicalLoss
 from nnunet_topomae.topology import loss as loss_module
-from nnunet_topomae.topology.loss import pool_to_grid
+from nnunet_topomae.topology.loss import choose_grid, pool_to_grid
 from nnunet_topomae.topology.persistence import persistence_pairs
 
 
@@ -174,3 +174,10 @@ def test_ill_crops(target, reconstruction, message):
 def test_a_grid_that_does_not_fit_is_refused_with_one_that_does():
     with pytest.raises(ValueError, match=r"use \(16, 16, 16\) or another grid of whole cells"):
         TopologicalLoss(grid=(24, 24, 24))(*torch.rand(2, 1, 1, 32, 32, 32))
+
+
+def test_chosen_grid():
+    assert choose_grid((96, 96, 96), (1, 1, 1)) == (24, 24, 24)
+    assert choose_grid((24, 24, 24), (1, 1, 1)) is None
+    assert choose_grid((16, 160, 160), (10, 1.5, 1.5)) == (16, 27, 27)
+    assert choose_grid((32, 128, 128), (3, 3, 3)) == (8, 32, 32)

@@ -1,0 +1,137 @@
+"""UNETR (Hatamizadeh et al.) for any crop and patch size, in the form nnU-Net builds from plans."""
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nnunet_topomae.networks.initialization import initialize
+from nnunet_topomae.networks.unetrpp import residual_block
+from nnunet_topomae.networks.vit import ViTEncoder, evenly_spaced_taps
+
+_MIN_LEVELS = 2  # else nothing would be supervised: nnU-Net gives the coarsest output the weight 0
+
+
+class TokenUpsampler(nn.Sequential):
+    """Brings a token map to a finer scale: transposed convolutions (kernel = stride), blocks after all but the first.
+
+    Args:
+        width: of the tokens.
+        channels: of the scale.
+        strides: of each step.
+    """
+
+    def __init__(self, width: int, channels: int, strides: Sequence[Sequence[int]]):
+        first, *others = (tuple(stride) for stride in strides)
+        layers: list[nn.Module] = [nn.ConvTranspose3d(width, channels, first, first, bias=False)]
+        for stride in others:
+            layers += [nn.ConvTranspose3d(channels, channels, stride, stride, bias=False)]
+            layers += [residual_block(channels, channels)]
+        super().__init__(*layers)
+
+
+class UpBlock(nn.Module):
+    """Transposed convolution with kernel = stride, concatenation with the skip, residual block."""
+
+    def __init__(self, input_channels: int, output_channels: int, stride: Sequence[int]):
+        super().__init__()
+        self.upsample = nn.ConvTranspose3d(input_channels, output_channels, tuple(stride), tuple(stride), bias=False)
+        self.block = residual_block(2 * output_channels, output_channels)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """Features (B, C, ...) and the skip at the finer resolution, to the skip's shape."""
+        return self.block(torch.cat([self.upsample(x), skip], dim=1))
+
+
+class UNETRDecoder(nn.Module):
+    """From tokens to logits; ``deep_supervision`` and ``seg_layers`` carry the names that nnU-Net looks for."""
+
+    def __init__(
+        self,
+        width: int,
+        features: Sequence[int],
+        strides: Sequence[Sequence[int]],
+        num_classes: int,
+        deep_supervision: bool,
+    ):
+        super().__init__()
+        self.deep_supervision = deep_supervision
+        inputs = (*features[1:], width)
+        self.stages = nn.ModuleList(
+            UpBlock(before, after, stride) for before, after, stride in zip(inputs, features, strides, strict=True)
+        )
+        self.seg_layers = nn.ModuleList(nn.Conv3d(channels, num_classes, 1) for channels in features)
+
+    def forward(self, tokens: Tensor, skips: Sequence[Tensor]) -> Tensor | list[Tensor]:
+        """A token map and skips, finest first, to logits at full resolution, or a list of all, finest first."""
+        x, decoded = tokens, []
+        for stage, skip in zip(reversed(self.stages), reversed(skips), strict=True):
+            x = stage(x, skip)
+            decoded.insert(0, x)
+        if not self.deep_supervision:
+            return self.seg_layers[0](x)
+        return [head(features) for head, features in zip(self.seg_layers, decoded, strict=True)]
+
+
+class UNETR(nn.Module):
+    """A ViT whose hidden states feed a convolutional decoder at all scales.
+
+    92.8 M parameters with ViT-B, patches of 16^3, a 96^3 crop and 14 classes (published: 92.49 M).
+
+    Args:
+        input_channels, num_classes, deep_supervision: given by nnU-Net.
+        crop_size: voxels per axis; equals the configuration's ``patch_size`` in the plans.
+        strides: of the decoder's scales: 1 for full resolution, then those whose product is the ViT's patch size.
+        vit: keyword arguments of :class:`ViTEncoder`; ``patch_size`` is required.
+        taps: blocks (0-based) whose hidden states feed the scales between full resolution and tokens, the finest first;
+            None for blocks 4, 7 and 10 of 12, scaled to the depth and the number of scales.
+        features: channels at full resolution, doubled at each coarser scale.
+        drop_path: stochastic depth of the ViT.
+
+    Raises:
+        ValueError: if crop, patches and strides do not fit each other, or the taps not the ViT.
+    """
+
+    initialize = staticmethod(initialize)
+
+    def __init__(
+        self,
+        input_channels: int,
+        num_classes: int,
+        crop_size: Sequence[int],
+        strides: Sequence[Sequence[int]],
+        vit: Mapping[str, Any],
+        taps: Sequence[int] | None = None,
+        features: int = 16,
+        drop_path: float = 0.0,
+        deep_supervision: bool = True,
+    ):
+        super().__init__()
+        self.vit = ViTEncoder(input_channels, crop_size, drop_path=drop_path, **vit)
+        steps = [tuple(stride) for stride in strides[1:]]
+        if max(strides[0]) != 1 or tuple(map(prod, zip(*steps, strict=True))) != self.vit.patch_size:
+            raise ValueError(f"strides must start with 1 and multiply to the ViT patch size, got {strides}")
+        if len(steps) < _MIN_LEVELS:
+            raise ValueError(f"UNETR needs ViT patches of at least 4 voxels along an axis, got {self.vit.patch_size}")
+        depth = len(self.vit.blocks)
+        self.taps = tuple(taps) if taps is not None else evenly_spaced_taps(depth, len(steps) - 1)
+        if len(self.taps) != len(steps) - 1 or list(self.taps) != sorted(set(self.taps)) or self.taps[-1] >= depth:
+            raise ValueError(f"taps must be {len(steps) - 1} increasing blocks of a ViT of depth {depth}: {taps}")
+        widths = [features * 2**level for level in range(len(steps))]
+        self.image_skip = residual_block(input_channels, widths[0])
+        self.token_skips = nn.ModuleList(
+            TokenUpsampler(self.vit.width, widths[level], steps[: level - 1 : -1]) for level in range(1, len(steps))
+        )
+        self.decoder = UNETRDecoder(self.vit.width, widths, steps, num_classes, deep_supervision)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """See :meth:`ViTEncoder.layers`."""
+        return self.vit.layers()
+
+    def forward(self, crop: Tensor) -> Tensor | list[Tensor]:
+        """(B, C, D, H, W) to logits (B, K, D, H, W), or a list of all resolutions with deep supervision."""
+        *hidden, tokens = self.vit.taps(crop, self.taps)
+        skips = [upsample(tap) for upsample, tap in zip(self.token_skips, hidden, strict=True)]
+        return self.decoder(tokens, [self.image_skip(crop), *skips])

@@ -1,0 +1,78 @@
+"""SparK and AnatoMask: masked reconstruction by nnU-Net's own convolutional networks (Tian et al.; Li et al.)."""
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
+from torch import Tensor
+
+from nnunet_topomae.config import AnatoMaskConfig, SparKConfig
+from nnunet_topomae.masking import mask_to_voxels
+from nnunet_topomae.networks.masked_conv import hide_in
+from nnunet_topomae.networks.spark import SparKDecoder
+from nnunet_topomae.pretext.base import PretextOutput
+from nnunet_topomae.pretext.normalised import NormalisedReconstruction
+
+_LARGEST_PATCH = 16
+
+
+class SparK(NormalisedReconstruction):
+    """Pre-trains the encoder of a U-Net; its decoder stays as it is, a light one reconstructs.
+
+    Args:
+        network: PlainConvUNet or ResidualEncoderUNet, 3D.
+        config: the plans' ``pretraining`` block.
+        crop_size: voxels per axis.
+
+    Raises:
+        ValueError: for another network.
+    """
+
+    config_class = SparKConfig
+
+    def __init__(self, network: PlainConvUNet | ResidualEncoderUNet, config: SparKConfig, crop_size: Sequence[int]):
+        if not isinstance(network, PlainConvUNet | ResidualEncoderUNet):
+            raise ValueError(
+                f"{type(self).__name__} pre-trains a PlainConvUNet or ResidualEncoderUNet, but the plans name "
+                f"{type(network).__name__}"
+            )
+        super().__init__(network, config, crop_size)
+        self._patch_size = choose_patch_size(self.encoder.strides)
+        self.hidden = hide_in(self.encoder)
+        self.reconstruction = SparKDecoder(
+            self.encoder.output_channels,
+            self.encoder.strides,
+            config.decoder_width,
+            self.decoder.seg_layers[-1].out_channels,
+        )
+        trained = set(self.encoder.parameters())
+        for parameter in self.decoder.parameters():  # nnU-Net's decoders hold the encoder
+            parameter.requires_grad_(parameter in trained)
+
+    @property
+    def patch_size(self) -> tuple[int, int, int]:
+        """See :func:`choose_patch_size`."""
+        return self._patch_size
+
+    def forward(self, crop: Tensor, mask: Tensor) -> PretextOutput:
+        """See :meth:`PretextTask.forward`; reconstructions are of normalised patches."""
+        self.hidden.mask = mask
+        features = self.encoder(crop.masked_fill(mask_to_voxels(mask, self.patch_size), 0))
+        reconstruction = self.reconstruction(features, self.hidden)
+        self.hidden.mask = None
+        return PretextOutput({"unet": reconstruction}, {})
+
+
+class AnatoMask(SparK):
+    """SparK whose teacher chooses the patches that are hidden (Li et al., section 3)."""
+
+    config_class = AnatoMaskConfig
+
+
+def choose_patch_size(strides: Sequence[Sequence[int]]) -> tuple[int, int, int]:
+    """The cumulative stride of the coarsest stage at which no axis exceeds 16.
+
+    Coarser stages see whole patches, so nothing is hidden from them.
+    """
+    cumulative = accumulate(strides, lambda a, b: [i * j for i, j in zip(a, b, strict=True)])
+    return tuple(next(stride for stride in reversed(list(cumulative)) if max(stride) <= _LARGEST_PATCH))
