@@ -87,14 +87,16 @@ class HandOver:
 
     def report(self, network: nn.Module) -> str:
         """A table: how many parameters per part of the network were loaded, adapted and left fresh."""
-        sizes = {name: tensor.numel() for name, tensor in network.state_dict().items()}
+        tensors = (*network.named_parameters(), *network.named_buffers())  # each once, whatever its names
+        sizes = {name: tensor.numel() for name, tensor in tensors}
         columns = {"loaded": self.loaded, "adapted": self.adapted, "fresh": self.fresh}
         lines = [f"  {'part':<24}{''.join(f'{column:>14}' for column in columns)}   (parameters)"]
         for part in dict.fromkeys(_part(name) for name in sizes):
-            counts = [sum(sizes[name] for name in names if _part(name) == part) for names in columns.values()]
+            counts = [sum(sizes.get(name, 0) for name in names if _part(name) == part) for names in columns.values()]
             lines.append(f"  {part:<24}{''.join(f'{count:>14,}' for count in counts)}")
-        heads = [name for name in self.fresh if SEGMENTATION_HEADS in name]
-        others = Counter(_part(name) for name in self.fresh if SEGMENTATION_HEADS not in name)
+        fresh = [name for name in self.fresh if name in sizes]
+        heads = [name for name in fresh if SEGMENTATION_HEADS in name]
+        others = Counter(_part(name) for name in fresh if SEGMENTATION_HEADS not in name)
         reasons = [f"{len(heads)} tensors of segmentation heads"] if heads else []
         reasons += [f"{count} tensors of {part}, {self.why_fresh}" for part, count in others.items()]
         return "\n".join([*lines, f"  fresh: {'; '.join(reasons) or 'nothing'}"])

@@ -1,7 +1,7 @@
 """How much memory a training step takes, found by tracing it without computing anything."""
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import Any
 
@@ -38,7 +38,7 @@ def trace_step(build: Callable[[], nn.Module], loss: Callable[[nn.Module], Tenso
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
         for parameter in trained:
             parameter.register_post_accumulate_grad_hook(_forget_gradient)
-        with _LiveMemory() as live:
+        with _LiveMemory((*network.parameters(), *network.buffers())) as live:
             with autocast:
                 value = loss(network)
             value.backward()
@@ -56,13 +56,17 @@ def _forget_gradient(parameter: Tensor) -> None:
 class _LiveMemory(TorchDispatchMode):
     """Follows the storages that operations make, until they are freed.
 
+    Args:
+        own: tensors of the network, views of which are nothing new.
+
     Attributes:
         peak: the most bytes that were alive at once.
     """
 
-    def __init__(self):
+    def __init__(self, own: Iterable[Tensor]):
         super().__init__()
         self.peak = 0
+        self._own = {tensor.untyped_storage()._cdata for tensor in own}
         self._alive: dict[int, int] = {}  # bytes of every storage
         self._total = 0
 
@@ -75,7 +79,7 @@ class _LiveMemory(TorchDispatchMode):
 
     def _follow(self, storage: torch.UntypedStorage) -> None:
         key = storage._cdata
-        if key not in self._alive:
+        if key not in self._alive and key not in self._own:
             self._alive[key] = storage.nbytes()
             self._total += self._alive[key]
             self.peak = max(self.peak, self._total)

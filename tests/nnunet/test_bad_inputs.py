@@ -183,7 +183,6 @@ PLANS_EDITS = {
     ),
     "half a batch": (lambda c: c.update(batch_size=0.5), "batch_size must be"),
     "unknown key": (lambda c: c["pretraining"].update(epochs=3), "unknown key pretraining.epochs in the plans"),
-    "topology grid too fine": (lambda c: c["pretraining"]["topology"].update(grid=[99, 9, 9]), "does not fit a crop"),
     "own block missing": (lambda c: c.update(pretraining=None), "pretraining must be a block of settings, got None"),
     "datasets of text": (lambda c: c["pretraining"].update(datasets=["7"]), "must be a list of dataset IDs, got"),
 }
@@ -198,6 +197,12 @@ def test_plans(workspace, trainer, edit, message):
         workspace.trainer(trainer, plans)
     assert message in str(error.value)
     assert _files(workspace.folder) == before
+
+
+def test_a_topology_grid_that_does_not_fit(workspace):
+    plans = workspace.write_plans("Spoilt", lambda c: c["pretraining"]["topology"].update(grid=[99, 9, 9]))
+    with pytest.raises(ValueError, match=r"topology grid \(99, 9, 9\) does not fit a crop of \(24, 32, 32\) voxels"):
+        workspace.trainer("TopoMAEPretrainer", plans)
 
 
 def _with(**changes):

@@ -5,6 +5,8 @@ import pytest
 
 from nnunet_topomae.cli import find_planner
 from nnunet_topomae.config import TopoMAEConfig
+from nnunet_topomae.nnunet import planning
+from nnunet_topomae.nnunet.memory import GIB
 from nnunet_topomae.nnunet.planning import (
     TopoMAEPlanner,
     choose_patch_size,
@@ -15,6 +17,17 @@ from nnunet_topomae.nnunet.planning import (
 from nnunet_topomae.trainers.topomae_pretrainer import TopoMAEPretrainer
 
 DATASET = "Dataset777_Planned"
+
+
+@pytest.fixture(autouse=True)
+def _quick_traces(monkeypatch):
+    """About what a trace gives; tests/nnunet/test_memory.py has real ones."""
+
+    def trace(network_class, task_class, arguments, num_channels, num_classes, batch_size, cuda=True):
+        return 1.5 * GIB + 1100 * batch_size * np.prod(json.loads(arguments)["crop_size"])
+
+    monkeypatch.setattr(planning, "trace_pretraining", trace)
+    monkeypatch.setattr(planning, "trace_finetuning", trace)
 
 
 @pytest.mark.parametrize(
@@ -140,13 +153,16 @@ def test_intensities_go_to_the_unit_interval_by_nnunets_own_normalisation(tmp_pa
     assert fingerprint["foreground_intensity_properties_per_channel"]["0"]["mean"] == 40  # left as nnU-Net wrote it
 
 
-def test_crop_and_batch_grow_with_the_memory_target(tmp_path, monkeypatch):
+def test_crops_and_batches_grow_with_the_memory_target(tmp_path, monkeypatch):
     voxels = []
-    for target in (1.5, 6):
-        planner = _planner(tmp_path, monkeypatch, shape=(96, 192, 192), gpu_memory_target_in_gb=target)
+    for target in (2, 4, 8, 11, 24, 40, 80):
+        planner = _planner(tmp_path, monkeypatch, shape=(192, 384, 384), gpu_memory_target_in_gb=target)
         plan = planner.plan_experiment()["configurations"]["3d_fullres"]
-        voxels.append(plan["batch_size"] * np.prod(plan["patch_size"]))
-    assert voxels[0] < voxels[1]
+        taken = plan["batch_size"] * np.prod(plan["patch_size"])
+        assert 1.5 * GIB + 1100 * taken <= target * GIB
+        voxels.append(taken)
+    assert voxels == sorted(voxels)
+    assert len(set(voxels)) == len(voxels)
 
 
 def test_too_little_memory_is_said(tmp_path, monkeypatch):
@@ -196,8 +212,8 @@ def test_the_papers_set_ups(tmp_path, monkeypatch, name, shape, spacing, channel
 
 def test_a_fixed_crop_that_does_not_fit_is_said(tmp_path, monkeypatch):
     planner_class = find_planner("TopoMAEPlannerLung")
-    planner = _planner(tmp_path, monkeypatch, planner_class=planner_class, gpu_memory_target_in_gb=4)
-    with pytest.raises(ValueError, match=r"two crops of \(32, 192, 192\) do not fit into 4 GB"):
+    planner = _planner(tmp_path, monkeypatch, planner_class=planner_class, gpu_memory_target_in_gb=3)
+    with pytest.raises(ValueError, match=r"two crops of \(32, 192, 192\) do not fit into 3 GB"):
         planner.plan_experiment()
 
 
@@ -220,7 +236,7 @@ def _set(configuration, **changes):
         (lambda c: _set(c, previous_stage="3d_lowres"), "3d_fullres", "second stage of the cascade"),
         (lambda c: _set(c["architecture"], network_class_name="a.PlainConvUNet"), "3d_fullres", "a.PlainConvUNet"),
         (lambda c: _set(c, patch_size=[90, 90, 90]), "3d_fullres", "crop_size .* must be equal"),
-        (lambda c: _set(c, batch_size=0), "3d_fullres", "batch_size must be at least 1, got 0"),
+        (lambda c: _set(c, batch_size=0), "3d_fullres", "batch_size must be a whole number of at least 1, got 0"),
         (lambda c: _set(c["pretraining"], mask_ratio=2), "3d_fullres", "pretraining.mask_ratio in the plans must be"),
         (lambda c: _set(c["finetuning"], lr=1), "3d_fullres", "unknown key finetuning.lr in the plans"),
         (lambda c: _set(c["pretraining"]["topology"], grid=[500, 1, 1]), "3d_fullres", "does not fit a crop"),

@@ -1,0 +1,59 @@
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from nnunet_topomae.networks import FusedViTUNETRPP
+from nnunet_topomae.nnunet.memory import CONTEXT, trace_step
+from nnunet_topomae.nnunet.planning import trace_finetuning, trace_pretraining
+from nnunet_topomae.pretext import TopoMAE
+from tiny import TINY_NETWORK
+
+WIDTH, BATCH = 1000, 500
+
+
+class Wide(nn.Module):
+    """Keeps its input for the gradient of its weight."""
+
+    def __init__(self, frozen=False):
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH, bias=False)
+        self.linear.requires_grad_(not frozen)
+        self.other = nn.Linear(WIDTH, 1, bias=False)
+
+    def forward(self, x):
+        return self.other(self.linear(x)).sum()
+
+
+def _loss(batch_size):
+    return lambda network: network(torch.empty(batch_size, WIDTH))
+
+
+def test_many_samples_are_bound_by_their_activations():
+    peak = trace_step(Wide, _loss(100 * BATCH), cuda=False)
+    weights = WIDTH * WIDTH + WIDTH
+    activation = 4 * 100 * BATCH * WIDTH
+    # input, output of the first layer, and its gradient; the rest is a column of numbers
+    assert peak == pytest.approx(12 * weights + 3 * activation, rel=0.01)
+
+
+def test_few_samples_are_bound_by_the_update_of_the_weights():
+    peak = trace_step(Wide, _loss(1), cuda=False)
+    weights = WIDTH * WIDTH + WIDTH
+    assert peak == pytest.approx(16 * weights, rel=0.01)  # weights, gradients and two moments
+    assert trace_step(Wide, _loss(1), cuda=True) == pytest.approx(20 * weights + CONTEXT, rel=0.01)
+
+
+def test_frozen_weights_have_neither_gradients_nor_moments():
+    peak = trace_step(lambda: Wide(frozen=True), _loss(1), cuda=False)
+    assert peak == pytest.approx(4 * WIDTH * WIDTH + 16 * WIDTH, rel=0.01)
+
+
+@pytest.mark.parametrize("trace", [trace_pretraining, trace_finetuning])
+def test_steps_of_real_networks(trace):
+    arguments = json.dumps(TINY_NETWORK)
+    one, four = (trace(FusedViTUNETRPP, TopoMAE, arguments, 1, 3, batch_size) for batch_size in (4, 16))
+    full = trace(FusedViTUNETRPP, TopoMAE, arguments, 1, 3, 16, False)
+    assert CONTEXT < one < four
+    assert four - CONTEXT < full  # half precision takes less
