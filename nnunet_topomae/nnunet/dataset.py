@@ -122,6 +122,25 @@ class PlannedDataset:
         """Names, sorted."""
         return _cases_in(self.unlabelled_folder(configuration))
 
+    def open_all(self, configuration: str) -> list[Cases]:
+        """Labelled and unlabelled cases under the names ``DatasetXXX_Name/CASE``.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        folders = {
+            self.labelled_folder(configuration): self.labelled_cases(configuration),
+            self.unlabelled_folder(configuration): self.unlabelled_cases(configuration),
+        }
+        if not any(folders.values()):
+            raise ValueError(
+                f"{self.folder.name}, which pretraining.datasets names, has no preprocessed case of {configuration}; "
+                f"preprocess it with nnUNetv2_preprocess -d {self.folder.name} -plans_name {self.plans.plans_name} "
+                f"-c {configuration}"
+            )
+        prefix = f"{self.folder.name}/"
+        return [PrefixedCases(open_cases(folder, cases), prefix) for folder, cases in folders.items() if cases]
+
     def check_same_preprocessing(self, other: "PlannedDataset", configuration: str) -> None:
         """Make sure that images of both datasets were preprocessed alike.
 

@@ -22,7 +22,7 @@ from nnunet_topomae.config import FinetuningConfig
 from nnunet_topomae.masking import mask_to_voxels
 from nnunet_topomae.nnunet.checkpoints import UNTRAINED
 from nnunet_topomae.nnunet.data_loading import CropDataset, StreamSampler, endless_batches
-from nnunet_topomae.nnunet.dataset import Cases, JoinedCases, PlannedDataset, PrefixedCases, open_cases
+from nnunet_topomae.nnunet.dataset import Cases, JoinedCases, PlannedDataset, open_cases
 from nnunet_topomae.nnunet.plans import FINETUNING, PRETRAINING, build_network, read_config
 from nnunet_topomae.nnunet.training import NO_WEIGHT_DECAY, StageTrainer
 from nnunet_topomae.pretext.base import PretextOutput, PretextTask, compose
@@ -110,45 +110,22 @@ class Pretrainer(StageTrainer):
             ValueError: if a case is there with and without labels, or another dataset was preprocessed differently.
         """
         training, validation = super().get_tr_and_val_datasets()
-        parts = [training, *self._unlabelled_cases({*training.identifiers, *validation.identifiers})]
-        for dataset in self._other_datasets():
-            parts += self._all_cases(dataset)
+        name, parts = self.configuration_name, [training]
+        unlabelled = [] if self.without_labels else self.dataset.unlabelled_cases(name)
+        if unlabelled:
+            folder = self.dataset.unlabelled_folder(name)
+            if twice := sorted(set(unlabelled) & {*training.identifiers, *validation.identifiers}):
+                raise ValueError(
+                    f"{twice[0]} is a labelled case and lies in {folder} too; remove it there with "
+                    f"nnUNetv2_topomae add_unlabelled --remove {twice[0]}"
+                )
+            parts.append(open_cases(folder, unlabelled))
+        for number in self.config.datasets:
+            other = PlannedDataset.of(number, self.plans_manager.plans_name)
+            if other.folder != self.dataset.folder:
+                self.dataset.check_same_preprocessing(other, name)
+                parts += other.open_all(name)
         return (training if len(parts) == 1 else JoinedCases(*parts)), validation
-
-    def _unlabelled_cases(self, labelled: set[str]) -> list[Cases]:
-        name = self.configuration_name
-        cases = [] if self.without_labels else self.dataset.unlabelled_cases(name)
-        folder = self.dataset.unlabelled_folder(name)
-        if twice := sorted(set(cases) & labelled):
-            raise ValueError(
-                f"{twice[0]} is a labelled case and lies in {folder} too; remove it there with "
-                f"nnUNetv2_topomae add_unlabelled --remove {twice[0]}"
-            )
-        return [open_cases(folder, cases)] if cases else []
-
-    def _other_datasets(self) -> list[PlannedDataset]:
-        others = [PlannedDataset.of(number, self.plans_manager.plans_name) for number in self.config.datasets]
-        return [dataset for dataset in others if dataset.folder != self.dataset.folder]
-
-    def _all_cases(self, dataset: PlannedDataset) -> list[Cases]:
-        """Labelled and unlabelled cases of another dataset."""
-        name = self.configuration_name
-        self.dataset.check_same_preprocessing(dataset, name)
-        folders = {
-            dataset.labelled_folder(name): dataset.labelled_cases(name),
-            dataset.unlabelled_folder(name): dataset.unlabelled_cases(name),
-        }
-        if not any(folders.values()):
-            raise ValueError(
-                f"{dataset.folder.name}, which pretraining.datasets names, has no preprocessed case of {name}; "
-                f"preprocess it with nnUNetv2_preprocess -d {dataset.folder.name} "
-                f"-plans_name {self.plans_manager.plans_name} -c {name}"
-            )
-        return [
-            PrefixedCases(open_cases(folder, cases), f"{dataset.folder.name}/")
-            for folder, cases in folders.items()
-            if cases
-        ]
 
     @classmethod
     def build_network_architecture(
