@@ -1,6 +1,6 @@
 """Where AnatoMask's masks fall on a CT: on anatomy or on air?
 
-    python benchmarks/hard_masks.py ct_cropped.nii.gz masks.png [--steps 150]
+    python benchmarks/hard_masks.py ct_cropped.nii.gz masks.png [--steps 100]
 
 A small AnatoMask is pre-trained on crops of the image. Then, for many crops, patches are ranked by each hardness score
 of its teacher, and the share of voxels above -500 HU in the hardest half of the hidden patches is compared with that of
@@ -23,8 +23,8 @@ from nnunet_topomae.masking import hardest_patches_mask, mask_to_voxels, random_
 from nnunet_topomae.pretext import AnatoMask
 from nnunet_topomae.pretext.base import patch_means
 
-LOW, HIGH, TISSUE = -1000, 1000, -500  # HU
-BATCH = 2
+LOW, HIGH, TISSUE = -175, 250, -500  # HU; the range of soft tissue, as CT of the abdomen is clipped
+BATCH, NUM_CROPS = 2, 16
 
 
 def make_task(crop: int) -> AnatoMask:
@@ -36,6 +36,11 @@ def make_task(crop: int) -> AnatoMask:
     network.apply(network.initialize)
     policy = AnatoMaskPolicyConfig(first_momentum=0.9, last_momentum=0.99)  # a short training has no time for more
     return AnatoMask.build(network, AnatoMaskConfig(decoder_width=64, anatomask=policy), [crop] * 3)
+
+
+def to_unit(hounsfield: torch.Tensor) -> torch.Tensor:
+    """Clipped and scaled to [0, 1], as the planner's CT normalisation does."""
+    return (hounsfield.clamp(LOW, HIGH) - LOW) / (HIGH - LOW)
 
 
 def draw(image: torch.Tensor, crop: int, count: int, rng: np.random.Generator) -> torch.Tensor:
@@ -80,19 +85,19 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("image")
     parser.add_argument("figure")
-    parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--crop", type=int, default=96)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--crop", type=int, default=64)
     options = parser.parse_args()
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     hounsfield = torch.from_numpy(nibabel.load(options.image).get_fdata(dtype=np.float32))
-    image = (hounsfield.clamp(LOW, HIGH) - LOW) / (HIGH - LOW)
     task = make_task(options.crop)
-    train(task, image, options.steps, rng)
+    train(task, to_unit(hounsfield), options.steps, rng)
 
-    crops = draw(image, options.crop, 8, rng)
+    crops_hu = draw(hounsfield, options.crop, NUM_CROPS, rng)
+    crops = to_unit(crops_hu)
     given = random_masks(task, len(crops))
-    tissue = patch_means((crops > (TISSUE - LOW) / (HIGH - LOW)).float(), task.patch_size)[:, 0]
+    tissue = patch_means((crops_hu > TISSUE).float(), task.patch_size)[:, 0]
     masks = {score: hardest(task, crops, given, score) for score in HARDNESS_SCORES}
     shares = {"random": tissue[given].mean(), **{score: tissue[mask].mean() for score, mask in masks.items()}}
     print(f"share of voxels above {TISSUE} HU in {int(given.sum())} hidden patches of {prod(given.shape)}:")
@@ -102,10 +107,10 @@ def main() -> None:
     figure, axes = plt.subplots(1, 5, figsize=(15, 3.6), layout="constrained")
     show = {"hidden by chance": given, **{f"hardest, {score}": mask for score, mask in masks.items()}}
     slice_ = options.crop // 2
-    axes[0].imshow(crops[0, 0, :, slice_].T.numpy(), cmap="gray", origin="lower", vmin=0, vmax=0.8)
+    axes[0].imshow(crops[0, 0, :, slice_].T.numpy(), cmap="gray", origin="lower", vmin=0, vmax=1)
     axes[0].set_title("crop", fontsize=11)
     for axis, (name, mask) in zip(axes[1:], show.items(), strict=True):
-        axis.imshow(crops[0, 0, :, slice_].T.numpy(), cmap="gray", origin="lower", vmin=0, vmax=0.8)
+        axis.imshow(crops[0, 0, :, slice_].T.numpy(), cmap="gray", origin="lower", vmin=0, vmax=1)
         voxels = mask_to_voxels(mask[:1], task.patch_size)[0, 0, :, slice_].T.numpy()
         axis.imshow(np.where(voxels, 1.0, np.nan), cmap="autumn", origin="lower", alpha=0.45, vmin=0, vmax=1)
         share = shares["random" if name.endswith("chance") else name.split()[-1]]

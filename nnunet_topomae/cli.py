@@ -152,7 +152,7 @@ def _plan_and_preprocess(options: argparse.Namespace) -> None:
     if not options.no_pp:
         for dataset_id in options.d:
             experiment.preprocess(dataset_id, plans_name, options.c, options.np, options.verbose, not options.no_pbar)
-    _print_next_commands(options.d[0], options.c[0], plans_name)
+    _print_next_commands(planner, options.d[0], options.c[0], plans_name)
 
 
 def _plan_experiment(options: argparse.Namespace) -> None:
@@ -161,7 +161,7 @@ def _plan_experiment(options: argparse.Namespace) -> None:
     planner = find_planner(options.pl)
     experiment.check_preprocessor(options.preprocessor_name)
     plans_name = _plan(options, planner)
-    _print_next_commands(options.d[0], _CONFIGURATIONS[0], plans_name)
+    _print_next_commands(planner, options.d[0], _CONFIGURATIONS[0], plans_name)
 
 
 def _plan(options: argparse.Namespace, planner: type) -> str:
@@ -239,21 +239,17 @@ def _check_configurations(names: Sequence[str]) -> None:
         raise ValueError(f"-c {unknown[0]}: there is no such configuration; use {' or '.join(_CONFIGURATIONS)}")
 
 
-def next_commands(dataset_id: int, configuration: str, plans_name: str) -> list[str]:
-    """The commands that follow planning: pre-train, fine-tune, predict."""
+def _print_next_commands(planner: type, dataset_id: int, configuration: str, plans_name: str) -> None:
     train = f"nnUNetv2_train {dataset_id} {configuration} 0 -p {plans_name} -tr"
-    return [
+    commands = [
         'export nnUNet_extTrainer="$(nnUNetv2_topomae trainers)"',
-        f"{train} TopoMAEPretrainer",
-        f"{train} FusedFinetuneTrainer",
-        f"nnUNetv2_predict -d {dataset_id} -c {configuration} -f 0 -p {plans_name} -tr FusedFinetuneTrainer "
+        f"{train} {planner.pretrainer}",
+        f"{train} {planner.finetuner}",
+        f"nnUNetv2_predict -d {dataset_id} -c {configuration} -f 0 -p {plans_name} -tr {planner.finetuner} "
         "-i IN -o OUT",
     ]
-
-
-def _print_next_commands(dataset_id: int, configuration: str, plans_name: str) -> None:
     _say("\nNext:\n")
-    for command in next_commands(dataset_id, configuration, plans_name):
+    for command in commands:
         _say(f"    {command}")
 
 

@@ -248,7 +248,10 @@ class SparKConfig(PretrainingConfig):
     weight_decay: float = changed(StageConfig, "weight_decay", 1e-5, "AnatoMask")
     warmup_epochs: float = changed(StageConfig, "warmup_epochs", 20, "AnatoMask")
     decoder_width: int = setting(
-        512, Number(8, integer=True), "channels of the light decoder at the coarsest scale", "AnatoMask"
+        512,
+        Number(8, integer=True),
+        "channels of the light decoder at the fifth scale and beyond, halved at each finer one",
+        "AnatoMask",
     )
 
 

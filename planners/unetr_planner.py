@@ -14,6 +14,8 @@ class TopoMAEUNETRPlanner(TopoMAEPlanner):
     default_plans_name = "nnUNetTopoMAEUNETRPlans"
     network_class = UNETR
     task_class = MAE
+    pretrainer = "MAEPretrainer"
+    finetuner = "PretrainedFinetuneTrainer"
     vit = {"width": 768, "depth": 12, "num_heads": 12}  # noqa: RUF012 - a template, copied on use
 
     def network_arguments(self, crop_size: Size, strides: Strides, patch_size: Size) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nnunet_topomae.networks.masked_conv import HiddenPatches, masked_instance_norm
 
-_MIN_WIDTH = 8
+_MIN_WIDTH, _WIDEST_STAGE = 8, 4
 
 
 class Densify(nn.Module):
@@ -64,7 +64,8 @@ class SparKDecoder(nn.Module):
     Args:
         features_per_stage: channels of the encoder's stages, finest first.
         strides: between them; the first is 1 on every axis.
-        width: channels at the coarsest scale, halved at each finer one, to no less than 8.
+        width: channels at the fifth scale, 16 x coarser than the crop as published, and at all beyond; halved at each
+            finer one, to no less than 8.
         output_channels: of the reconstruction.
     """
 
@@ -73,7 +74,7 @@ class SparKDecoder(nn.Module):
     ):
         super().__init__()
         count = len(features_per_stage)
-        widths = [max(width >> (count - 1 - stage), _MIN_WIDTH) for stage in range(count)]
+        widths = [max(width >> max(_WIDEST_STAGE - stage, 0), _MIN_WIDTH) for stage in range(count)]
         self.densify = nn.ModuleList(
             Densify(features_per_stage[stage], widths[stage], deepest=stage == count - 1) for stage in range(1, count)
         )

@@ -66,12 +66,15 @@ class TopoMAEPlanner(ExperimentPlanner):
         max_epochs: of either stage; 1000 is nnU-Net's own number.
         warmup_share: of all epochs.
         network_class, task_class: what is planned for.
+        pretrainer, finetuner: names of the trainers for it.
         vit: width, depth and heads of the ViT.
         features_per_stage: channels of UNETR++.
     """
 
     network_class: type[nn.Module] = FusedViTUNETRPP
     task_class: type[PretextTask] = TopoMAE
+    pretrainer: str = "TopoMAEPretrainer"
+    finetuner: str = "FusedFinetuneTrainer"
 
     default_plans_name: str = PLANS_NAME
     target_spacing: tuple[float, float, float] | None = None

@@ -14,6 +14,7 @@ from nnunet_topomae.nnunet.planning import (
     fit_strides,
     shrinking_crops,
 )
+from nnunet_topomae.trainers.mae_pretrainer import MAEPretrainer
 from nnunet_topomae.trainers.topomae_pretrainer import TopoMAEPretrainer
 
 DATASET = "Dataset777_Planned"
@@ -208,6 +209,20 @@ def test_the_papers_set_ups(tmp_path, monkeypatch, name, shape, spacing, channel
         properties = plans["foreground_intensity_properties_per_channel"]["0"]
         assert (properties["percentile_00_5"], properties["percentile_99_5"]) == hu
         assert (properties["mean"], properties["std"]) == (hu[0], hu[1] - hu[0])
+
+
+def test_a_unetr_is_planned_for_mae(tmp_path, monkeypatch):
+    planner_class = find_planner("TopoMAEUNETRPlanner")
+    plans = _planner(
+        tmp_path, monkeypatch, (20, 320, 320), (6.0, 0.5, 0.5), planner_class=planner_class
+    ).plan_experiment()
+    assert plans["plans_name"] == "nnUNetTopoMAEUNETRPlans"
+    MAEPretrainer.check_plans(plans, "3d_fullres")
+    configuration = plans["configurations"]["3d_fullres"]
+    arguments = configuration["architecture"]["arch_kwargs"]
+    assert np.prod(arguments["strides"], axis=0).tolist() == arguments["vit"]["patch_size"]
+    assert configuration["pretraining"]["mask_ratio"] == 0.75
+    assert "topology" not in configuration["pretraining"]
 
 
 def test_a_fixed_crop_that_does_not_fit_is_said(tmp_path, monkeypatch):
