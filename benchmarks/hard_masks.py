@@ -1,6 +1,6 @@
 """Where AnatoMask's masks fall on a CT: on anatomy or on air?
 
-    python benchmarks/hard_masks.py ct_cropped.nii.gz masks.png [--steps 100]
+    python benchmarks/hard_masks.py example_ct.nii.gz masks.png [--steps 80]
 
 A small AnatoMask is pre-trained on crops of the image. Then, for many crops, patches are ranked by each hardness score
 of its teacher, and the share of voxels above -500 HU in the hardest half of the hidden patches is compared with that of
@@ -85,7 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("image")
     parser.add_argument("figure")
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--crop", type=int, default=64)
     options = parser.parse_args()
     torch.manual_seed(0)

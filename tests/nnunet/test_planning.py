@@ -211,6 +211,17 @@ def test_the_papers_set_ups(tmp_path, monkeypatch, name, shape, spacing, channel
         assert (properties["mean"], properties["std"]) == (hu[0], hu[1] - hu[0])
 
 
+def test_large_images_get_a_low_resolution_and_no_cascade(tmp_path, monkeypatch):
+    plans = _planner(tmp_path, monkeypatch, (500, 512, 512), (1.0, 0.8, 0.8)).plan_experiment()
+    assert set(plans["configurations"]) == {"3d_fullres", "3d_lowres"}
+    low, full = (plans["configurations"][name] for name in ("3d_lowres", "3d_fullres"))
+    assert np.prod(low["spacing"]) > np.prod(full["spacing"])
+    for name in plans["configurations"]:
+        TopoMAEPretrainer.check_plans(plans, name)
+    with pytest.raises(ValueError, match='configuration "3d_cascade_fullres": there is no such configuration'):
+        TopoMAEPretrainer.check_plans(plans, "3d_cascade_fullres")
+
+
 def test_a_unetr_is_planned_for_mae(tmp_path, monkeypatch):
     planner_class = find_planner("TopoMAEUNETRPlanner")
     plans = _planner(
