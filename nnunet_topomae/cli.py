@@ -152,7 +152,7 @@ def _plan_and_preprocess(options: argparse.Namespace) -> None:
     if not options.no_pp:
         for dataset_id in options.d:
             experiment.preprocess(dataset_id, plans_name, options.c, options.np, options.verbose, not options.no_pbar)
-    _print_next_commands(planner, options.d[0], options.c[0], plans_name)
+    _print_next_commands(planner, options.d[0], options.c[0], plans_name, preprocessed=not options.no_pp)
 
 
 def _plan_experiment(options: argparse.Namespace) -> None:
@@ -161,7 +161,7 @@ def _plan_experiment(options: argparse.Namespace) -> None:
     planner = find_planner(options.pl)
     experiment.check_preprocessor(options.preprocessor_name)
     plans_name = _plan(options, planner)
-    _print_next_commands(planner, options.d[0], _CONFIGURATIONS[0], plans_name)
+    _print_next_commands(planner, options.d[0], _CONFIGURATIONS[0], plans_name, preprocessed=False)
 
 
 def _plan(options: argparse.Namespace, planner: type) -> str:
@@ -239,7 +239,9 @@ def _check_configurations(names: Sequence[str]) -> None:
         raise ValueError(f"-c {unknown[0]}: there is no such configuration; use {' or '.join(_CONFIGURATIONS)}")
 
 
-def _print_next_commands(planner: type, dataset_id: int, configuration: str, plans_name: str) -> None:
+def _print_next_commands(
+    planner: type, dataset_id: int, configuration: str, plans_name: str, preprocessed: bool
+) -> None:
     train = f"nnUNetv2_train {dataset_id} {configuration} 0 -p {plans_name} -tr"
     commands = [
         'export nnUNet_extTrainer="$(nnUNetv2_topomae trainers)"',
@@ -248,6 +250,8 @@ def _print_next_commands(planner: type, dataset_id: int, configuration: str, pla
         f"nnUNetv2_predict -d {dataset_id} -c {configuration} -f 0 -p {plans_name} -tr {planner.finetuner} "
         "-i IN -o OUT",
     ]
+    if not preprocessed:
+        commands.insert(0, f"nnUNetv2_preprocess -d {dataset_id} -plans_name {plans_name} -c {configuration}")
     _say("\nNext:\n")
     for command in commands:
         _say(f"    {command}")

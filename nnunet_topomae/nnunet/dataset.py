@@ -92,12 +92,16 @@ class PlannedDataset:
         return len(channel_names(self.description))
 
     def configurations(self, names: Sequence[str] | None) -> list[str]:
-        """The 3D configurations asked for, by default all of the plans.
+        """The 3D configurations asked for, by default all of the plans that can be pre-trained, so no cascade.
 
         Raises:
             ValueError: for one that the plans do not have.
         """
-        available = [name for name in self.plans.available_configurations if not name.startswith("2d")]
+        available = [
+            name
+            for name in self.plans.available_configurations
+            if not name.startswith("2d") and self.plans.get_configuration(name).previous_stage_name is None
+        ]
         unknown = [name for name in names or () if name not in available]
         if unknown:
             raise ValueError(

@@ -172,6 +172,17 @@ def test_a_dataset_without_labels_can_be_pretrained(workspace, tmp_path):
     assert len(splits[0] | splits[1]) == 6
 
 
+def test_cascades_are_left_out(workspace):
+    cascade = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    plans = {**workspace.plans(), "plans_name": "Cascade"}
+    plans["configurations"]["3d_cascade_fullres"] = cascade
+    (workspace.preprocessed / "Cascade.json").write_text(json.dumps(plans))
+    dataset = PlannedDataset.of(998, "Cascade")
+    assert dataset.configurations(None) == ["3d_fullres"]
+    with pytest.raises(ValueError, match="Cascade has no 3D configuration 3d_cascade_fullres; it has 3d_fullres"):
+        dataset.configurations(["3d_cascade_fullres"])
+
+
 def test_channels_are_found_in_order(tmp_path):
     for name in ("a_0001.nii.gz", "a_0000.nii.gz", "b_0000.nii.gz", "notes.txt", "c_0000.nrrd"):
         (tmp_path / name).touch()
