@@ -10,28 +10,27 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 _NIFTI = (".nii", ".nii.gz")
 
 
-def defect_of(file: Path, reader: BaseReaderWriter) -> str | None:
-    """What is wrong with an image, as the end of a sentence that begins with its name; None if nothing is.
+def inspect(file: Path, reader: BaseReaderWriter) -> tuple[str | None, tuple[int, ...]]:
+    """Read an image once and look what is wrong with it.
 
     Args:
-        file: one channel of a case.
+        file: one channel of a case, or its label.
         reader: of the dataset.
+
+    Returns:
+        The end of a sentence that begins with the file's name, None if nothing is wrong; and voxels per axis, none if
+        the file cannot be read.
     """
     try:
-        values, spacing = read_image(file, reader)
+        values, spacing = _nifti(file) if file.name.endswith(_NIFTI) else _other(file, reader)
         finite = np.issubdtype(values.dtype, np.integer) or bool(np.isfinite(values).all())
     except Exception as error:  # readers raise whatever their libraries do
-        return f"cannot be read: {type(error).__name__}: {error}"
+        return f"cannot be read: {type(error).__name__}: {error}", ()
     if not finite:
-        return "holds NaN or inf"
+        return "holds NaN or inf", values.shape
     if not all(np.isfinite(size) and size > 0 for size in spacing):
-        return f"has a spacing of {tuple(float(size) for size in spacing)} mm"
-    return None
-
-
-def read_image(file: Path, reader: BaseReaderWriter) -> tuple[np.ndarray, tuple[float, ...]]:
-    """Values and spacing of one channel, as they are stored. Raises whatever the file's library does."""
-    return _nifti(file) if file.name.endswith(_NIFTI) else _other(file, reader)
+        return f"has a spacing of {tuple(float(size) for size in spacing)} mm", values.shape
+    return None, values.shape
 
 
 def _nifti(file: Path) -> tuple[np.ndarray, tuple[float, ...]]:

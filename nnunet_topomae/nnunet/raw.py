@@ -11,12 +11,10 @@ from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from tqdm import tqdm
 
-from nnunet_topomae.nnunet.images import defect_of, read_image
+from nnunet_topomae.nnunet.images import inspect
 
 _KEYS = {"labels": "names and values of the labels", "file_ending": 'such as ".nii.gz"', "numTraining": "of cases"}
 _MAX_NAMED = 5
-
-Cases = dict[str, dict[str, Any]]
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -42,7 +40,7 @@ def channel_names(description: Mapping[str, Any]) -> list[str]:
     return list(description.get("channel_names", description.get("modality", {})).values())
 
 
-def read_dataset(folder: Path) -> tuple[dict[str, Any], Cases]:
+def read_dataset(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """Description and training cases of a raw dataset: ``images`` and ``label`` of each, as nnU-Net finds them.
 
     Raises:
@@ -97,12 +95,13 @@ def _defects_of(case: dict[str, Any], num_channels: int, reader: BaseReaderWrite
         return [f"{images[0]} and the other channels of its case are {len(images)}, but there should be {num_channels}"]
     if not label.is_file():
         return [f"{label} does not exist; images without labels are added with nnUNetv2_topomae add_unlabelled"]
-    defects = [f"{file} {defect}" for file in (*images, label) if (defect := defect_of(file, reader))]
+    found = {file: inspect(file, reader) for file in (*images, label)}
+    defects = [f"{file} {defect}" for file, (defect, _) in found.items() if defect]
     if defects:
         return defects
-    shapes = {file: read_image(file, reader)[0].shape for file in (*images, label)}
+    expected = found[images[0]][1]
     return [
-        f"{file} has {shape} voxels, but {images[0].name} has {shapes[images[0]]}"
-        for file, shape in shapes.items()
-        if shape != shapes[images[0]]
+        f"{file} has {shape} voxels, but {images[0].name} has {expected}"
+        for file, (_, shape) in found.items()
+        if shape != expected
     ]

@@ -13,7 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from nnunet_topomae.nnunet.dataset import PlannedDataset
-from nnunet_topomae.nnunet.images import defect_of
+from nnunet_topomae.nnunet.images import inspect
 
 
 def find_images(folder: Path, file_ending: str, num_channels: int) -> tuple[dict[str, list[Path]], dict[str, str]]:
@@ -82,7 +82,8 @@ def _add_case(dataset: PlannedDataset, configuration: str, case: str, files: lis
     """Preprocess a case, in a process of its own; what is wrong with it, or None."""
     reader = dataset.plans.image_reader_writer_class()
     for file in files:
-        if defect := defect_of(file, reader):
+        defect, _ = inspect(file, reader)
+        if defect:
             return f"{file.name} {defect}"
     folder = dataset.unlabelled_folder(configuration)
     folder.mkdir(parents=True, exist_ok=True)
