@@ -29,20 +29,6 @@ class FinetuneTrainer(StageTrainer):
     pretrainers: ClassVar[Sequence[str]]
 
     @classmethod
-    def build_for_check(cls, configuration: ConfigurationManager) -> None:
-        """The network; see :meth:`StageTrainer.build_for_check`."""
-        cls._build(configuration, 1, 1, deep_supervision=True)
-
-    @classmethod
-    def _build(
-        cls, configuration: ConfigurationManager, num_channels: int, num_classes: int, deep_supervision: bool
-    ) -> nn.Module:
-        """The network of the plans, with stochastic depth if it has a ViT."""
-        config = read_config(configuration, FINETUNING, cls.config_class)
-        overrides = {"drop_path": config.drop_path} if "vit" in configuration.network_arch_init_kwargs else {}
-        return build_network(configuration, num_channels, num_classes, deep_supervision=deep_supervision, **overrides)
-
-    @classmethod
     def build_network_architecture(
         cls,
         plans_manager: PlansManager,
@@ -52,7 +38,15 @@ class FinetuneTrainer(StageTrainer):
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
         """The network of the plans, with stochastic depth if it has a ViT."""
-        return cls._build(configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision)
+        config = read_config(configuration_manager, FINETUNING, cls.config_class)
+        overrides = {"drop_path": config.drop_path} if "vit" in configuration_manager.network_arch_init_kwargs else {}
+        return build_network(
+            configuration_manager,
+            num_input_channels,
+            num_output_channels,
+            deep_supervision=enable_deep_supervision,
+            **overrides,
+        )
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """In a network with a ViT the learning rate falls by ``layer_decay`` per block towards the input.

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import nn
 
 from nnunet_topomae.config import Number, read_block
 
@@ -22,14 +23,14 @@ def read_config(configuration: ConfigurationManager, block: str, config_class: t
 
 
 def check_plans(
-    plans: dict[str, Any], configuration_name: str, build: Callable[[ConfigurationManager], None], **blocks: type
+    plans: dict[str, Any], configuration_name: str, build: Callable[..., nn.Module], **blocks: type
 ) -> None:
     """Refuse plans and configurations that cannot be trained.
 
     Args:
         plans: of a file.
         configuration_name: of the plans.
-        build: makes what is to be trained, on the meta device, and so finds what cannot be built.
+        build: the trainer's ``build_network_architecture``; called on the meta device, to find what cannot be built.
         blocks: names and classes of the blocks that are read.
 
     Raises:
@@ -55,7 +56,7 @@ def check_plans(
         for block, config_class in blocks.items():
             read_config(configuration, block, config_class)
         with torch.device("meta"):
-            build(configuration)
+            build(manager, configuration, 1, 1)
     except (TypeError, ImportError) as error:
         raise ValueError(f"{where}: architecture {configuration.network_arch_class_name}: {error}") from error
     except ValueError as error:
@@ -73,7 +74,7 @@ def _check_sizes(configuration: ConfigurationManager) -> None:
 
 def build_network(
     configuration: ConfigurationManager, input_channels: int, num_classes: int, **overrides: Any
-) -> torch.nn.Module:
+) -> nn.Module:
     """The network that a configuration names, with initial weights; ``overrides`` replace its keyword arguments."""
     return get_network_from_plans(
         configuration.network_arch_class_name,

@@ -57,17 +57,6 @@ class Pretrainer(StageTrainer):
         """Also that of fine-tuning, for which it would be late after hours of pre-training."""
         return {**super().blocks(), FINETUNING: FinetuningConfig}
 
-    @classmethod
-    def build_for_check(cls, configuration: ConfigurationManager) -> None:
-        """The pretext task of one channel; see :meth:`StageTrainer.build_for_check`."""
-        cls._build_task(configuration, num_channels=1)
-
-    @classmethod
-    def _build_task(cls, configuration: ConfigurationManager, num_channels: int) -> PretextTask:
-        network = build_network(configuration, num_channels, num_classes=num_channels, deep_supervision=False)
-        config = read_config(configuration, PRETRAINING, cls.config_class)
-        return cls.task_class.build(network, config, configuration.patch_size)
-
     def initialize(self) -> None:
         """Without labels: no oversampling of foreground, no deep supervision, a log of the task's own terms."""
         self.oversample_foreground_percent = 0.0
@@ -137,7 +126,11 @@ class Pretrainer(StageTrainer):
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
         """The pretext task around the network of the plans, which gets a class per input channel."""
-        return cls._build_task(configuration_manager, num_input_channels)
+        network = build_network(
+            configuration_manager, num_input_channels, num_classes=num_input_channels, deep_supervision=False
+        )
+        config = read_config(configuration_manager, PRETRAINING, cls.config_class)
+        return cls.task_class.build(network, config, configuration_manager.patch_size)
 
     @property
     def task(self) -> PretextTask:

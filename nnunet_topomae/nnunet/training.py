@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
@@ -69,21 +68,12 @@ class StageTrainer(nnUNetTrainer, ABC):
         Raises:
             ValueError: see :func:`check_plans`.
         """
-        check_plans(plans, configuration, cls.build_for_check, **cls.blocks())
+        check_plans(plans, configuration, cls.build_network_architecture, **cls.blocks())
 
     @classmethod
     def blocks(cls) -> dict[str, type]:
         """Names and classes of the blocks of the plans that are checked before anything starts."""
         return {cls.block: cls.config_class}
-
-    @classmethod
-    @abstractmethod
-    def build_for_check(cls, configuration: ConfigurationManager) -> None:
-        """Build what is to be trained, to see whether it can be.
-
-        Raises:
-            ValueError: if it cannot.
-        """
 
     def initialize(self) -> None:
         """Build network and optimiser from the seed of the plans.
