@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 PACKAGE = "nnunet_topomae"
-ROOMS = ("networks", "topology", "pretext", "nnunet", "reporting")
 
 setup(
     name="nnunet-topomae",
@@ -16,7 +15,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.10",
-    packages=[PACKAGE, *(f"{PACKAGE}.{room}" for room in ROOMS), f"{PACKAGE}.trainers", f"{PACKAGE}.planners"],
+    packages=[*find_packages(include=[f"{PACKAGE}*"]), f"{PACKAGE}.trainers", f"{PACKAGE}.planners"],
     package_dir={f"{PACKAGE}.trainers": "trainers", f"{PACKAGE}.planners": "planners"},
     install_requires=[
         "torch",
@@ -29,7 +28,7 @@ setup(
         "matplotlib",
     ],
     extras_require={"test": ["pytest", "hypothesis", "gudhi"], "dev": ["ruff", "pre-commit"]},
-    entry_points={"console_scripts": [f"nnUNetv2_topomae={PACKAGE}.cli:main"]},
+    entry_points={"console_scripts": [f"nnUNetv2_topomae={PACKAGE}.commands.cli:main"]},
     classifiers=[
         "Programming Language :: Python :: 3",
         "Intended Audience :: Healthcare Industry",

@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -42,7 +43,7 @@ RUNS = [  # trainer and plans; fine-tuning after the pre-training that it starts
 ]
 
 
-class Interrupted(Exception):
+class Interruption(Exception):  # noqa: N818 - no error
     """Stands for a lost process."""
 
 
@@ -61,6 +62,7 @@ def main() -> None:
     os.environ["nnUNet_extTrainer"] = str(trainers.FOLDER)
     if not options.folder.exists():
         make_dataset(options.folder)
+    os.environ["nnUNet_n_proc_DA"] = "0"  # in this process, whose seeds are set, not in nnU-Net's workers
     for trainer, plans in RUNS:
         if "Pretrainer" in trainer or not (options.interrupt or options.resume):
             train(options.folder, trainer, plans, options.interrupt, options.resume)
@@ -115,10 +117,13 @@ def write(folder: Path, name: str, plans: dict, changes: dict) -> None:
 
 def train(folder: Path, name: str, plans: str, interrupt: bool, resume: bool) -> None:
     """Train in this process and print digests of what came out."""
+    import numpy as np
     import torch
     from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
 
     torch.set_num_threads(1)
+    random.seed(1)
+    np.random.seed(1)
     silenced, sys.stdout = sys.stdout, sys.stderr
     trainer = get_trainer_from_args(DATASET, "3d_fullres", 0, name, plans, resume, torch.device("cpu"))
     if resume:
@@ -127,7 +132,7 @@ def train(folder: Path, name: str, plans: str, interrupt: bool, resume: bool) ->
         interrupt_last_epoch(trainer)
     try:
         trainer.run_training()
-    except Interrupted:
+    except Interruption:
         return
     finally:
         sys.stdout = silenced
@@ -152,7 +157,7 @@ def interrupt_last_epoch(trainer) -> None:
 
     def interrupted(batch):
         if next(count, None) is None:
-            raise Interrupted
+            raise Interruption
         return step(batch)
 
     trainer.train_step = interrupted

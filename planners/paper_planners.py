@@ -5,7 +5,7 @@ What is not fixed here is decided by :class:`TopoMAEPlanner`. docs/datasets.md s
 
 import math
 
-from nnunet_topomae.nnunet.planning import TopoMAEPlanner
+from nnunet_topomae.planners.topomae_planner import TopoMAEPlanner
 
 
 class _PaperPlanner(TopoMAEPlanner):

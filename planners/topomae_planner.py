@@ -1,5 +1,34 @@
-"""``nnUNetv2_topomae plan_and_preprocess -pl TopoMAEPlanner``."""
+"""``nnUNetv2_topomae plan_and_preprocess -pl TopoMAEPlanner``, the default."""
 
-from nnunet_topomae.nnunet.planning import TopoMAEPlanner
+from typing import Any, ClassVar
 
-__all__ = ["TopoMAEPlanner"]
+from nnunet_topomae.methods.topomae import TopoMAE
+from nnunet_topomae.networks import FusedViTUNETRPP
+from nnunet_topomae.networks.geometry import Size
+from nnunet_topomae.nnunet.planning.geometry import Strides
+from nnunet_topomae.nnunet.planning.planner import PretrainingPlanner
+
+
+class TopoMAEPlanner(PretrainingPlanner):
+    """Writes ``nnUNetTopoMAEPlans``: a fused ViT and UNETR++, to be pre-trained by TopoMAEPretrainer.
+
+    Attributes:
+        features_per_stage: channels of UNETR++.
+    """
+
+    network_class = FusedViTUNETRPP
+    task_class = TopoMAE
+    pretrainer = "TopoMAEPretrainer"
+    finetuner = "FusedFinetuneTrainer"
+    default_plans_name = "nnUNetTopoMAEPlans"
+    vit: ClassVar = {"width": 512, "depth": 12, "num_heads": 8}
+    features_per_stage: ClassVar = (32, 64, 128, 256)
+
+    def network_arguments(self, crop_size: Size, strides: Strides, patch_size: Size) -> dict[str, Any]:
+        """See :meth:`PretrainingPlanner.network_arguments`."""
+        return {
+            "crop_size": list(crop_size),
+            "strides": [list(stride) for stride in strides],
+            "features_per_stage": list(self.features_per_stage),
+            "vit": {"patch_size": list(patch_size), **self.vit},
+        }

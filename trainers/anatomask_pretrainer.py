@@ -1,7 +1,7 @@
 """``nnUNetv2_train ... -tr AnatoMaskPretrainer``."""
 
-from nnunet_topomae.nnunet.pretraining import Pretrainer
-from nnunet_topomae.pretext.spark import AnatoMask
+from nnunet_topomae.methods.spark import AnatoMask
+from nnunet_topomae.nnunet.training.pretraining import Pretrainer
 
 
 class AnatoMaskPretrainer(Pretrainer):

@@ -1,8 +1,8 @@
 """``nnUNetv2_train ... -tr FusedFinetuneTrainer``."""
 
-from nnunet_topomae.config import TopoMAEConfig
-from nnunet_topomae.nnunet.finetuning import FinetuneTrainer
-from nnunet_topomae.nnunet.plans import PRETRAINING
+from nnunet_topomae.methods.topomae import TopoMAEConfig
+from nnunet_topomae.nnunet.planning.plans import PRETRAINING
+from nnunet_topomae.nnunet.training.finetuning import FinetuneTrainer
 
 
 class FusedFinetuneTrainer(FinetuneTrainer):

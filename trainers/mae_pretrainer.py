@@ -1,7 +1,7 @@
 """``nnUNetv2_train ... -tr MAEPretrainer``."""
 
-from nnunet_topomae.nnunet.pretraining import Pretrainer
-from nnunet_topomae.pretext.mae import MAE
+from nnunet_topomae.methods.mae import MAE
+from nnunet_topomae.nnunet.training.pretraining import Pretrainer
 
 
 class MAEPretrainer(Pretrainer):

@@ -1,7 +1,7 @@
 """``nnUNetv2_train ... -tr SparKPretrainer``."""
 
-from nnunet_topomae.nnunet.pretraining import Pretrainer
-from nnunet_topomae.pretext.spark import SparK
+from nnunet_topomae.methods.spark import SparK
+from nnunet_topomae.nnunet.training.pretraining import Pretrainer
 
 
 class SparKPretrainer(Pretrainer):

@@ -1,7 +1,7 @@
 """``nnUNetv2_train ... -tr TopoMAEPretrainer``."""
 
-from nnunet_topomae.nnunet.pretraining import Pretrainer
-from nnunet_topomae.pretext.topomae import TopoMAE
+from nnunet_topomae.methods.topomae import TopoMAE
+from nnunet_topomae.nnunet.training.pretraining import Pretrainer
 
 
 class TopoMAEPretrainer(Pretrainer):

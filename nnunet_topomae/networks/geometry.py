@@ -5,17 +5,22 @@ from collections.abc import Sequence
 Size = tuple[int, int, int]
 
 
-def divided(crop_size: Sequence[int], divisor: Sequence[int], what: str) -> Size:
-    """``crop_size / divisor`` per axis.
+def grid_of(crop_size: Sequence[int], cell_size: Sequence[int], what: str) -> Size:
+    """Cells per axis of a crop: ``crop_size / cell_size``.
+
+    Args:
+        crop_size: voxels per axis.
+        cell_size: voxels per axis of a cell, such as a patch.
+        what: name of the cell's size in messages.
 
     Raises:
-        ValueError: if an axis is not divisible; ``what`` names the divisor in the message.
+        ValueError: if an axis is not divisible.
     """
-    if len(crop_size) != 3 or len(divisor) != 3:
-        raise ValueError(f"crop size {tuple(crop_size)} and {what} {tuple(divisor)} must have three axes")
-    if any(d < 1 or size % d for size, d in zip(crop_size, divisor, strict=True)):
+    if len(crop_size) != 3 or len(cell_size) != 3:
+        raise ValueError(f"crop size {tuple(crop_size)} and {what} {tuple(cell_size)} must have three axes")
+    if any(cell < 1 or size % cell for size, cell in zip(crop_size, cell_size, strict=True)):
         raise ValueError(
-            f"crop size {tuple(crop_size)} is not divisible by {what} {tuple(divisor)}; "
+            f"crop size {tuple(crop_size)} is not divisible by {what} {tuple(cell_size)}; "
             f"choose a crop size whose axes are multiples of it"
         )
-    return tuple(size // d for size, d in zip(crop_size, divisor, strict=True))
+    return tuple(size // cell for size, cell in zip(crop_size, cell_size, strict=True))

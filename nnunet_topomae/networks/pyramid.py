@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from nnunet_topomae.networks.blocks import residual_block, upsampling
 from nnunet_topomae.networks.geometry import Size
-from nnunet_topomae.networks.unetrpp import residual_block
 
 
 class ScaleAdapter(nn.Module):
@@ -41,7 +41,7 @@ class ScaleAdapter(nn.Module):
         up, down = resampling_factors(source, target)
         layers: list[nn.Module] = []
         for stride in upsampling_steps(up):
-            layers.append(nn.ConvTranspose3d(input_channels, channels, stride, stride, bias=False))
+            layers.append(upsampling(input_channels, channels, stride))
             input_channels = channels
         if max(down) > 1:
             layers.append(nn.Conv3d(channels, channels, down, down, bias=False))
@@ -90,6 +90,10 @@ class TokenPyramid(nn.Module):
     def forward(self, taps: Sequence[Tensor]) -> list[Tensor]:
         """Token maps (B, width, d, h, w), shallow first, to one feature map per scale, finest first."""
         return [gain * adapter(tap) for adapter, gain, tap in zip(self.scales, self.gains, taps, strict=True)]
+
+    def no_weight_decay(self) -> set[str]:
+        """The gains."""
+        return {f"gains.{scale}" for scale in range(len(self.gains))}
 
 
 def resampling_factors(source: Size, target: Size) -> tuple[Size, Size]:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nnunet_topomae.networks.blocks import residual_block, upsampling
 from nnunet_topomae.networks.initialization import initialize
-from nnunet_topomae.networks.unetrpp import residual_block
 from nnunet_topomae.networks.vit import ViTEncoder, evenly_spaced_taps
 
 _MIN_LEVELS = 2  # else nothing would be supervised: nnU-Net gives the coarsest output the weight 0
@@ -24,20 +24,19 @@ class TokenUpsampler(nn.Sequential):
     """
 
     def __init__(self, width: int, channels: int, strides: Sequence[Sequence[int]]):
-        first, *others = (tuple(stride) for stride in strides)
-        layers: list[nn.Module] = [nn.ConvTranspose3d(width, channels, first, first, bias=False)]
+        first, *others = strides
+        layers: list[nn.Module] = [upsampling(width, channels, first)]
         for stride in others:
-            layers += [nn.ConvTranspose3d(channels, channels, stride, stride, bias=False)]
-            layers += [residual_block(channels, channels)]
+            layers += [upsampling(channels, channels, stride), residual_block(channels, channels)]
         super().__init__(*layers)
 
 
-class UpBlock(nn.Module):
-    """Transposed convolution with kernel = stride, concatenation with the skip, residual block."""
+class ConcatenatingUpBlock(nn.Module):
+    """Upsampling by a transposed convolution, concatenation with the skip, residual block."""
 
     def __init__(self, input_channels: int, output_channels: int, stride: Sequence[int]):
         super().__init__()
-        self.upsample = nn.ConvTranspose3d(input_channels, output_channels, tuple(stride), tuple(stride), bias=False)
+        self.upsample = upsampling(input_channels, output_channels, stride)
         self.block = residual_block(2 * output_channels, output_channels)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
@@ -60,7 +59,8 @@ class UNETRDecoder(nn.Module):
         self.deep_supervision = deep_supervision
         inputs = (*features[1:], width)
         self.stages = nn.ModuleList(
-            UpBlock(before, after, stride) for before, after, stride in zip(inputs, features, strides, strict=True)
+            ConcatenatingUpBlock(before, after, stride)
+            for before, after, stride in zip(inputs, features, strides, strict=True)
         )
         self.seg_layers = nn.ModuleList(nn.Conv3d(channels, num_classes, 1) for channels in features)
 

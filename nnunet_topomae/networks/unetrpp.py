@@ -2,29 +2,16 @@
 
 from collections.abc import Sequence
 from itertools import accumulate
-from math import gcd
+from math import gcd, prod
 
 import torch
 import torch.nn.functional as F
-from dynamic_network_architectures.building_blocks.residual import BasicBlockD
 from torch import Tensor, nn
 
-from nnunet_topomae.networks.geometry import Size, divided
+from nnunet_topomae.networks.blocks import residual_block, upsampling
+from nnunet_topomae.networks.geometry import Size, grid_of
+from nnunet_topomae.networks.grids import GridTensor, Positions, TokenProjection
 from nnunet_topomae.networks.initialization import initialize
-
-_RESIDUAL = {
-    "conv_op": nn.Conv3d,
-    "kernel_size": 3,
-    "stride": 1,
-    "conv_bias": False,
-    "nonlin": nn.LeakyReLU,
-    "nonlin_kwargs": {"negative_slope": 0.01, "inplace": True},
-}
-
-
-def residual_block(input_channels: int, output_channels: int, norm: type[nn.Module] = nn.InstanceNorm3d) -> BasicBlockD:
-    """Two 3^3 convolutions with norm and LeakyReLU, and a skip; instance norm without affine parameters."""
-    return BasicBlockD(input_channels=input_channels, output_channels=output_channels, norm_op=norm, **_RESIDUAL)
 
 
 class EfficientPairedAttention(nn.Module):
@@ -69,6 +56,10 @@ class EfficientPairedAttention(nn.Module):
         tokens = (by_space.transpose(1, 2).flatten(2), by_channel.permute(0, 3, 1, 2).flatten(2))
         return torch.cat([self.spatial_out(tokens[0]), self.channel_out(tokens[1])], dim=-1)
 
+    def no_weight_decay(self) -> set[str]:
+        """The temperatures, which scale attention."""
+        return {"channel_temperature", "spatial_temperature"}
+
     def _heads(self, qkvv: Tensor) -> tuple[Tensor, ...]:
         return qkvv.unflatten(2, (4, self.num_heads, -1)).permute(2, 0, 3, 4, 1).unbind()
 
@@ -84,8 +75,8 @@ class EPABlock(nn.Module):
 
     def __init__(self, grid: Size, channels: int, projection_size: int, num_heads: int, dropout: float = 0.1):
         super().__init__()
-        self.grid = grid
-        num_tokens = grid[0] * grid[1] * grid[2]
+        self.grid = tuple(grid)
+        num_tokens = prod(grid)
         self.pos_embed = nn.Parameter(torch.zeros(1, num_tokens, channels))
         self.norm = nn.LayerNorm(channels)
         self.gamma = nn.Parameter(torch.full((channels,), 1e-6))
@@ -99,6 +90,14 @@ class EPABlock(nn.Module):
         tokens = tokens + self.gamma * self.attention(self.norm(tokens))
         attended = tokens.transpose(1, 2).reshape(x.shape)
         return attended + self.output(self.residual(attended))
+
+    def no_weight_decay(self) -> set[str]:
+        """The positions."""
+        return {"pos_embed"}
+
+    def resizing(self) -> dict[str, GridTensor]:
+        """Positions, and the projections of keys and values over tokens."""
+        return {"pos_embed": Positions(self.grid), "attention.project.weight": TokenProjection(self.grid)}
 
 
 class UNETRPPEncoder(nn.Module):
@@ -147,12 +146,12 @@ class UNETRPPEncoder(nn.Module):
         return features
 
 
-class UpBlock(nn.Module):
-    """Transposed convolution with kernel = stride and without bias, add the skip, then blocks."""
+class AddingUpBlock(nn.Module):
+    """Upsampling by a transposed convolution, add the skip, then blocks."""
 
     def __init__(self, input_channels: int, output_channels: int, stride: Sequence[int], blocks: nn.Module):
         super().__init__()
-        self.upsample = nn.ConvTranspose3d(input_channels, output_channels, tuple(stride), tuple(stride), bias=False)
+        self.upsample = upsampling(input_channels, output_channels, stride)
         self.blocks = blocks
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
@@ -182,7 +181,7 @@ class UNETRPPDecoder(nn.Module):
         self.deep_supervision = deep_supervision
         self.lowest_stride = tuple(strides[2])
         self.stages = nn.ModuleList(
-            UpBlock(
+            AddingUpBlock(
                 features_per_stage[level + 1],
                 features_per_stage[level],
                 strides[level + 1],
@@ -196,7 +195,7 @@ class UNETRPPDecoder(nn.Module):
             for level in (2, 1, 0)
         )
         width = full_resolution_features
-        self.full_resolution = UpBlock(features_per_stage[0], width, strides[0], residual_block(width, width))
+        self.full_resolution = AddingUpBlock(features_per_stage[0], width, strides[0], residual_block(width, width))
         self.seg_layers = nn.ModuleList(
             nn.Conv3d(channels, num_classes, 1) for channels in (width, *features_per_stage[:2])
         )
@@ -286,4 +285,4 @@ def stage_grids(crop_size: Sequence[int], strides: Sequence[Sequence[int]]) -> l
     if len(strides) != 5 or any(stride != 1 for stride in strides[0]):
         raise ValueError(f"UNETR++ takes five strides of which the first is 1 on every axis, got {strides}")
     cumulative = accumulate(strides[1:], lambda a, b: [i * j for i, j in zip(a, b, strict=True)])
-    return [divided(crop_size, stride, "cumulative UNETR++ stride") for stride in cumulative]
+    return [grid_of(crop_size, stride, "cumulative UNETR++ stride") for stride in cumulative]

@@ -8,7 +8,8 @@ from timm.layers import trunc_normal_
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from nnunet_topomae.networks.geometry import divided
+from nnunet_topomae.networks.geometry import grid_of
+from nnunet_topomae.networks.grids import GridTensor, PatchVoxels, Positions
 
 _DECODER_WIDTH, _DECODER_DEPTH, _DECODER_HEAD_WIDTH = 384, 8, 32  # SelfMedMAE's
 _TAP_SHARES = (5, 8, 11)  # twelfths
@@ -46,7 +47,7 @@ class ViTEncoder(nn.Module):
         if width % num_heads:
             raise ValueError(f"ViT width {width} is not divisible by {num_heads} heads")
         self.patch_size = tuple(patch_size)
-        self.grid = divided(crop_size, patch_size, "ViT patch size")
+        self.grid = grid_of(crop_size, patch_size, "ViT patch size")
         self.width = width
         self.patch_embed = nn.Conv3d(input_channels, width, self.patch_size, self.patch_size)
         self.pos_embed = nn.Parameter(sincos_positions(self.grid, width))
@@ -84,6 +85,18 @@ class ViTEncoder(nn.Module):
             if index in block_indices:
                 maps.append(self._to_map(tokens))
         return [*maps, self._to_map(self.norm(tokens))]
+
+    def no_weight_decay(self) -> set[str]:
+        """The positions."""
+        return {"pos_embed"}
+
+    def constant_parameters(self) -> set[str]:
+        """The positions, which pre-training leaves at their sine-cosine values."""
+        return {"pos_embed"}
+
+    def resizing(self) -> dict[str, GridTensor]:
+        """The positions, once fine-tuning has learned them."""
+        return {"pos_embed": Positions(self.grid)}
 
     def layers(self) -> dict[str, Any]:
         """Of a network that holds this as ``vit``: what belongs to which layer, for timm's layer-wise learning rates.
@@ -163,6 +176,15 @@ class ViTDecoder(nn.Module):
         for block in self.blocks:
             tokens = block(tokens)
         return self.unpatchify(self.to_voxels(self.norm(tokens)))
+
+    def no_weight_decay(self) -> set[str]:
+        """The mask token."""
+        return {"mask_token"}
+
+    def resizing(self) -> dict[str, GridTensor]:
+        """The layer that predicts voxels."""
+        voxels = PatchVoxels(self.patch_size, self.output_channels)
+        return {"to_voxels.weight": voxels, "to_voxels.bias": voxels}
 
     def unpatchify(self, tokens: Tensor) -> Tensor:
         """(B, N, C * p0 * p1 * p2) to (B, C, D, H, W)."""

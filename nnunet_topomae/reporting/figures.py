@@ -10,6 +10,8 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from nnunet_topomae.files import write_file
+
 Volume = npt.NDArray[np.float32]
 
 _PLANES = ("axial", "coronal", "sagittal")
@@ -19,18 +21,14 @@ _WINDOW = (0.5, 99.5)  # percentiles of the input that become black and white
 _CHANNEL = 0  # the channel that pictures show
 
 
-class Reconstruction(NamedTuple):
-    """One crop and what became of it.
+class Geometry(NamedTuple):
+    """How the axes of volumes lie in the body.
 
     Attributes:
-        case: identifier of the case.
-        columns: (C, D, H, W) volumes by heading: input, masked, one per branch; NaN where voxels are hidden.
         spacing: mm per voxel and axis.
         planes: name of the plane perpendicular to each axis; see :func:`plane_names`.
     """
 
-    case: str
-    columns: Mapping[str, Volume]
     spacing: Sequence[float]
     planes: Sequence[str]
 
@@ -40,33 +38,38 @@ def plane_names(transpose: Sequence[int] = (0, 1, 2)) -> list[str]:
     return [_PLANES[axis] for axis in transpose]
 
 
-def save_reconstructions(reconstructions: Sequence[Reconstruction], file: Path) -> None:
-    """Draw the three planes through the middle of every crop, one row a plane, one column a volume.
+def save_columns(cases: Mapping[str, Mapping[str, Volume]], geometry: Geometry, file: Path) -> None:
+    """Draw the three planes through the middle of every volume, one row a plane, one column a volume.
 
-    All pictures of a case share the grey scale of its input; of several channels the first is shown.
+    All pictures of a case share the grey scale of its first volume; of several channels the first is shown.
+
+    Args:
+        cases: volumes (C, D, H, W) by case and heading, the same headings for all; NaN where voxels are hidden.
+        geometry: of the volumes.
+        file: to write.
 
     Raises:
         ValueError: if there is nothing to draw.
     """
-    if not reconstructions:
-        raise ValueError("no reconstruction to draw")
-    headings = list(reconstructions[0].columns)
-    rows = len(reconstructions) * len(_PLANES)
+    if not cases:
+        raise ValueError("there is no case to draw")
+    headings = list(next(iter(cases.values())))
+    rows = len(cases) * len(_PLANES)
     figure = Figure(figsize=(_TILE * len(headings), _TILE * rows), layout="constrained")
     axes = figure.subplots(rows, len(headings), squeeze=False)
-    for index, reconstruction in enumerate(reconstructions):
-        _draw_case(axes[index * len(_PLANES) : (index + 1) * len(_PLANES)], reconstruction)
+    for index, (case, columns) in enumerate(cases.items()):
+        _draw_case(axes[index * len(_PLANES) : (index + 1) * len(_PLANES)], case, columns, geometry)
     for axis, heading in zip(axes[0], headings, strict=True):
         axis.set_title(heading, fontsize=11)
     _save(figure, file, dpi=110)
 
 
-def _draw_case(axes: npt.NDArray[np.object_], reconstruction: Reconstruction) -> None:
-    reference = next(iter(reconstruction.columns.values()))[_CHANNEL]
+def _draw_case(axes: npt.NDArray[np.object_], case: str, columns: Mapping[str, Volume], geometry: Geometry) -> None:
+    reference = next(iter(columns.values()))[_CHANNEL]
     low, high = (float(value) for value in np.percentile(reference, _WINDOW))
-    for axis_of_plane, (plane, row) in enumerate(zip(reconstruction.planes, axes, strict=True)):
-        across = [s for axis, s in enumerate(reconstruction.spacing) if axis != axis_of_plane]
-        for axis, volume in zip(row, reconstruction.columns.values(), strict=True):
+    for axis_of_plane, (plane, row) in enumerate(zip(geometry.planes, axes, strict=True)):
+        across = [s for axis, s in enumerate(geometry.spacing) if axis != axis_of_plane]
+        for axis, volume in zip(row, columns.values(), strict=True):
             middle = volume.shape[1 + axis_of_plane] // 2
             image = np.take(volume[_CHANNEL], middle, axis=axis_of_plane)
             axis.imshow(
@@ -78,7 +81,7 @@ def _draw_case(axes: npt.NDArray[np.object_], reconstruction: Reconstruction) ->
                 origin="upper" if plane == _PLANES[0] else "lower",  # head up in coronal and sagittal planes
             )
             axis.set(xticks=[], yticks=[])
-        row[0].set_ylabel(f"{reconstruction.case}\n{plane}", fontsize=8)
+        row[0].set_ylabel(f"{case}\n{plane}", fontsize=8)
 
 
 class Curve(NamedTuple):
@@ -120,7 +123,4 @@ def save_progress(
 
 
 def _save(figure: Figure, file: Path, dpi: int) -> None:
-    """Write a picture under a temporary name, then rename it, so that none is ever half-written."""
-    temporary = file.with_name(f".{file.name}")
-    figure.savefig(temporary, dpi=dpi, format="png")
-    temporary.replace(file)
+    write_file(file, lambda stream: figure.savefig(stream, dpi=dpi, format="png"))

@@ -1,7 +1,7 @@
 """How well a crop was reconstructed."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -41,22 +41,10 @@ def reconstruction_metrics(crop: Volume, prediction: Volume, hidden: npt.NDArray
     }
 
 
-def keypoint_error(predicted: Volume, actual: Volume, extent: Sequence[float]) -> float:
-    """Mean distance of predicted and actual key points in mm.
-
-    Args:
-        predicted: (9, 3) in [-1, 1].
-        actual: the same.
-        extent: length in mm per axis of the interval that is scaled to [-1, 1].
-    """
-    difference = (predicted - actual) * np.asarray(extent) / 2
-    return float(np.linalg.norm(difference, axis=1).mean())
-
-
-def mean_of(records: Sequence[dict[str, float | None]]) -> dict[str, float | None]:
+def mean_of(records: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
     """Mean per key over the records that have a value."""
     means: dict[str, float | None] = {}
     for key in records[0]:
-        values = [record[key] for record in records if record[key] is not None]
+        values = [value for record in records if (value := record[key]) is not None]
         means[key] = float(np.mean(values)) if values else None
     return means

@@ -1,0 +1,284 @@
+"""``nnUNetv2_topomae``: what nnU-Net's own commands cannot do."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+
+from nnunet_topomae import planners, trainers
+
+_PLANS = "nnUNetTopoMAEPlans"
+_CONFIGURATIONS = ("3d_fullres", "3d_lowres")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a sub-command; errors that a user can mend are one line on standard error and exit status 2."""
+    options = build_parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (ValueError, RuntimeError, FileNotFoundError, AssertionError) as error:  # the last two are nnU-Net's, too
+        _say(f"Error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All sub-commands and their options; those of planning are nnU-Net's."""
+    parser = argparse.ArgumentParser(prog="nnUNetv2_topomae", description=__doc__.split(":")[0])
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    folder = commands.add_parser("trainers", help="print the folder that nnUNet_extTrainer must name")
+    folder.set_defaults(run=lambda _: _say(trainers.FOLDER))
+
+    both = commands.add_parser("plan_and_preprocess", help="fingerprint, plan and preprocess datasets")
+    _add_planning_options(both)
+    _add_preprocessing_options(both)
+    both.set_defaults(run=_plan_and_preprocess)
+
+    plan = commands.add_parser("plan_experiment", help="plan datasets that have a fingerprint")
+    _add_planning_options(plan)
+    plan.set_defaults(run=_plan_experiment)
+
+    add = commands.add_parser("add_unlabelled", help="preprocess images without labels for pre-training")
+    _add_unlabelled_options(add)
+    add.set_defaults(run=_add_unlabelled)
+
+    split = commands.add_parser("splits", help="write a seeded split of a dataset into splits_final.json")
+    split.add_argument("-d", type=int, required=True, metavar="ID", help="dataset ID")
+    split.add_argument(
+        "-s",
+        required=True,
+        metavar="SHARES",
+        help="training, validation (and test) cases, 18/12, or percentages, 80:15:5",
+    )
+    split.add_argument("--seed", type=int, default=12345, help="default: %(default)s")
+    split.add_argument("--overwrite", action="store_true", help="replace a split that is there")
+    split.set_defaults(run=_splits)
+
+    adapt = commands.add_parser("adapt", help="carry a pre-trained checkpoint to other plans")
+    adapt.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint_final.pth of a pre-training")
+    adapt.add_argument("-d", type=int, required=True, metavar="ID", help="dataset to carry it to")
+    adapt.add_argument("-p", default=_PLANS, metavar="PLANS", help="default: %(default)s")
+    adapt.add_argument("-c", default="3d_fullres", metavar="CONFIGURATION", help="default: %(default)s")
+    adapt.add_argument("-o", type=Path, required=True, metavar="OUT.pth", help="file to write")
+    adapt.set_defaults(run=_adapt)
+
+    demo = commands.add_parser("demo", help="run everything on a made-up dataset, about 8 minutes on 2 CPU cores")
+    demo.add_argument("--keep", type=Path, metavar="FOLDER", help="leave everything in FOLDER, to look at")
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _add_planning_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-d", type=int, nargs="+", required=True, metavar="ID", help="dataset IDs")
+    parser.add_argument("-pl", default="TopoMAEPlanner", metavar="PLANNER", help="planner class (default: %(default)s)")
+    parser.add_argument(
+        "-gpu_memory_target", type=positive(float), metavar="GB", help="memory to plan for (default: 8)"
+    )
+    parser.add_argument("-preprocessor_name", default="DefaultPreprocessor", help="nnU-Net preprocessor class")
+    parser.add_argument(
+        "-overwrite_target_spacing", type=positive(float), nargs=3, metavar="MM", help="spacing of 3d_fullres (z, y, x)"
+    )
+    parser.add_argument("-overwrite_plans_name", metavar="NAME", help="name of the plans (default: the planner's)")
+
+
+def _add_preprocessing_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-c", nargs="+", default=_CONFIGURATIONS, metavar="CONFIGURATION", help="default: all 3D ones")
+    parser.add_argument("-np", type=positive(int), nargs="+", metavar="N", help="processes of each (default: 4 and 8)")
+    parser.add_argument("-npfp", type=positive(int), default=8, metavar="N", help="processes of fingerprint extraction")
+    parser.add_argument("--verify_dataset_integrity", action="store_true", help="check images and labels first")
+    parser.add_argument("--clean", action="store_true", help="extract the fingerprint again")
+    parser.add_argument("--no_pp", action="store_true", help="do not preprocess")
+    parser.add_argument("--verbose", action="store_true", help="print more")
+    parser.add_argument("--no_pbar", action="store_true", help="no progress bars")
+
+
+def _add_unlabelled_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-d", type=int, required=True, metavar="ID", help="dataset ID")
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument(
+        "-i", type=Path, metavar="FOLDER", help="images, CASE_0000.nii.gz and so on; new ones are added"
+    )
+    action.add_argument("--list", action="store_true", help="list what is there")
+    action.add_argument("--remove", metavar="CASE", help="delete one")
+    parser.add_argument("-p", default=_PLANS, metavar="PLANS", help="default: %(default)s")
+    parser.add_argument("-c", nargs="+", metavar="CONFIGURATION", help="default: all 3D ones of the plans")
+    parser.add_argument("-np", type=positive(int), default=4, metavar="N", help="processes (default: %(default)s)")
+    parser.add_argument("--no_pbar", action="store_true", help="no progress bar")
+
+
+def _add_unlabelled(options: argparse.Namespace) -> None:
+    from nnunet_topomae.nnunet.data import unlabelled
+    from nnunet_topomae.nnunet.data.preprocessed import PlannedDataset
+
+    dataset = PlannedDataset.of(options.d, options.p)
+    configurations = dataset.configurations(options.c)
+    if options.remove:
+        unlabelled.remove(dataset, options.remove, configurations)
+        _say(f"Removed {options.remove}")
+    elif options.list:
+        for name in configurations:
+            cases = dataset.unlabelled_cases(name)
+            _say(f"{name}: {len(cases)} unlabelled cases in {dataset.unlabelled_folder(name)}")
+            for case in cases:
+                _say(f"    {case}")
+    else:
+        added, problems = unlabelled.add(
+            dataset, options.i, configurations, options.np, show_progress=not options.no_pbar
+        )
+        for name, count in added.items():
+            total = len(dataset.unlabelled_cases(name))
+            _say(f"{name}: {count} cases added, {total} unlabelled cases in all")
+        if problems:
+            listing = "".join(f"\n    {case} {problem}" for case, problem in sorted(problems.items()))
+            raise ValueError(f"{len(problems)} cases were left out:{listing}")
+
+
+def _plan_and_preprocess(options: argparse.Namespace) -> None:
+    from nnunet_topomae.nnunet.planning import preprocessing
+
+    _check_configurations(options.c)
+    planner = find_planner(options.pl)
+    preprocessing.check_preprocessor(options.preprocessor_name)
+    for dataset_id in options.d:
+        preprocessing.extract_fingerprint(
+            dataset_id,
+            options.npfp,
+            verify=options.verify_dataset_integrity,
+            clean=options.clean,
+            verbose=options.verbose,
+            show_progress=not options.no_pbar,
+        )
+    plans_name = _plan(options, planner)
+    if not options.no_pp:
+        for dataset_id in options.d:
+            preprocessing.preprocess(
+                dataset_id, plans_name, options.c, options.np, options.verbose, not options.no_pbar
+            )
+    _print_next_commands(planner, options.d[0], options.c[0], plans_name, preprocessed=not options.no_pp)
+
+
+def _plan_experiment(options: argparse.Namespace) -> None:
+    from nnunet_topomae.nnunet.planning import preprocessing
+
+    planner = find_planner(options.pl)
+    preprocessing.check_preprocessor(options.preprocessor_name)
+    plans_name = _plan(options, planner)
+    _print_next_commands(planner, options.d[0], _CONFIGURATIONS[0], plans_name, preprocessed=False)
+
+
+def _plan(options: argparse.Namespace, planner: type) -> str:
+    from nnunet_topomae.nnunet.planning import preprocessing
+
+    return [
+        preprocessing.plan(
+            dataset_id,
+            planner,
+            options.gpu_memory_target,
+            options.preprocessor_name,
+            options.overwrite_target_spacing,
+            options.overwrite_plans_name,
+        )
+        for dataset_id in options.d
+    ][-1]
+
+
+def find_planner(name: str) -> type:
+    """The planner class of that name in planners/.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    planner = _find_class(planners, name)
+    if planner is None:
+        raise ValueError(
+            f"-pl {name}: there is no such planner in {planners.__path__[0]}; for nnU-Net's own planners use "
+            f"nnUNetv2_plan_experiment"
+        )
+    return planner
+
+
+def _find_class(package: ModuleType, name: str) -> type | None:
+    """A class in one of the modules of trainers/ or planners/."""
+    from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+
+    return recursive_find_python_class(package.__path__[0], name, package.__name__)
+
+
+def _splits(options: argparse.Namespace) -> None:
+    from nnunet_topomae.nnunet.data import splits
+
+    file, split = splits.write_split(options.d, options.s, options.seed, overwrite=options.overwrite)
+    parts = ", ".join(f"{len(cases)} {part}" for part, cases in split.items())
+    _say(f"{file}: {parts}; train with fold 0")
+
+
+def _adapt(options: argparse.Namespace) -> None:
+    from nnunet_topomae.nnunet.data.preprocessed import PlannedDataset
+    from nnunet_topomae.nnunet.training.pretraining import external_folders, find_pretrainers
+    from nnunet_topomae.nnunet.weights import adapting
+
+    checkpoint = adapting.read_pretrained(options.checkpoint)
+    trainer = find_pretrainers([trainers.FOLDER, *external_folders()]).get(checkpoint["trainer_name"])
+    if trainer is None:
+        raise ValueError(
+            f"{options.checkpoint} was written by {checkpoint['trainer_name']}, which is none of the trainers in "
+            f"{trainers.FOLDER}"
+        )
+    dataset = PlannedDataset.of(options.d, options.p)
+    _say(adapting.adapt(options.checkpoint, checkpoint, trainer, dataset, options.c, options.o))
+    _say(f"Written: {options.o}; pass it to nnUNetv2_train with -pretrained_weights")
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from nnunet_topomae.commands import demo
+
+    demo.run(options.keep)
+
+
+def _check_configurations(names: Sequence[str]) -> None:
+    if "2d" in names:
+        raise ValueError("-c 2d: TopoMAE is made for 3D images and has no 2d configuration; use 3d_fullres")
+    if unknown := sorted(set(names) - set(_CONFIGURATIONS)):
+        raise ValueError(f"-c {unknown[0]}: there is no such configuration; use {' or '.join(_CONFIGURATIONS)}")
+
+
+def _print_next_commands(
+    planner: type, dataset_id: int, configuration: str, plans_name: str, preprocessed: bool
+) -> None:
+    train = f"nnUNetv2_train {dataset_id} {configuration} 0 -p {plans_name} -tr"
+    commands = [
+        'export nnUNet_extTrainer="$(nnUNetv2_topomae trainers)"',
+        f"{train} {planner.pretrainer}",
+        f"{train} {planner.finetuner}",
+        f"nnUNetv2_predict -d {dataset_id} -c {configuration} -f 0 -p {plans_name} -tr {planner.finetuner} "
+        "-i IN -o OUT",
+    ]
+    if not preprocessed:
+        commands.insert(0, f"nnUNetv2_preprocess -d {dataset_id} -plans_name {plans_name} -c {configuration}")
+    _say("\nNext:\n")
+    for command in commands:
+        _say(f"    {command}")
+
+
+def positive(kind: type) -> Callable[[str], float]:
+    """A type for options that must be numbers above 0."""
+
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not 0 < value < float("inf"):
+            raise ValueError
+        return value
+
+    parse.__name__ = f"positive {'whole number' if kind is int else 'number'}"  # argparse names it in its message
+    return parse
+
+
+def _say(text: object, file=None) -> None:
+    """Write a line; this command's results are for standard output, not for a log."""
+    (file or sys.stdout).write(f"{text}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,184 @@
+"""The contract of a pre-training method: what it draws from the images, computes, loses and shows.
+
+Trainer, data loader, planner and report know a method through the two classes here and nothing else.
+docs/adding_a_method.md builds one step by step.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from nnunet_topomae.networks.traits import fixed_parameters
+from nnunet_topomae.reporting.report import CaseReport
+from nnunet_topomae.settings import PretrainingConfig
+
+Batch = dict[str, Tensor]  # by name; the first dimension counts the items
+Output = Any  # tensors, in whatever dictionaries, lists or named tuples a method likes
+
+
+class ImageSource(Protocol):
+    """Preprocessed images, without their labels.
+
+    Attributes:
+        identifiers: names of the cases.
+        spacing: mm per voxel and axis, the same for all.
+    """
+
+    identifiers: Sequence[str]
+    spacing: Sequence[float]
+
+    def load(self, case: str) -> Any:
+        """The image of a case: an array (C, D, H, W) that is read from the disk where it is sliced."""
+
+
+class Views(ABC):
+    """What a method draws from the images for one item of a batch. It is pickled and sent to the loader's processes."""
+
+    @abstractmethod
+    def draw(self, images: ImageSource, case: str, rng: np.random.Generator, mirror: bool) -> dict[str, Tensor]:
+        """Draw one item.
+
+        Args:
+            images: all that may be drawn from, should the item need other cases too.
+            case: the case that the item is about.
+            rng: the only source of randomness, so that an item can be drawn again.
+            mirror: whether the item may be mirrored, which training does and validation does not.
+
+        Returns:
+            Tensors by name, without a batch dimension and of the same shapes for every item.
+        """
+
+    @abstractmethod
+    def example(self, batch_size: int, num_channels: int) -> Batch:
+        """A batch of the shapes and types that :meth:`draw` gives, made without any image.
+
+        The planner measures memory with it.
+        """
+
+
+class PretextTask(nn.Module, ABC):
+    """A network to be fine-tuned later, and what pre-training adds to it.
+
+    The parts of the network keep their names, so the state dict of a task is a superset of the network's. Parameters
+    that a method does not train must be frozen with ``requires_grad_(False)``.
+
+    Args:
+        network: as the plans name it, built with as many classes as the images have channels.
+        config: the plans' ``pretraining`` block.
+        crop_size: voxels per axis.
+
+    Attributes:
+        config_class: of the block.
+        headings: of the branches that the report names, for people; a branch without one is shown by its own name.
+    """
+
+    config_class: ClassVar[type[PretrainingConfig]] = PretrainingConfig
+    headings: ClassVar[Mapping[str, str]] = {}
+
+    def __init__(self, network: nn.Module, config: PretrainingConfig, crop_size: Sequence[int]):
+        super().__init__()
+        self.config, self.crop_size = config, tuple(crop_size)
+        for name, part in network.named_children():
+            self.add_module(name, part)
+        for name, parameter in network.named_parameters(recurse=False):
+            self.register_parameter(name, parameter)
+        for name, buffer in network.named_buffers(recurse=False):
+            self.register_buffer(name, buffer)
+
+    @classmethod
+    def build(cls, network: nn.Module, config: PretrainingConfig, crop_size: Sequence[int]) -> "PretextTask":
+        """The task, complete; for methods that need a copy of themselves, such as a teacher."""
+        return cls(network, config, crop_size)
+
+    @abstractmethod
+    def views(self) -> Views:
+        """What is drawn from the images."""
+
+    def prepare(self, images: ImageSource, device: torch.device, log: Callable[[str], None]) -> None:
+        """What has to be done once before a new training starts, such as training a matcher of body parts.
+
+        A resumed training skips it, so whatever it learns must lie in parameters or buffers, which checkpoints keep.
+
+        Args:
+            images: of the training cases.
+            device: where the task lies.
+            log: writes a line into the training's log.
+        """
+
+    def choose(self, batch: Batch, progress: float) -> Batch:
+        """Change a training batch before the step, without gradient, for example its masks.
+
+        Args:
+            batch: as drawn.
+            progress: share of the training that is done, in [0, 1).
+        """
+        return batch
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> Output:
+        """Compute whatever the loss needs; runs in mixed precision, inside DDP and torch.compile."""
+
+    @abstractmethod
+    def loss_terms(self, output: Output, batch: Batch) -> dict[str, Tensor]:
+        """Every term of the loss by name, and their weighted sum as ``total``; scalars.
+
+        Args:
+            output: of :meth:`forward`, in float32.
+            batch: as given to :meth:`forward`.
+
+        Raises:
+            ValueError: if the output is not finite.
+        """
+
+    def after_step(self, progress: float) -> None:
+        """What follows an optimiser step, such as updating a moving average.
+
+        Args:
+            progress: share of the training that is done, in [0, 1).
+        """
+
+    @abstractmethod
+    def shown(self, output: Output, batch: Batch) -> CaseReport:
+        """Pictures and figures of one case.
+
+        Args:
+            output: of :meth:`forward` in evaluation mode, in float32.
+            batch: one item, drawn without mirroring and the same in every report.
+        """
+
+    @classmethod
+    def planned(
+        cls, config: PretrainingConfig, crop_size: Sequence[int], spacing: Sequence[float]
+    ) -> PretrainingConfig:
+        """The settings with those replaced that depend on the plan.
+
+        Args:
+            config: defaults of the method with the planned number of epochs.
+            crop_size: voxels per axis.
+            spacing: mm per voxel and axis.
+        """
+        return config
+
+    @classmethod
+    def for_memory(cls, config: PretrainingConfig) -> PretrainingConfig:
+        """The settings without work on the CPU, so that the planner can trace a step without computing anything."""
+        return config
+
+    def untrained_parameters(self) -> list[str]:
+        """Names of the parameters that pre-training leaves as they were."""
+        return [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
+
+    def fixed_parameters(self) -> list[str]:
+        """Names of those untrained parameters whose first values are meant to stay, such as sine-cosine positions."""
+        fixed = fixed_parameters(self)
+        return [name for name in self.untrained_parameters() if name in fixed]
+
+
+def to_float32(output: Output) -> Output:
+    """An output with all its floating point tensors in float32, whatever containers hold them."""
+    return tree_map_only(Tensor, lambda tensor: tensor.float() if tensor.is_floating_point() else tensor, output)

@@ -1,0 +1,50 @@
+"""Losses of reconstructions, and what they are computed from."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nnunet_topomae.methods.masking import mask_to_voxels
+
+_EPSILON = 1e-6
+
+
+def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Mean squared error over hidden voxels (He et al., section 3, "Reconstruction target").
+
+    Args:
+        prediction: (B, C, D, H, W).
+        target: the same shape.
+        mask: (B, 1, D, H, W) bool, True = hidden.
+
+    Returns:
+        A scalar; NaN if nothing is hidden, which masks of :mod:`nnunet_topomae.methods.masking` rule out. Looking
+        would make the GPU wait.
+    """
+    return ((prediction - target).square() * mask).sum() / (mask.sum() * prediction.shape[1])
+
+
+def compose(crop: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
+    """The crop with its hidden voxels replaced by the prediction; shapes as for :func:`masked_mse`."""
+    return prediction.where(mask, crop)
+
+
+def patch_means(values: Tensor, patch_size: Sequence[int]) -> Tensor:
+    """Means over patches: (B, C, D, H, W) to (B, C, d, h, w)."""
+    return F.avg_pool3d(values, tuple(patch_size), tuple(patch_size))
+
+
+def patch_statistics(crop: Tensor, patch_size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of every patch and channel, at its voxels: (B, C, D, H, W) each.
+
+    The deviation is sqrt(variance + 1e-6) (He et al., section 4.1; AnatoMask).
+    """
+
+    def at_voxels(means: Tensor) -> Tensor:
+        return mask_to_voxels(means.flatten(0, 1), patch_size).reshape(crop.shape)
+
+    mean = at_voxels(patch_means(crop, patch_size))
+    variance = at_voxels(patch_means((crop - mean).square(), patch_size))
+    return mean, torch.sqrt(variance + _EPSILON)

@@ -1,0 +1,234 @@
+"""What masked methods share: a crop and a mask per item, a teacher that may choose the mask, pictures of the result."""
+
+import copy
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nnunet_topomae.methods.base import Batch, CaseReport, ImageSource, Output, PretextTask, Views, to_float32
+from nnunet_topomae.methods.crops import random_crop
+from nnunet_topomae.methods.losses import compose, masked_mse, patch_means, patch_statistics
+from nnunet_topomae.methods.masking import hardest_patches_mask, mask_to_voxels, num_hidden_patches, random_patch_mask
+from nnunet_topomae.methods.moving_average import follow
+from nnunet_topomae.reporting.metrics import reconstruction_metrics
+from nnunet_topomae.settings import PretrainingConfig
+from nnunet_topomae.settings.schema import Choice, Number, block, setting
+
+MASK_SOURCES = ("random", "anatomask")
+HARDNESS_SCORES = ("denormalised", "normalised", "mixed")
+_MOMENTUM_RISES = 0.25  # share of the training, AnatoMask
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """``pretraining.anatomask``: which patches a teacher hides, and how it follows its student."""
+
+    first_share: float = setting(
+        0.0, Number(0, 1), "share of the hidden patches that the teacher chooses at the start", "AnatoMask, 3.3"
+    )
+    last_share: float = setting(
+        0.5, Number(0, 1), "the same share at the end; it grows linearly in between", "AnatoMask, 3.3"
+    )
+    first_momentum: float = setting(0.999, Number(0, 1), "momentum of the teacher at the start", "AnatoMask")
+    last_momentum: float = setting(
+        0.9999,
+        Number(0, 1),
+        "momentum of the teacher from 25 % of the training on; before that it rises linearly from `first_momentum`",
+        "AnatoMask",
+    )
+    hardness: str = setting(
+        "denormalised",
+        Choice(HARDNESS_SCORES),
+        "how hard a patch is: which error is compared where targets are normalised per patch",
+        "ours, see docs/methods/anatomask.md",
+    )
+
+
+@dataclass(frozen=True)
+class MaskedConfig(PretrainingConfig):
+    """What the ``pretraining`` blocks of masked methods have in common."""
+
+    mask_ratio: float = setting(
+        0.5, Number(0, 1, low_open=True, high_open=True), "share of patches hidden", "paper, II-A"
+    )
+    mask_source: str = setting(
+        "random",
+        Choice(MASK_SOURCES),
+        "which patches are hidden: `random` ones, or `anatomask`: more and more of those that a teacher finds hardest",
+        "AnatoMask",
+    )
+    anatomask: TeacherConfig = block(TeacherConfig)
+
+
+class CropViews(Views):
+    """One random crop and one random mask.
+
+    Args:
+        crop_size: voxels per axis.
+        mask_grid: patches per axis.
+        mask_ratio: share of patches hidden.
+    """
+
+    def __init__(self, crop_size: Sequence[int], mask_grid: Sequence[int], mask_ratio: float):
+        self.crop_size, self.mask_grid, self.mask_ratio = tuple(crop_size), tuple(mask_grid), mask_ratio
+
+    def draw(self, images: ImageSource, case: str, rng: np.random.Generator, mirror: bool) -> dict[str, Tensor]:
+        """``crop`` (C, D, H, W) float32 and ``mask`` (d, h, w) bool; see :meth:`Views.draw`."""
+        crop, _ = random_crop(images.load(case), self.crop_size, rng, mirror)
+        return {"crop": crop, "mask": self.draw_mask(rng)}
+
+    def draw_mask(self, rng: np.random.Generator) -> Tensor:
+        """(d, h, w) bool, True = hidden."""
+        generator = torch.Generator().manual_seed(int(rng.integers(2**63 - 1)))
+        return random_patch_mask(self.mask_grid, self.mask_ratio, generator)
+
+    def example(self, batch_size: int, num_channels: int) -> Batch:
+        """See :meth:`Views.example`; the mask hides the first patches."""
+        num_patches = prod(self.mask_grid)
+        mask = torch.arange(num_patches) < num_hidden_patches(num_patches, self.mask_ratio)
+        return {
+            "crop": torch.rand(batch_size, num_channels, *self.crop_size),
+            "mask": mask.reshape(1, *self.mask_grid).repeat(batch_size, 1, 1, 1),
+        }
+
+
+class MaskedReconstruction(PretextTask):
+    """A task that reconstructs the hidden patches of a crop.
+
+    :meth:`forward` gives reconstructions (B, C, D, H, W) by branch, unless a subclass overrides :meth:`images` too.
+
+    Attributes:
+        teacher: of the masks, a moving average of the task; None if they are random.
+    """
+
+    config_class = MaskedConfig
+    config: MaskedConfig
+    teacher: "MaskedReconstruction | None"
+
+    def __init__(self, network: nn.Module, config: MaskedConfig, crop_size: Sequence[int]):
+        super().__init__(network, config, crop_size)
+        self.teacher = None
+
+    @classmethod
+    def build(cls, network: nn.Module, config: Any, crop_size: Sequence[int]) -> "MaskedReconstruction":
+        """The task, with the teacher that its ``mask_source`` may ask for."""
+        task = cls(network, config, crop_size)
+        if config.mask_source == "anatomask":
+            task.teacher = copy.deepcopy(task).requires_grad_(False)
+        return task
+
+    @property
+    @abstractmethod
+    def patch_size(self) -> tuple[int, int, int]:
+        """Voxels per axis of a patch."""
+
+    @property
+    def mask_grid(self) -> tuple[int, ...]:
+        """Patches per axis of a crop."""
+        return tuple(size // patch for size, patch in zip(self.crop_size, self.patch_size, strict=True))
+
+    @property
+    def num_hidden(self) -> int:
+        """Patches of a crop that are hidden."""
+        return num_hidden_patches(prod(self.mask_grid), self.config.mask_ratio)
+
+    @property
+    def num_visible(self) -> int:
+        """Patches of a crop that are not hidden."""
+        return prod(self.mask_grid) - self.num_hidden
+
+    def views(self) -> CropViews:
+        """One random crop and one random mask."""
+        return CropViews(self.crop_size, self.mask_grid, self.config.mask_ratio)
+
+    def images(self, output: Output, batch: Batch) -> dict[str, Tensor]:
+        """The reconstructions of all branches as images like the crop, (B, C, D, H, W) each."""
+        return output
+
+    def hidden_voxels(self, batch: Batch) -> Tensor:
+        """The mask at voxels, (B, 1, D, H, W) bool."""
+        return mask_to_voxels(batch["mask"], self.patch_size)
+
+    def patch_errors(self, output: Output, batch: Batch) -> Tensor:
+        """How badly every patch is reconstructed: mean squared error of the images, mean of branches; (B, d, h, w)."""
+        errors = [
+            patch_means((image - batch["crop"]).square(), self.patch_size).mean(dim=1)
+            for image in self.images(output, batch).values()
+        ]
+        return torch.stack(errors).mean(dim=0)
+
+    @torch.no_grad()
+    def choose(self, batch: Batch, progress: float) -> Batch:
+        """The batch with the mask to train on: as drawn, or what the teacher finds hardest under it and random others.
+
+        AnatoMask, section 3.3; see :meth:`PretextTask.choose`.
+        """
+        if self.teacher is None:
+            return batch
+        settings = self.config.anatomask
+        share = settings.first_share + (settings.last_share - settings.first_share) * progress
+        errors = self.teacher.patch_errors(to_float32(self.teacher.eval()(batch)), batch)
+        mask = hardest_patches_mask(errors * batch["mask"], self.num_hidden, int(self.num_hidden * share))
+        return {**batch, "mask": mask}
+
+    def after_step(self, progress: float) -> None:
+        """Let the teacher follow; see :meth:`PretextTask.after_step`."""
+        if self.teacher is None:
+            return
+        settings = self.config.anatomask
+        risen = min(progress / _MOMENTUM_RISES, 1)
+        follow(
+            self.teacher,
+            self,
+            settings.first_momentum + (settings.last_momentum - settings.first_momentum) * risen,
+        )
+
+    def shown(self, output: Output, batch: Batch) -> CaseReport:
+        """The crop, what the network saw of it, and the reconstructions with visible patches taken from the crop."""
+        crop, hidden = batch["crop"], self.hidden_voxels(batch)
+        images = self.images(output, batch)
+        columns = {"input": crop, "masked": crop.masked_fill(hidden, torch.nan)}
+        columns |= {self.headings.get(branch, branch): compose(crop, image, hidden) for branch, image in images.items()}
+        return CaseReport(
+            {heading: volume[0].cpu().numpy() for heading, volume in columns.items()},
+            {
+                branch: reconstruction_metrics(*(t[0].cpu().numpy() for t in (crop, image, hidden)))
+                for branch, image in images.items()
+            },
+        )
+
+
+class NormalisedReconstruction(MaskedReconstruction):
+    """A task with one branch, whose target is the crop with every patch and channel at mean 0 and deviation 1.
+
+    He et al., section 4.1.
+    """
+
+    def loss_terms(self, output: Output, batch: Batch) -> dict[str, Tensor]:
+        """Mean squared error of hidden patches; see :meth:`PretextTask.loss_terms`."""
+        ((branch, prediction),) = output.items()
+        error = masked_mse(prediction, self._target(batch["crop"]), self.hidden_voxels(batch))
+        return {"total": error, f"{branch}_mse": error}
+
+    def images(self, output: Output, batch: Batch) -> dict[str, Tensor]:
+        """With the mean and deviation of the crop's patches put back."""
+        mean, deviation = patch_statistics(batch["crop"], self.patch_size)
+        return {branch: prediction * deviation + mean for branch, prediction in output.items()}
+
+    def patch_errors(self, output: Output, batch: Batch) -> Tensor:
+        """By the score that ``anatomask.hardness`` names; see :meth:`MaskedReconstruction.patch_errors`."""
+        if self.config.anatomask.hardness == "denormalised":
+            return super().patch_errors(output, batch)
+        (prediction,) = output.values()
+        target = self._target(batch["crop"]) if self.config.anatomask.hardness == "normalised" else batch["crop"]
+        return patch_means((prediction - target).square(), self.patch_size).mean(dim=1)
+
+    def _target(self, crop: Tensor) -> Tensor:
+        mean, deviation = patch_statistics(crop, self.patch_size)
+        return (crop - mean) / deviation

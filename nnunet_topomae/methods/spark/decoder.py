@@ -1,0 +1,98 @@
+"""The light decoder of SparK (Tian et al., section 3.2), which reconstructs from the features of visible patches."""
+
+from collections.abc import Sequence
+
+import torch
+from dynamic_network_architectures.building_blocks.simple_conv_blocks import ConvDropoutNormReLU
+from timm.layers import trunc_normal_
+from torch import Tensor, nn
+
+from nnunet_topomae.methods.spark.masked_convolution import HiddenPatches, masked_instance_norm
+
+_MIN_WIDTH, _WIDEST_STAGE = 8, 4
+
+
+class Densify(nn.Module):
+    """Fills hidden positions of a feature map with a learned token per channel, after a norm, and projects it.
+
+    Args:
+        channels, output_channels: of the feature map and of the decoder at its scale.
+        deepest: whether it is the coarsest scale, whose projection is 1^3, or none if the channels agree.
+    """
+
+    def __init__(self, channels: int, output_channels: int, deepest: bool):
+        super().__init__()
+        self.norm = nn.InstanceNorm3d(channels, affine=True)
+        self.mask_token = nn.Parameter(trunc_normal_(torch.zeros(1, channels, 1, 1, 1), std=0.02))
+        if deepest and channels == output_channels:
+            self.projection = nn.Identity()
+        else:
+            size = 1 if deepest else 3
+            self.projection = nn.Conv3d(channels, output_channels, size, padding=size // 2)
+
+    def no_weight_decay(self) -> set[str]:
+        """The mask token."""
+        return {"mask_token"}
+
+    def forward(self, features: Tensor, visible: Tensor | None) -> Tensor:
+        """(B, channels, d, h, w) and what is visible of it, None for everything, to (B, output_channels, d, h, w)."""
+        if visible is None:
+            visible = torch.ones_like(features[:, :1], dtype=torch.bool)
+        normalised = masked_instance_norm(features, visible, self.norm)
+        return self.projection(torch.where(visible, normalised, self.mask_token.to(normalised.dtype)))
+
+
+class DecoderStage(nn.Module):
+    """Upsampling by a transposed convolution (4^3 for a stride of 2), then conv, norm, ReLU6, conv, norm."""
+
+    def __init__(self, input_channels: int, output_channels: int, stride: Sequence[int]):
+        super().__init__()
+        kernel = [2 + step if step > 1 else 3 for step in stride]
+        padding = [(size - step) // 2 for size, step in zip(kernel, stride, strict=True)]
+        self.upsample = nn.ConvTranspose3d(input_channels, input_channels, kernel, tuple(stride), padding)
+        block = {"conv_op": nn.Conv3d, "input_channels": input_channels, "kernel_size": 3, "stride": 1}
+        block |= {"norm_op": nn.InstanceNorm3d, "norm_op_kwargs": {"affine": True}}
+        self.blocks = nn.Sequential(
+            ConvDropoutNormReLU(output_channels=input_channels, nonlin=nn.ReLU6, **block),
+            ConvDropoutNormReLU(output_channels=output_channels, **block),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, input_channels, d, h, w) to (B, output_channels, d * stride, ...)."""
+        return self.blocks(self.upsample(x))
+
+
+class SparKDecoder(nn.Module):
+    """From the densified features of all scales but the finest to a reconstruction; skips are added.
+
+    Args:
+        features_per_stage: channels of the encoder's stages, finest first.
+        strides: between them; the first is 1 on every axis.
+        width: channels at the fifth scale, 16 x coarser than the crop as published, and at all beyond; halved at each
+            finer one, to no less than 8.
+        output_channels: of the reconstruction.
+    """
+
+    def __init__(
+        self, features_per_stage: Sequence[int], strides: Sequence[Sequence[int]], width: int, output_channels: int
+    ):
+        super().__init__()
+        count = len(features_per_stage)
+        widths = [max(width >> max(_WIDEST_STAGE - stage, 0), _MIN_WIDTH) for stage in range(count)]
+        self.densify = nn.ModuleList(
+            Densify(features_per_stage[stage], widths[stage], deepest=stage == count - 1) for stage in range(1, count)
+        )
+        self.upsample = nn.ModuleList(
+            DecoderStage(widths[stage], widths[stage - 1], strides[stage]) for stage in range(1, count)
+        )
+        self.output = nn.Conv3d(widths[0], output_channels, 1)
+
+    def forward(self, features: Sequence[Tensor], hidden: HiddenPatches) -> Tensor:
+        """Features of all stages, finest first, and what is hidden, to (B, output_channels, D, H, W)."""
+        x = None
+        for densify, upsample, skip in zip(
+            reversed(self.densify), reversed(self.upsample), reversed(features[1:]), strict=True
+        ):
+            dense = densify(skip, hidden.visible_at(skip))
+            x = upsample(dense if x is None else x + dense)
+        return self.output(x)

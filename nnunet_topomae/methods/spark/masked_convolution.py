@@ -1,0 +1,89 @@
+"""Convolutional encoders that see visible patches only: SparK's sparse convolution, done densely (Tian et al., 3.1).
+
+Hidden voxels are 0; so they are again after every convolution and pooling, at every resolution, and norms take their
+statistics over what is visible. The encoder itself stays as it is: forward hooks do this, and nothing while no mask is
+set. Nothing is saved in time or memory.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from nnunet_topomae.methods.masking import mask_to_voxels
+
+_ZEROED = (nn.Conv3d, nn.AvgPool3d, nn.MaxPool3d)
+_KEEP_ZERO = (nn.LeakyReLU, nn.ReLU, nn.ReLU6, nn.ELU, nn.GELU, nn.SiLU, nn.Identity, nn.Dropout, nn.Dropout3d)
+
+
+class HiddenPatches:
+    """The mask that the hooks of an encoder apply.
+
+    Attributes:
+        mask: (B, d, h, w) bool of patches, True = hidden; None to leave the encoder alone.
+    """
+
+    def __init__(self):
+        self.mask: Tensor | None = None
+
+    def visible_at(self, features: Tensor) -> Tensor | None:
+        """Visible voxels of a feature map, (B, 1, D, H, W) bool.
+
+        None if all are, as at resolutions coarser than the patches.
+        """
+        if self.mask is None:
+            return None
+        grid, shape = self.mask.shape[1:], features.shape[2:]
+        if any(size < patches for size, patches in zip(shape, grid, strict=True)):
+            return None
+        return ~mask_to_voxels(self.mask, [size // patches for size, patches in zip(shape, grid, strict=True)])
+
+    def zero_hidden(self, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        """A forward hook of convolutions and pooling."""
+        visible = self.visible_at(output)
+        return output if visible is None else output * visible
+
+    def normalise_visible(self, module: nn.InstanceNorm3d, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        """A forward hook of instance norms."""
+        visible = self.visible_at(output)
+        return output if visible is None else masked_instance_norm(inputs[0], visible, module)
+
+
+def hide_in(encoder: nn.Module) -> HiddenPatches:
+    """Hook a mask into an encoder.
+
+    Args:
+        encoder: of 3D convolutions, pooling, instance norms and activations that map 0 to 0.
+
+    Returns:
+        What the mask is to be set on.
+
+    Raises:
+        ValueError: for a layer of another kind, of which it is not known how to hide something from it.
+    """
+    hidden = HiddenPatches()
+    for name, module in encoder.named_modules():
+        if isinstance(module, _ZEROED):
+            module.register_forward_hook(hidden.zero_hidden)
+        elif isinstance(module, nn.InstanceNorm3d):
+            module.register_forward_hook(hidden.normalise_visible)
+        elif not any(module.children()) and not isinstance(module, _KEEP_ZERO):
+            raise ValueError(f"encoder.{name} is a {type(module).__name__}, from which patches cannot be hidden")
+    return hidden
+
+
+def masked_instance_norm(features: Tensor, visible: Tensor, norm: nn.InstanceNorm3d) -> Tensor:
+    """Instance norm by the statistics of visible voxels, per sample and channel; 0 where hidden.
+
+    Args:
+        features: (B, C, D, H, W).
+        visible: (B, 1, D, H, W) bool.
+        norm: whose weight, bias and epsilon are taken.
+    """
+    values = features.float()
+    count = visible.sum(dim=(2, 3, 4), keepdim=True)
+    mean = (values * visible).sum(dim=(2, 3, 4), keepdim=True) / count
+    centred = (values - mean) * visible
+    variance = centred.square().sum(dim=(2, 3, 4), keepdim=True) / count
+    normalised = centred * torch.rsqrt(variance + norm.eps)
+    if norm.affine:
+        normalised = normalised * norm.weight[:, None, None, None] + norm.bias[:, None, None, None] * visible
+    return normalised.to(features.dtype)

@@ -1,0 +1,79 @@
+"""SparK and AnatoMask: masked reconstruction by nnU-Net's own convolutional networks (Tian et al.; Li et al.)."""
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
+from torch import Tensor
+
+from nnunet_topomae.methods.base import Batch
+from nnunet_topomae.methods.masked import NormalisedReconstruction
+from nnunet_topomae.methods.spark.decoder import SparKDecoder
+from nnunet_topomae.methods.spark.masked_convolution import hide_in
+from nnunet_topomae.methods.spark.settings import AnatoMaskConfig, SparKConfig
+
+_LARGEST_PATCH = 16
+
+
+class SparK(NormalisedReconstruction):
+    """Pre-trains the encoder of a U-Net; its decoder stays as it is, a light one reconstructs.
+
+    Args:
+        network: PlainConvUNet or ResidualEncoderUNet, 3D.
+        config: the plans' ``pretraining`` block.
+        crop_size: voxels per axis.
+
+    Raises:
+        ValueError: for another network.
+    """
+
+    config_class = SparKConfig
+    config: SparKConfig
+    headings = {"unet": "U-Net"}  # noqa: RUF012 - a constant
+
+    def __init__(self, network: PlainConvUNet | ResidualEncoderUNet, config: SparKConfig, crop_size: Sequence[int]):
+        if not isinstance(network, PlainConvUNet | ResidualEncoderUNet):
+            raise ValueError(
+                f"{type(self).__name__} pre-trains a PlainConvUNet or ResidualEncoderUNet, but the plans name "
+                f"{type(network).__name__}"
+            )
+        super().__init__(network, config, crop_size)
+        self._patch_size = choose_patch_size(self.encoder.strides)
+        self.hidden = hide_in(self.encoder)
+        self.reconstruction = SparKDecoder(
+            self.encoder.output_channels,
+            self.encoder.strides,
+            config.decoder_width,
+            self.decoder.seg_layers[-1].out_channels,
+        )
+        trained = set(self.encoder.parameters())
+        for parameter in self.decoder.parameters():  # nnU-Net's decoders hold the encoder
+            parameter.requires_grad_(parameter in trained)
+
+    @property
+    def patch_size(self) -> tuple[int, int, int]:
+        """See :func:`choose_patch_size`."""
+        return self._patch_size
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """See :meth:`PretextTask.forward`; reconstructions are of normalised patches."""
+        self.hidden.mask = batch["mask"]
+        features = self.encoder(batch["crop"].masked_fill(self.hidden_voxels(batch), 0))
+        reconstruction = self.reconstruction(features, self.hidden)
+        self.hidden.mask = None
+        return {"unet": reconstruction}
+
+
+class AnatoMask(SparK):
+    """SparK whose teacher chooses the patches that are hidden (Li et al., section 3)."""
+
+    config_class = AnatoMaskConfig
+
+
+def choose_patch_size(strides: Sequence[Sequence[int]]) -> tuple[int, int, int]:
+    """The cumulative stride of the coarsest stage at which no axis exceeds 16.
+
+    Coarser stages see whole patches, so nothing is hidden from them.
+    """
+    cumulative = accumulate(strides, lambda a, b: [i * j for i, j in zip(a, b, strict=True)])
+    return tuple(next(stride for stride in reversed(list(cumulative)) if max(stride) <= _LARGEST_PATCH))

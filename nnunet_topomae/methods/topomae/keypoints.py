@@ -1,0 +1,65 @@
+"""Where a crop lies in its volume: nine key points (Gu et al., section II-B)."""
+
+from collections.abc import Sequence
+from itertools import product
+
+import numpy as np
+import numpy.typing as npt
+
+NUM_KEYPOINTS = 9
+
+
+def crop_keypoints(
+    crop_start: Sequence[int], crop_shape: Sequence[int], volume_shape: Sequence[int]
+) -> npt.NDArray[np.float32]:
+    """The eight corners and the centre of a crop, relative to the volume it was taken from.
+
+    Coordinates are those of voxel borders: a crop that covers the whole volume has its corners at exactly -1 and 1.
+    Along an axis where the crop reaches beyond the volume (padding), the interval that is scaled to [-1, 1] is
+    widened to the union of both, so that every target stays within reach of tanh.
+
+    Args:
+        crop_start: first voxel of the crop per axis (z, y, x); negative where the crop is padded.
+        crop_shape: voxels per axis.
+        volume_shape: voxels per axis.
+
+    Returns:
+        (9, 3) float32 in [-1, 1]: corners in lexicographic order (z slowest; low before high), then the centre;
+        each row is (z, y, x).
+
+    Raises:
+        ValueError: if a shape is not positive.
+    """
+    start, shape, volume = (np.asarray(values, dtype=np.float64) for values in (crop_start, crop_shape, volume_shape))
+    if (shape <= 0).any() or (volume <= 0).any():
+        raise ValueError(f"shapes must be positive, got crop {tuple(crop_shape)} in volume {tuple(volume_shape)}")
+    corners = np.array(list(product(*zip(start, start + shape, strict=True))))
+    points = np.concatenate([corners, (start + shape / 2)[None]])
+    low, extent = scaled_interval(start, shape, volume)
+    return (2 * (points - low) / extent - 1).astype(np.float32)
+
+
+def scaled_interval(
+    crop_start: npt.ArrayLike, crop_shape: npt.ArrayLike, volume_shape: npt.ArrayLike
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The interval per axis that :func:`crop_keypoints` scales to [-1, 1].
+
+    Returns:
+        Lower end and length, (3,) each, in voxels. Half the length times the spacing turns an error of a key point
+        into mm.
+    """
+    start, shape, volume = (np.asarray(a, dtype=np.float64) for a in (crop_start, crop_shape, volume_shape))
+    low = np.minimum(start, 0)
+    return low, np.maximum(start + shape, volume) - low
+
+
+def keypoint_error(predicted: npt.NDArray[np.float32], actual: npt.NDArray[np.float32], extent: npt.ArrayLike) -> float:
+    """Mean distance of predicted and actual key points in mm.
+
+    Args:
+        predicted: (9, 3) in [-1, 1].
+        actual: the same.
+        extent: length in mm per axis of the interval that is scaled to [-1, 1].
+    """
+    difference = (predicted - actual) * np.asarray(extent) / 2
+    return float(np.linalg.norm(difference, axis=1).mean())

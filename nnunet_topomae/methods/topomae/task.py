@@ -1,0 +1,190 @@
+"""TopoMAE: co-pre-training of a ViT masked autoencoder and UNETR++ (Gu et al., section II)."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nnunet_topomae.methods.base import Batch, CaseReport
+from nnunet_topomae.methods.losses import compose, masked_mse
+from nnunet_topomae.methods.masked import MaskedReconstruction
+from nnunet_topomae.methods.topomae.keypoints import NUM_KEYPOINTS, keypoint_error
+from nnunet_topomae.methods.topomae.settings import TopologyConfig, TopoMAEConfig
+from nnunet_topomae.methods.topomae.views import KeypointViews
+from nnunet_topomae.networks.fused import FusedViTUNETRPP
+from nnunet_topomae.networks.vit import light_decoder, scatter_tokens, visible_indices
+from nnunet_topomae.topology import TopologicalLoss
+from nnunet_topomae.topology.loss import check_grid, choose_grid
+
+_KEYPOINT_CHANNELS, _KEYPOINT_HIDDEN = 64, 256
+
+
+class Prediction(NamedTuple):
+    """What both branches predict.
+
+    Attributes:
+        reconstructions: (B, C, D, H, W) by branch.
+        keypoints: (B, 9, 3) in (-1, 1) by branch; empty where the spatial loss is off.
+    """
+
+    reconstructions: dict[str, Tensor]
+    keypoints: dict[str, Tensor]
+
+
+class KeypointHead(nn.Module):
+    """A convolution and an MLP of two layers that predict the key points of a crop (Gu et al., section II-B).
+
+    Args:
+        channels: of the encoder's feature map.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.convolution = nn.Conv3d(channels, _KEYPOINT_CHANNELS, 3, padding=1)
+        self.mlp = nn.Sequential(
+            nn.Linear(_KEYPOINT_CHANNELS, _KEYPOINT_HIDDEN), nn.GELU(), nn.Linear(_KEYPOINT_HIDDEN, NUM_KEYPOINTS * 3)
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, channels, d, h, w) to (B, 9, 3) in (-1, 1)."""
+        pooled = F.gelu(self.convolution(features)).mean(dim=(2, 3, 4))
+        return self.mlp(pooled).tanh().unflatten(1, (NUM_KEYPOINTS, 3))
+
+
+class TopoMAE(MaskedReconstruction):
+    """Reconstruction, topology, key points and consistency of two branches (Gu et al., equation for L).
+
+    Args:
+        network: the fused network, built with as many classes as the crop has channels. UNETR++'s full-resolution
+            head reconstructs; the pyramid and the other heads stay as they are.
+        config: the plans' ``pretraining`` block.
+        crop_size: voxels per axis.
+    """
+
+    config_class = TopoMAEConfig
+    config: TopoMAEConfig
+    headings = {"vit": "ViT", "unetrpp": "UNETR++"}  # noqa: RUF012 - a constant
+
+    def __init__(self, network: FusedViTUNETRPP, config: TopoMAEConfig, crop_size: Sequence[int]):
+        if not isinstance(network, FusedViTUNETRPP):
+            raise ValueError(
+                f"TopoMAE pre-trains a FusedViTUNETRPP, but the plans name {type(network).__name__}; plan this dataset "
+                "with nnUNetv2_topomae plan_and_preprocess and pass -p nnUNetTopoMAEPlans"
+            )
+        super().__init__(network, config, crop_size)
+        check_grid(crop_size, config.topology.grid)
+        self.decoder.deep_supervision = False
+        self.topological_loss = TopologicalLoss(config.topology.grid, config.topology.tolerance)
+        channels = self.decoder.seg_layers[0].out_channels
+        heads = {}
+        if "vit" in config.branches:
+            self.vit_decoder = light_decoder(self.vit, channels)
+            heads["vit"] = KeypointHead(self.vit.width)
+        if "unetrpp" in config.branches:
+            heads["unetrpp"] = KeypointHead(self.encoder.downsample[-1][0].out_channels)
+        self.keypoint_heads = nn.ModuleDict(heads if config.spatial.enabled else {})
+        self._freeze_what_is_not_trained()
+
+    def _freeze_what_is_not_trained(self) -> None:
+        frozen = [self.pyramid, *self.decoder.seg_layers[1:]]
+        if "vit" not in self.config.branches:
+            frozen.append(self.vit)
+        if "unetrpp" not in self.config.branches:
+            frozen += [self.encoder, self.full_resolution_skip, self.decoder]
+        for part in frozen:
+            part.requires_grad_(False)
+        self.vit.pos_embed.requires_grad_(False)
+
+    @property
+    def patch_size(self) -> tuple[int, int, int]:
+        """The ViT's patches; both branches share the mask."""
+        return self.vit.patch_size
+
+    def views(self) -> KeypointViews:
+        """A random crop, a random mask, and where the crop lies in its volume."""
+        return KeypointViews(self.crop_size, self.mask_grid, self.config.mask_ratio)
+
+    def forward(self, batch: Batch) -> Prediction:
+        """See :meth:`PretextTask.forward`; the ViT sees visible patches, UNETR++ the crop with zeros for the rest."""
+        crop, mask = batch["crop"], batch["mask"]
+        reconstructions, features = {}, {}
+        if "vit" in self.config.branches:
+            visible = visible_indices(mask, self.num_visible)
+            tokens = self.vit(crop, visible)
+            reconstructions["vit"] = self.vit_decoder(tokens, visible)
+            features["vit"] = self._token_map(tokens, visible)
+        if "unetrpp" in self.config.branches:
+            zeroed = crop.masked_fill(self.hidden_voxels(batch), 0)
+            scales = self.encoder(zeroed)
+            reconstructions["unetrpp"] = self.decoder(self.full_resolution_skip(zeroed), scales)
+            features["unetrpp"] = scales[-1]
+        keypoints = {branch: head(features[branch]) for branch, head in self.keypoint_heads.items()}
+        return Prediction(reconstructions, keypoints)
+
+    def _token_map(self, tokens: Tensor, visible: Tensor) -> Tensor:
+        """Visible tokens on their grid, zeros elsewhere: (B, width, d, h, w)."""
+        background = tokens.new_zeros(len(tokens), self.vit.pos_embed.shape[1], tokens.shape[-1])
+        return scatter_tokens(tokens, visible, background).transpose(1, 2).unflatten(2, self.mask_grid)
+
+    def images(self, output: Prediction, batch: Batch) -> dict[str, Tensor]:
+        """The reconstructions, which are images already."""
+        return output.reconstructions
+
+    def loss_terms(self, output: Prediction, batch: Batch) -> dict[str, Tensor]:
+        """The eight terms of L, those that are switched on, and ``total``; see :meth:`PretextTask.loss_terms`."""
+        crop, keypoints, hidden = batch["crop"], batch["keypoints"], self.hidden_voxels(batch)
+        composed = [compose(crop, r, hidden) for r in output.reconstructions.values()]
+        topology = self.topological_loss.start(crop, *composed) if self.config.topology.enabled else None
+        terms = {f"{b}_mse": masked_mse(r, crop, hidden) for b, r in output.reconstructions.items()}
+        terms |= {f"{b}_spatial": F.mse_loss(points, keypoints) for b, points in output.keypoints.items()}
+        if len(output.keypoints) == 2:
+            terms["spatial_consistency"] = F.mse_loss(output.keypoints["vit"], output.keypoints["unetrpp"])
+        if len(output.reconstructions) == 2:
+            terms["reconstruction_consistency"] = masked_mse(
+                output.reconstructions["vit"], output.reconstructions["unetrpp"], hidden
+            )
+        if topology is not None:
+            distances = zip(output.reconstructions, topology.result(), strict=True)
+            terms |= {f"{b}_topological": distance for b, distance in distances}
+        weights = loss_weights(self.config)
+        return {"total": torch.stack([weights[name] * term for name, term in terms.items()]).sum(), **terms}
+
+    def shown(self, output: Prediction, batch: Batch) -> CaseReport:
+        """As of every masked method, with the topological distance and the error of the key points in mm."""
+        report = super().shown(output, batch)
+        crop, hidden = batch["crop"], self.hidden_voxels(batch)
+        distances = self.topological_loss(crop, *(compose(crop, r, hidden) for r in output.reconstructions.values()))
+        metrics = {branch: dict(figures) for branch, figures in report.metrics.items()}
+        for branch, distance in zip(output.reconstructions, distances, strict=True):
+            metrics[branch]["topological_distance"] = distance.item()
+        for branch, points in output.keypoints.items():
+            arrays = (t[0].cpu().numpy() for t in (points, batch["keypoints"], batch["extent"]))
+            metrics[branch]["keypoint_error_mm"] = keypoint_error(*arrays)
+        return CaseReport(report.columns, metrics)
+
+    @classmethod
+    def planned(cls, config: TopoMAEConfig, crop_size: Sequence[int], spacing: Sequence[float]) -> TopoMAEConfig:
+        """A topology grid that fits the crop; see :meth:`PretextTask.planned`."""
+        return replace(config, topology=replace(config.topology, grid=choose_grid(crop_size, spacing)))
+
+    @classmethod
+    def for_memory(cls, config: TopoMAEConfig) -> TopoMAEConfig:
+        """Without topology, which is computed on the CPU; see :meth:`PretextTask.for_memory`."""
+        return replace(config, topology=TopologyConfig(enabled=False))
+
+
+def loss_weights(config: TopoMAEConfig) -> dict[str, float]:
+    """Factor of every term in L = (1 - l1) L_vit + l1 L_unetrpp + l3 (consistencies), by the term's name.
+
+    Each branch weighs its terms (1 - 2 l2) MSE + l2 topological + l2 spatial. With a single branch, l1 is 0 or 1.
+    """
+    lambda1 = config.lambda1 if len(config.branches) == 2 else float("unetrpp" in config.branches)
+    weights = {"spatial_consistency": config.lambda3, "reconstruction_consistency": config.lambda3}
+    for branch, share in (("vit", 1 - lambda1), ("unetrpp", lambda1)):
+        weights[f"{branch}_mse"] = share * (1 - 2 * config.lambda2)
+        weights[f"{branch}_topological"] = share * config.lambda2 * config.topology.weight
+        weights[f"{branch}_spatial"] = share * config.lambda2
+    return weights

@@ -1,0 +1,33 @@
+"""What TopoMAE draws from the images."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nnunet_topomae.methods.base import Batch, ImageSource
+from nnunet_topomae.methods.crops import random_crop
+from nnunet_topomae.methods.masked import CropViews
+from nnunet_topomae.methods.topomae.keypoints import NUM_KEYPOINTS, crop_keypoints, scaled_interval
+
+
+class KeypointViews(CropViews):
+    """A random crop, a random mask, and the nine key points that say where the crop lies in its volume."""
+
+    def draw(self, images: ImageSource, case: str, rng: np.random.Generator, mirror: bool) -> dict[str, Tensor]:
+        """As :meth:`CropViews.draw`, with ``keypoints`` (9, 3) in [-1, 1], which move with a mirrored volume.
+
+        ``extent`` (3,) is the length in mm of the interval that they are scaled by.
+        """
+        crop, place = random_crop(images.load(case), self.crop_size, rng, mirror)
+        extent = scaled_interval(*place)[1] * np.asarray(images.spacing)
+        return {
+            "crop": crop,
+            "mask": self.draw_mask(rng),
+            "keypoints": torch.from_numpy(crop_keypoints(*place)),
+            "extent": torch.from_numpy(extent.astype(np.float32)),
+        }
+
+    def example(self, batch_size: int, num_channels: int) -> Batch:
+        """See :meth:`Views.example`."""
+        places = {"keypoints": torch.zeros(batch_size, NUM_KEYPOINTS, 3), "extent": torch.ones(batch_size, 3)}
+        return super().example(batch_size, num_channels) | places

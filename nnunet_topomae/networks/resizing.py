@@ -1,0 +1,95 @@
+"""Carries weights to a network of another crop size, patch size, stride or number of input channels."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+from torch import Tensor, nn
+
+from nnunet_topomae.networks.grids import repeat_channels, resize
+from nnunet_topomae.networks.traits import grid_tensors
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """Weights for another network.
+
+    Attributes:
+        weights: every tensor of its state dict.
+        adapted: names of those that had to be resized, repeated or divided.
+        fresh: names of those that could not be carried and have their initial values.
+    """
+
+    weights: dict[str, Tensor]
+    adapted: list[str]
+    fresh: list[str]
+
+
+def adapt_weights(
+    weights: Mapping[str, Tensor],
+    source: nn.Module,
+    target: nn.Module,
+    channels: tuple[int, int],
+    fixed: Sequence[str] = (),
+) -> Adaptation:
+    """Carry weights from ``source`` to ``target``, networks of one class with other arguments.
+
+    - Tensors on grids are resized as the networks say (``resizing()``).
+    - Kernels are resized; those of convolutions are divided by their growth, those of transposed ones are not.
+    - What takes the crop's channels is repeated and divided, what gives them is repeated; a single channel gets the
+      sum or the mean of all.
+
+    Args:
+        weights: state dict of ``source``.
+        source: may be on the meta device.
+        target: with its initial weights.
+        channels: of the crop, before and after.
+        fixed: names of tensors that are not learned, such as sine-cosine positions; ``target`` keeps its own.
+    """
+    result = target.state_dict()
+    before, after = grid_tensors(source), grid_tensors(target)
+    adapted, fresh = [], []
+    for name, initial in target.state_dict().items():
+        if name in fixed:
+            continue
+        given = weights.get(name)
+        if given is not None and name in before:
+            fitting = given if before[name] == after[name] else before[name].resize(given, after[name])
+        else:
+            fitting = given if given is None else _fit(name, given, initial, target, channels)
+        if fitting is None or fitting.shape != initial.shape:
+            fresh.append(name)
+            continue
+        if fitting is not given:
+            adapted.append(name)
+        result[name] = fitting
+    return Adaptation(result, adapted, fresh)
+
+
+def _fit(name: str, given: Tensor, wanted: Tensor, target: nn.Module, channels: tuple[int, int]) -> Tensor:
+    """A tensor as it is if it fits, else made to fit where it is known how."""
+    if given.shape == wanted.shape:
+        return given
+    if given.ndim == wanted.ndim == 5:
+        module = target.get_submodule(name.rpartition(".")[0])
+        return _fit_kernel(given, wanted, channels, transposed=isinstance(module, nn.ConvTranspose3d))
+    return _fit_outputs(given, wanted.shape[0], channels)
+
+
+def _fit_kernel(given: Tensor, wanted: Tensor, channels: tuple[int, int], *, transposed: bool) -> Tensor:
+    """Kernel (out, in, d, h, w) of a convolution, or (in, out, d, h, w) of a transposed one."""
+    before, after = given.shape[2:], wanted.shape[2:]
+    if before != after:
+        growth = 1 if transposed else prod(after) / prod(before)
+        given = resize(given.flatten(2), before, after).unflatten(2, after) / growth
+    given = _fit_outputs(given, wanted.shape[0], channels)
+    if (given.shape[1], wanted.shape[1]) == channels and channels[0] != channels[1]:
+        given = repeat_channels(given.transpose(0, 1), channels[1]).transpose(0, 1) * (channels[0] / channels[1])
+    return given
+
+
+def _fit_outputs(given: Tensor, wanted: int, channels: tuple[int, int]) -> Tensor:
+    """A tensor (channels[0], ...) for ``wanted`` = channels[1] channels; others are returned as they are."""
+    if (given.shape[0], wanted) != channels or channels[0] == channels[1]:
+        return given
+    return repeat_channels(given, wanted)

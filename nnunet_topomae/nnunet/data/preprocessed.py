@@ -1,0 +1,184 @@
+"""Planned and preprocessed datasets: where their cases lie, and how those of several datasets are used as one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nnUNetBaseDataset
+from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_name
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_topomae.files import read_json
+from nnunet_topomae.nnunet.data.raw import channel_names
+
+_PREPROCESSING = (
+    "preprocessor_name",
+    "spacing",
+    "normalization_schemes",
+    "use_mask_for_norm",
+    "resampling_fn_data",
+    "resampling_fn_data_kwargs",
+)
+
+
+class JoinedCases:
+    """Preprocessed cases of several folders, to be used like those of one.
+
+    Args:
+        parts: their cases; one that is in several parts is taken from the last.
+    """
+
+    def __init__(self, *parts: "Cases"):
+        self._part = {case: part for part in parts for case in part.identifiers}
+        self.identifiers = sorted(self._part)
+        self.source_folder = " and ".join(sorted({str(part.source_folder) for part in parts}))
+
+    def load_case(self, case: str) -> tuple:
+        """What nnU-Net's dataset of that case gives."""
+        return self._part[case].load_case(case)
+
+
+class PrefixedCases:
+    """Preprocessed cases of one folder under longer names, so that those of several datasets stay distinct."""
+
+    def __init__(self, cases: nnUNetBaseDataset, prefix: str):
+        self._cases, self._prefix = cases, prefix
+        self.identifiers = [prefix + case for case in cases.identifiers]
+        self.source_folder = cases.source_folder
+
+    def load_case(self, case: str) -> tuple:
+        """What nnU-Net's dataset of that case gives."""
+        return self._cases.load_case(case.removeprefix(self._prefix))
+
+
+Cases = nnUNetBaseDataset | JoinedCases | PrefixedCases
+
+
+@dataclass(frozen=True)
+class PlannedDataset:
+    """A dataset with plans, in nnU-Net's folder of preprocessed data.
+
+    Attributes:
+        folder: of the preprocessed dataset.
+        plans: read from it.
+        description: its dataset.json.
+    """
+
+    folder: Path
+    plans: PlansManager
+    description: dict
+
+    @classmethod
+    def of(cls, dataset_id: int, plans_name: str) -> "PlannedDataset":
+        """Find plans, dataset.json and fingerprint.
+
+        Raises:
+            FileNotFoundError: if one is missing.
+        """
+        folder = Path(nnUNet_preprocessed) / convert_id_to_dataset_name(dataset_id)
+        for file in (folder / f"{plans_name}.json", folder / "dataset.json", folder / "dataset_fingerprint.json"):
+            if not file.is_file():
+                raise FileNotFoundError(
+                    f"{file} does not exist; plan the dataset with nnUNetv2_topomae plan_and_preprocess "
+                    f"-d {dataset_id}, or bring plans from another one with nnUNetv2_move_plans_between_datasets and "
+                    "copy dataset.json and dataset_fingerprint.json from it"
+                )
+        plans = PlansManager(read_json(folder / f"{plans_name}.json"))
+        return cls(folder, plans, read_json(folder / "dataset.json"))
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of its images."""
+        return len(channel_names(self.description))
+
+    def configurations(self, names: Sequence[str] | None) -> list[str]:
+        """The 3D configurations asked for, by default all of the plans that can be pre-trained, so no cascade.
+
+        Raises:
+            ValueError: for one that the plans do not have.
+        """
+        available = [
+            name
+            for name in self.plans.available_configurations
+            if not name.startswith("2d") and self.plans.get_configuration(name).previous_stage_name is None
+        ]
+        unknown = [name for name in names or () if name not in available]
+        if unknown:
+            raise ValueError(
+                f"{self.plans.plans_name} has no 3D configuration {unknown[0]}; it has {', '.join(available)}"
+            )
+        return list(names or available)
+
+    def labelled_folder(self, configuration: str) -> Path:
+        """Of the cases that nnU-Net preprocessed."""
+        return self.folder / self.plans.get_configuration(configuration).data_identifier
+
+    def unlabelled_folder(self, configuration: str) -> Path:
+        """Beside the folder of labelled cases, out of sight of nnU-Net's own trainers."""
+        folder = self.labelled_folder(configuration)
+        return folder.with_name(f"{folder.name}_unlabelled")
+
+    def labelled_cases(self, configuration: str) -> list[str]:
+        """Names, sorted."""
+        return _cases_in(self.labelled_folder(configuration))
+
+    def unlabelled_cases(self, configuration: str) -> list[str]:
+        """Names, sorted."""
+        return _cases_in(self.unlabelled_folder(configuration))
+
+    def open_all(self, configuration: str) -> list[Cases]:
+        """Labelled and unlabelled cases under the names ``DatasetXXX_Name/CASE``.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        folders = {
+            self.labelled_folder(configuration): self.labelled_cases(configuration),
+            self.unlabelled_folder(configuration): self.unlabelled_cases(configuration),
+        }
+        if not any(folders.values()):
+            raise ValueError(
+                f"{self.folder.name}, which pretraining.datasets names, has no preprocessed case of {configuration}; "
+                f"preprocess it with nnUNetv2_preprocess -d {self.folder.name} -plans_name {self.plans.plans_name} "
+                f"-c {configuration}"
+            )
+        prefix = f"{self.folder.name}/"
+        return [PrefixedCases(open_cases(folder, cases), prefix) for folder, cases in folders.items() if cases]
+
+    def check_same_preprocessing(self, other: "PlannedDataset", configuration: str) -> None:
+        """Make sure that images of both datasets were preprocessed alike.
+
+        Raises:
+            ValueError: names the first difference and what to do.
+        """
+        own, others = ({**_preprocessing(d, configuration), "channels": d.num_channels} for d in (self, other))
+        for key, value in own.items():
+            if others[key] != value:
+                raise ValueError(
+                    f"{other.folder.name} was not preprocessed like {self.folder.name}: {key} is {others[key]} there, "
+                    f"{value} here; bring the plans there with nnUNetv2_move_plans_between_datasets -s "
+                    f"{self.folder.name} -t {other.folder.name} -sp {self.plans.plans_name}, preprocess it with "
+                    f"nnUNetv2_preprocess, or leave it out of pretraining.datasets"
+                )
+
+
+def _cases_in(folder: Path) -> list[str]:
+    """Cases of a preprocessed folder; none if there is no such folder."""
+    if not folder.is_dir() or not any(folder.glob("*.pkl")):
+        return []
+    return sorted(infer_dataset_class(str(folder)).get_identifiers(str(folder)))
+
+
+def _preprocessing(dataset: PlannedDataset, configuration: str) -> dict:
+    settings = dataset.plans.get_configuration(configuration).configuration
+    return {
+        **{key: settings[key] for key in _PREPROCESSING},
+        "transpose_forward": dataset.plans.transpose_forward,
+        "foreground_intensity_properties_per_channel": dataset.plans.foreground_intensity_properties_per_channel,
+    }
+
+
+def open_cases(folder: Path, cases: Sequence[str]) -> nnUNetBaseDataset:
+    """nnU-Net's access to some cases of a preprocessed folder."""
+    return infer_dataset_class(str(folder))(str(folder), cases)

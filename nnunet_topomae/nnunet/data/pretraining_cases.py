@@ -1,0 +1,86 @@
+"""Which cases a pre-training draws from, and which it is validated on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nnunetv2.utilities.crossval_split import generate_crossval_split
+
+from nnunet_topomae.nnunet.data.preprocessed import Cases, JoinedCases, PlannedDataset, open_cases
+
+_FOLDS, _SPLIT_SEED = 5, 12345  # nnU-Net's
+
+
+@dataclass(frozen=True)
+class PretrainingCases:
+    """The cases of a dataset that pre-training may use, labelled or not.
+
+    Attributes:
+        dataset: that the plans were made for.
+        configuration: of the plans.
+    """
+
+    dataset: PlannedDataset
+    configuration: str
+
+    @property
+    def without_labels(self) -> bool:
+        """Whether the dataset has unlabelled cases only."""
+        labelled = self.dataset.labelled_folder(self.configuration)
+        return not labelled.is_dir() and bool(self._unlabelled)
+
+    @property
+    def _unlabelled(self) -> list[str]:
+        return self.dataset.unlabelled_cases(self.configuration)
+
+    def split_unlabelled(self, fold: int) -> tuple[list[str], list[str]]:
+        """Unlabelled cases to train and to validate on, for datasets without labels; nnU-Net's rule for labelled ones.
+
+        Raises:
+            ValueError: if there are fewer cases than folds.
+        """
+        cases = self._unlabelled
+        if len(cases) < _FOLDS:
+            raise ValueError(
+                f"{self.dataset.unlabelled_folder(self.configuration)} holds {len(cases)} cases, too few for {_FOLDS} "
+                f"folds; use fold all"
+            )
+        split = generate_crossval_split(cases, seed=_SPLIT_SEED, n_splits=_FOLDS)[fold % _FOLDS]
+        return list(split["train"]), list(split["val"])
+
+    def training(self, own: Cases, held_out: Sequence[str], others: Sequence[int]) -> Cases:
+        """All cases to draw from: the fold's own, all unlabelled ones, and every case of other datasets.
+
+        Args:
+            own: the fold's training cases.
+            held_out: the fold's validation cases.
+            others: IDs of the other datasets.
+
+        Raises:
+            ValueError: if a case is there with and without labels, or another dataset was preprocessed differently.
+        """
+        parts: list[Cases] = [own]
+        if self._unlabelled and not self.without_labels:
+            self._check_distinct({*own.identifiers, *held_out})
+            parts.append(open_cases(self.dataset.unlabelled_folder(self.configuration), self._unlabelled))
+        for number in others:
+            other = PlannedDataset.of(number, self.dataset.plans.plans_name)
+            if other.folder != self.dataset.folder:
+                self.dataset.check_same_preprocessing(other, self.configuration)
+                parts += other.open_all(self.configuration)
+        return own if len(parts) == 1 else JoinedCases(*parts)
+
+    def _check_distinct(self, labelled: set[str]) -> None:
+        if twice := sorted(labelled.intersection(self._unlabelled)):
+            raise ValueError(
+                f"{twice[0]} is a labelled case and lies in {self.dataset.unlabelled_folder(self.configuration)} too; "
+                f"remove it there with nnUNetv2_topomae add_unlabelled --remove {twice[0]}"
+            )
+
+    def count(self, training: Cases) -> str:
+        """How many cases of which kind, for the log."""
+        others = [case for case in training.identifiers if "/" in case]
+        unlabelled = len(set(training.identifiers).intersection(self._unlabelled))
+        return (
+            f"{len(training.identifiers) - unlabelled - len(others)} labelled and {unlabelled} unlabelled cases"
+            f"{f' and {len(others)} of other datasets' if others else ''}"
+        )

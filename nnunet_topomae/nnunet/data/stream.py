@@ -1,0 +1,122 @@
+"""The endless stream of items that a method draws from the images, so that a run can be repeated exactly."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count, cycle
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
+
+from nnunet_topomae.methods.base import Views
+from nnunet_topomae.nnunet.data.preprocessed import Cases
+
+
+class CaseImages:
+    """The images of preprocessed cases; their labels cannot be reached.
+
+    Args:
+        cases: nnU-Net's preprocessed cases.
+        spacing: mm per voxel and axis.
+
+    Raises:
+        ValueError: if there is no case.
+    """
+
+    def __init__(self, cases: Cases, spacing: Sequence[float]):
+        if not cases.identifiers:
+            raise ValueError(f"there is no case to draw crops from in {cases.source_folder}")
+        self._cases = cases
+        self.identifiers: Sequence[str] = cases.identifiers
+        self.spacing = tuple(spacing)
+
+    def load(self, case: str) -> Any:
+        """See :meth:`nnunet_topomae.methods.base.ImageSource.load`."""
+        return self._cases.load_case(case)[0]
+
+
+class ItemStream(Dataset):
+    """The n-th item of an endless stream: its case and everything drawn from it depend on the seed and n alone.
+
+    So an interrupted run goes on with the very items it would have seen, whatever the number of workers.
+
+    Args:
+        views: what a method draws.
+        images: to draw from.
+        seed: of the stream, a sequence of integers.
+        mirror: whether items may be mirrored.
+    """
+
+    def __init__(self, views: Views, images: CaseImages, seed: Sequence[int], *, mirror: bool):
+        self.views, self.images, self.seed, self.mirror = views, images, tuple(seed), mirror
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Item number ``index``: the tensors that the method draws, and ``case``, the identifier."""
+        rng = np.random.default_rng((*self.seed, index))
+        case = self.images.identifiers[rng.integers(len(self.images.identifiers))]
+        return self._draw(case, rng)
+
+    def of_case(self, case: str) -> dict[str, Any]:
+        """An item of a certain case, always the same."""
+        return self._draw(case, np.random.default_rng((*self.seed, list(self.images.identifiers).index(case))))
+
+    def _draw(self, case: str, rng: np.random.Generator) -> dict[str, Any]:
+        return {**self.views.draw(self.images, case, rng, self.mirror), "case": case}
+
+
+class StreamSampler(Sampler[int]):
+    """Indices for an :class:`ItemStream`: from ``start`` on without end, or the first ``period`` over and over.
+
+    Several processes (DDP) share the stream: process ``rank`` of ``world_size`` takes every ``world_size``-th index.
+    """
+
+    def __init__(self, start: int = 0, period: int | None = None, rank: int = 0, world_size: int = 1):
+        self.start, self.period, self.rank, self.world_size = start, period, rank, world_size
+
+    def __iter__(self) -> Iterator[int]:
+        """Endless indices."""
+        if self.period is None:
+            return count(self.start + self.rank, self.world_size)
+        return cycle(range(self.rank, self.period, self.world_size))
+
+
+def endless_batches(stream: ItemStream, sampler: StreamSampler, batch_size: int, *, pin_memory: bool) -> Iterator[dict]:
+    """Batches without end, prepared by as many processes as nnU-Net allows (``nnUNet_n_proc_DA``)."""
+    return iter(
+        DataLoader(
+            stream,
+            batch_size=batch_size,
+            sampler=sampler,
+            num_workers=get_allowed_n_proc_DA(),
+            pin_memory=pin_memory,
+            generator=torch.Generator(),  # else making the loader would advance the random state of dropout
+        )
+    )
+
+
+def check_finite(cases: Cases, *, show_progress: bool) -> None:
+    """Read every preprocessed case once and make sure that its values are finite.
+
+    Raises:
+        ValueError: names the cases that hold NaN or inf.
+    """
+
+    def is_finite(case: str) -> bool:
+        volume: npt.NDArray = cases.load_case(case)[0][:]
+        return bool(np.isfinite(volume).all())
+
+    with ThreadPoolExecutor(max_workers=max(1, get_allowed_n_proc_DA())) as pool:
+        results = pool.map(is_finite, cases.identifiers)
+        progress = tqdm(
+            results, "Checking cases", len(cases.identifiers), leave=False, disable=None if show_progress else True
+        )
+        broken = [case for case, finite in zip(cases.identifiers, progress, strict=True) if not finite]
+    if broken:
+        raise ValueError(
+            f"NaN or inf in {len(broken)} preprocessed case(s) in {cases.source_folder}: {', '.join(broken[:10])}; "
+            f"repair the images, then preprocess again"
+        )

@@ -1,0 +1,118 @@
+"""Images without labels: preprocessed like nnU-Net's cases, kept beside them, used by pre-training alone."""
+
+import multiprocessing
+import re
+import shutil
+import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+from tqdm import tqdm
+
+from nnunet_topomae.nnunet.data.image_files import inspect
+from nnunet_topomae.nnunet.data.preprocessed import PlannedDataset
+
+
+def find_images(folder: Path, file_ending: str, num_channels: int) -> tuple[dict[str, list[Path]], dict[str, str]]:
+    """Images named as nnU-Net names them, CASE_0000.nii.gz with one file a channel.
+
+    Returns:
+        The files of every complete case in the order of channels, and what is wrong with every other case.
+
+    Raises:
+        ValueError: if there is no image at all.
+    """
+    pattern = re.compile(rf"(.+)_(\d{{4}}){re.escape(file_ending)}")
+    cases: dict[str, dict[int, Path]] = defaultdict(dict)
+    for file in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if named := pattern.fullmatch(file.name):
+            cases[named[1]][int(named[2])] = file
+    if not cases:
+        raise ValueError(
+            f"{folder} holds no image named CASE_0000{file_ending}, as the dataset's dataset.json asks for"
+        )
+    wanted = list(range(num_channels))
+    complete = {case: [files[c] for c in wanted] for case, files in cases.items() if sorted(files) == wanted}
+    incomplete = {
+        case: f"has channels {sorted(files)}, but the dataset has channels {wanted}"
+        for case, files in cases.items()
+        if case not in complete
+    }
+    return complete, incomplete
+
+
+def add(
+    dataset: PlannedDataset, images: Path, configurations: Sequence[str], num_processes: int, *, show_progress: bool
+) -> tuple[dict[str, int], dict[str, str]]:
+    """Check, crop, normalise and resample images that are not there yet, in parallel.
+
+    Returns:
+        How many cases were added per configuration, and what is wrong with the others.
+
+    Raises:
+        ValueError: if there is no image.
+    """
+    cases, problems = find_images(images, dataset.description["file_ending"], dataset.num_channels)
+    added = dict.fromkeys(configurations, 0)
+    jobs = []
+    for name in configurations:
+        labelled, present = set(dataset.labelled_cases(name)), set(dataset.unlabelled_cases(name))
+        problems |= dict.fromkeys(labelled & cases.keys(), "is the name of a labelled case")
+        jobs += [(name, case) for case in sorted(cases.keys() - labelled - present)]
+    with ProcessPoolExecutor(num_processes, multiprocessing.get_context("spawn")) as pool:
+        running = {pool.submit(_add_case, dataset, name, case, cases[case]): (name, case) for name, case in jobs}
+        hide = None if show_progress else True
+        for future in tqdm(as_completed(running), "Adding images", len(running), leave=False, disable=hide):
+            name, case = running[future]
+            try:
+                problem = future.result()
+            except BrokenProcessPool:
+                problem = "stopped with a process that was killed, probably for want of memory; use a smaller -np"
+            if problem:
+                problems[case] = problem
+            else:
+                added[name] += 1
+    return added, problems
+
+
+def _add_case(dataset: PlannedDataset, configuration: str, case: str, files: list[Path]) -> str | None:
+    """Preprocess a case, in a process of its own; what is wrong with it, or None."""
+    reader = dataset.plans.image_reader_writer_class()
+    for file in files:
+        defect, _ = inspect(file, reader)
+        if defect:
+            return f"{file.name} {defect}"
+    folder = dataset.unlabelled_folder(configuration)
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".", dir=folder))
+    try:
+        settings = dataset.plans.get_configuration(configuration)
+        settings.preprocessor_class(verbose=False).run_case_save(
+            str(temporary / case), [str(file) for file in files], None, dataset.plans, settings, dataset.description
+        )
+        for file in sorted(temporary.iterdir(), reverse=True):  # last the image, by which a case is found
+            file.replace(folder / file.name)
+    except Exception as error:  # any error of a reader or of resampling belongs to this case, the others go on
+        return f"cannot be preprocessed: {type(error).__name__}: {error}"
+    finally:
+        shutil.rmtree(temporary)
+    return None
+
+
+def remove(dataset: PlannedDataset, case: str, configurations: Sequence[str]) -> None:
+    """Delete an unlabelled case.
+
+    Raises:
+        ValueError: if there is none of that name.
+    """
+    holding = [name for name in configurations if case in dataset.unlabelled_cases(name)]
+    if not holding:
+        folders = " or ".join(str(dataset.unlabelled_folder(name)) for name in configurations)
+        raise ValueError(f"there is no unlabelled case {case} in {folders}")
+    for name in holding:
+        folder = dataset.unlabelled_folder(name)
+        for file in sorted({*folder.glob(f"{case}.*"), *folder.glob(f"{case}_seg.*")}):  # first the image
+            file.unlink()

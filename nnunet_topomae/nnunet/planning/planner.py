@@ -1,0 +1,261 @@
+"""Plans a 3D nnU-Net dataset for pre-training and fine-tuning: crop, patches, strides, batch size, epochs."""
+
+import json
+import math
+from abc import ABC, abstractmethod
+from bisect import bisect_left
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import numpy as np
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from nnunetv2.preprocessing.normalization.default_normalization_schemes import (
+    CTNormalization,
+    RescaleTo01Normalization,
+    ZScoreNormalization,
+)
+from torch import nn
+
+from nnunet_topomae.methods.base import PretextTask
+from nnunet_topomae.networks.geometry import Size
+from nnunet_topomae.nnunet.data.raw import channel_names
+from nnunet_topomae.nnunet.planning.geometry import Strides, choose_patch_size, fit_strides, shrinking_crops
+from nnunet_topomae.nnunet.planning.memory import GIB
+from nnunet_topomae.nnunet.planning.plans import FINETUNING, PRETRAINING
+from nnunet_topomae.nnunet.planning.traces import StepSizes, trace_finetuning, trace_pretraining
+from nnunet_topomae.settings import FinetuningConfig, PretrainingConfig, StageConfig, to_block
+
+_MIN_BATCH_SIZE = 2
+_PRETRAINING_PASSES, _FINETUNING_PASSES = 10_000, 5_000  # over all cases; SelfMedMAE
+
+
+class PretrainingPlanner(ExperimentPlanner, ABC):
+    """Plans for a network with a ViT and a method; arguments as nnU-Net's planner.
+
+    There is no 2D and no cascaded configuration. Subclasses say what is planned for, and may fix what is decided here
+    otherwise.
+
+    Attributes:
+        network_class, task_class: what is planned for.
+        pretrainer, finetuner: names of the trainers for it.
+        default_plans_name: of the plans.
+        vit: width, depth and heads of the ViT.
+        target_spacing: mm per voxel (z, y, x) of 3d_fullres; None as nnU-Net decides.
+        intensity_range: HU that CT is clipped to; None for the 0.5 and 99.5 percentiles of the foreground.
+        crop_size: voxels (z, y, x); None for the largest that fits into the memory.
+        max_epochs: of either stage; 1000 is nnU-Net's own number.
+        warmup_share: of all epochs.
+    """
+
+    network_class: ClassVar[type[nn.Module]]
+    task_class: ClassVar[type[PretextTask]]
+    pretrainer: ClassVar[str]
+    finetuner: ClassVar[str]
+    default_plans_name: ClassVar[str]
+    vit: ClassVar[dict[str, int]]
+
+    target_spacing: tuple[float, float, float] | None = None
+    intensity_range: tuple[float, float] | None = None
+    crop_size: Size | None = None
+    max_epochs: float = 1000
+    warmup_share: float = 0.05
+
+    def __init__(
+        self,
+        dataset_name_or_id: str | int,
+        gpu_memory_target_in_gb: float = 8,
+        preprocessor_name: str = "DefaultPreprocessor",
+        plans_name: str | None = None,
+        overwrite_target_spacing: Sequence[float] | None = None,
+        suppress_transpose: bool = False,
+    ):
+        super().__init__(
+            dataset_name_or_id,
+            gpu_memory_target_in_gb,
+            preprocessor_name,
+            plans_name or self.default_plans_name,
+            overwrite_target_spacing or self.target_spacing,
+            suppress_transpose,
+        )
+        self.num_channels = len(channel_names(self.dataset_json))
+        self._scale_ct_to_unit_interval()
+
+    @abstractmethod
+    def network_arguments(self, crop_size: Size, strides: Strides, patch_size: Size) -> dict[str, Any]:
+        """Keyword arguments of the network, JSON types.
+
+        Args:
+            crop_size: voxels per axis; must be among the arguments.
+            strides: five strides that divide the crop by nnU-Net's rules, the first of which is 1.
+            patch_size: voxels per axis of the ViT's patches.
+        """
+
+    def _scale_ct_to_unit_interval(self) -> None:
+        """Make CTNormalization clip to the intensity range [a, b] and scale to [0, 1].
+
+        It computes (clip(x, a, b) - mean) / std, so mean = a and std = b - a do that.
+
+        Raises:
+            ValueError: if a CT channel has no foreground to take percentiles from.
+        """
+        schemes, _ = self.determine_normalization_scheme_and_whether_mask_is_used_for_norm()
+        self.dataset_fingerprint = deepcopy(self.dataset_fingerprint)
+        for channel, scheme in enumerate(schemes):
+            properties = self.dataset_fingerprint["foreground_intensity_properties_per_channel"][str(channel)]
+            if scheme == CTNormalization.__name__:
+                low, high = self.intensity_range or (properties["percentile_00_5"], properties["percentile_99_5"])
+                if not np.isfinite([low, high]).all():
+                    raise ValueError(
+                        f"{self.dataset_name}: channel {channel} is CT, but no case has a labelled foreground to take "
+                        f"its intensity range from"
+                    )
+                properties.update(percentile_00_5=low, percentile_99_5=high, mean=low, std=high - low)
+
+    def determine_normalization_scheme_and_whether_mask_is_used_for_norm(self) -> tuple[list[str], list[bool]]:
+        """nnU-Net's choice per channel, with min-max scaling in place of z-scores: reconstruction wants [0, 1]."""
+        schemes, _ = super().determine_normalization_scheme_and_whether_mask_is_used_for_norm()
+        to_unit = {ZScoreNormalization.__name__: RescaleTo01Normalization.__name__}
+        return [to_unit.get(scheme, scheme) for scheme in schemes], [False] * len(schemes)
+
+    def plan_experiment(self) -> dict[str, Any]:
+        """Plan and save.
+
+        Raises:
+            ValueError: for a 2D dataset.
+        """
+        shapes = np.vstack(self.dataset_fingerprint["shapes_after_crop"])
+        if np.median(shapes, axis=0).min() <= 1:
+            raise ValueError(
+                f"{self.dataset_name} is a 2D dataset; {type(self).__name__} plans 3D images only, use nnU-Net's own "
+                f"planners"
+            )
+        return super().plan_experiment()
+
+    def save_plans(self, plans: dict[str, Any]) -> None:
+        """Leave out what cannot be trained here, then save as nnU-Net."""
+        plans["configurations"] = {
+            name: configuration
+            for name, configuration in plans["configurations"].items()
+            if "architecture" in configuration  # neither the 2D stand-in nor the cascade, which inherits
+        }
+        for configuration in plans["configurations"].values():
+            configuration.pop("next_stage", None)
+        super().save_plans(plans)
+
+    def get_plans_for_configuration(
+        self,
+        spacing: np.ndarray,
+        median_shape: np.ndarray,
+        data_identifier: str,
+        approximate_n_voxels_dataset: float,
+        _cache: dict,
+    ) -> dict[str, Any]:
+        """The plan of a 3D configuration; for 2D a note, which nnU-Net prints and :meth:`save_plans` drops."""
+        if len(spacing) == 2:
+            return {"left out": f"{type(self).__name__} plans 3D images only, so these plans have no 2d configuration"}
+        crop_size, strides = self._largest_crop(spacing, median_shape)
+        patch_size = choose_patch_size(crop_size, spacing)
+        batch_size = self._batch_size(crop_size, strides, patch_size, approximate_n_voxels_dataset)
+        return {
+            **self._preprocessing(spacing, median_shape, data_identifier),
+            "batch_size": batch_size,
+            "patch_size": list(crop_size),
+            "architecture": self._architecture(crop_size, strides, patch_size),
+            PRETRAINING: to_block(self.pretraining_config(crop_size, spacing, batch_size)),
+            FINETUNING: to_block(self.finetuning_config(batch_size)),
+        }
+
+    def _preprocessing(self, spacing: np.ndarray, median_shape: np.ndarray, data_identifier: str) -> dict[str, Any]:
+        """The keys of a configuration that say how cases are preprocessed and exported, as nnU-Net decides them."""
+        resample_data, data_kwargs, resample_seg, seg_kwargs = self.determine_resampling()
+        resample_probabilities, probabilities_kwargs = self.determine_segmentation_softmax_export_fn()
+        schemes, use_mask = self.determine_normalization_scheme_and_whether_mask_is_used_for_norm()
+        return {
+            "data_identifier": data_identifier,
+            "preprocessor_name": self.preprocessor_name,
+            "median_image_size_in_voxels": median_shape,
+            "spacing": spacing,
+            "normalization_schemes": schemes,
+            "use_mask_for_norm": use_mask,
+            "resampling_fn_data": resample_data.__name__,
+            "resampling_fn_seg": resample_seg.__name__,
+            "resampling_fn_data_kwargs": data_kwargs,
+            "resampling_fn_seg_kwargs": seg_kwargs,
+            "resampling_fn_probabilities": resample_probabilities.__name__,
+            "resampling_fn_probabilities_kwargs": probabilities_kwargs,
+        }
+
+    def _architecture(self, crop_size: Size, strides: Strides, patch_size: Size) -> dict[str, Any]:
+        return {
+            "network_class_name": f"{self.network_class.__module__}.{self.network_class.__name__}",
+            "arch_kwargs": self.network_arguments(crop_size, strides, patch_size),
+            "_kw_requires_import": [],
+        }
+
+    def _largest_crop(self, spacing: np.ndarray, median_shape: np.ndarray) -> tuple[Size, Strides]:
+        """The first of :func:`shrinking_crops` of which two fit into the memory target.
+
+        Raises:
+            ValueError: if none does.
+        """
+        if self.crop_size is not None:
+            candidates = [fit_strides(spacing, self.crop_size)[:2]]
+        else:
+            candidates = list(shrinking_crops(spacing, median_shape))
+
+        def sizes(candidate: tuple[Size, Strides]) -> StepSizes:
+            return self._step_sizes(*candidate, choose_patch_size(candidate[0], spacing), _MIN_BATCH_SIZE)
+
+        def finetuning_fits(candidate: tuple[Size, Strides]) -> bool:
+            return self._finetuning_fits(sizes(candidate))
+
+        first = 0 if finetuning_fits(candidates[0]) else bisect_left(candidates, True, lo=1, key=finetuning_fits)
+        while first < len(candidates) and not self._pretraining_fits(sizes(candidates[first])):  # seldom the larger one
+            first += 1
+        if first == len(candidates):
+            crop = "no crop fits" if self.crop_size is None else f"two crops of {self.crop_size} do not fit"
+            raise ValueError(
+                f"{self.dataset_name}: {crop} into {self.UNet_vram_target_GB} GB; raise -gpu_memory_target"
+            )
+        return candidates[first]
+
+    def _batch_size(self, crop_size: Size, strides: Strides, patch_size: Size, num_voxels: float) -> int:
+        """As many crops as fit, covering at most 5 % of the dataset as in nnU-Net, at least 2."""
+
+        def too_large(batch_size: int) -> bool:
+            sizes = self._step_sizes(crop_size, strides, patch_size, batch_size)
+            return not (self._pretraining_fits(sizes) and self._finetuning_fits(sizes))
+
+        limit = max(round(num_voxels * self.max_dataset_covered / math.prod(crop_size)), _MIN_BATCH_SIZE)
+        return bisect_left(range(limit + 1), True, lo=_MIN_BATCH_SIZE + 1, key=too_large) - 1
+
+    def _step_sizes(self, crop_size: Size, strides: Strides, patch_size: Size, batch_size: int) -> StepSizes:
+        arguments = json.dumps(self.network_arguments(crop_size, strides, patch_size))
+        return StepSizes(self.network_class, arguments, self.num_channels, len(self.dataset_json["labels"]), batch_size)
+
+    def _pretraining_fits(self, sizes: StepSizes) -> bool:
+        return trace_pretraining(self.task_class, sizes) <= self.UNet_vram_target_GB * GIB
+
+    def _finetuning_fits(self, sizes: StepSizes) -> bool:
+        return trace_finetuning(sizes) <= self.UNet_vram_target_GB * GIB
+
+    def pretraining_config(self, crop_size: Size, spacing: Sequence[float], batch_size: int) -> PretrainingConfig:
+        """Defaults of the method; epochs from its passes over the data; what the method itself plans."""
+        schedule = self._schedule(self.task_class.config_class(), _PRETRAINING_PASSES, batch_size)
+        return self.task_class.planned(schedule, crop_size, spacing)
+
+    def finetuning_config(self, batch_size: int) -> FinetuningConfig:
+        """Defaults of the paper; epochs from its passes over the data."""
+        return self._schedule(FinetuningConfig(), _FINETUNING_PASSES, batch_size)
+
+    def _schedule(self, config: Any, passes: int, batch_size: int) -> Any:
+        num_epochs = min(epochs_for(passes, self.dataset_json["numTraining"], batch_size, config), self.max_epochs)
+        return replace(config, num_epochs=num_epochs, warmup_epochs=round(self.warmup_share * num_epochs, 1))
+
+
+def epochs_for(passes: int, num_cases: int, batch_size: int, config: StageConfig) -> int:
+    """nnU-Net epochs in which every case is drawn ``passes`` times on average, at least 1."""
+    iterations = passes * num_cases / batch_size
+    return max(round(iterations / config.num_iterations_per_epoch), 1)

@@ -1,0 +1,1 @@
+"""The two stages: what they share, pre-training, and fine-tuning."""

@@ -1,0 +1,153 @@
+"""Fine-tuning of a pre-trained network: nnU-Net's own training with another start, optimiser and schedule."""
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from pydoc import locate
+from typing import Any, ClassVar
+
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.file_path_utilities import get_output_folder
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from torch import nn
+
+from nnunet_topomae.networks.traits import no_weight_decay
+from nnunet_topomae.nnunet.planning.plans import FINETUNING, build_network
+from nnunet_topomae.nnunet.training.pretraining import external_folders, find_pretrainers
+from nnunet_topomae.nnunet.training.stage import StageTrainer
+from nnunet_topomae.nnunet.weights.checkpoints import read_checkpoint
+from nnunet_topomae.nnunet.weights.handover import hand_over
+from nnunet_topomae.settings import FinetuningConfig
+
+_PRETRAINED = "checkpoint_final.pth"
+
+
+class FinetuneTrainer(StageTrainer):
+    """Starts from the checkpoint that pre-training left for the same dataset, plans, configuration and fold.
+
+    Attributes:
+        pretrainers: names of the trainers whose checkpoints can be taken; None for every pre-training trainer there is
+            in the folders of ``nnUNet_extTrainer``.
+    """
+
+    block = FINETUNING
+    config_class = FinetuningConfig
+    pretrainers: ClassVar[Sequence[str] | None] = None
+
+    @classmethod
+    def build(
+        cls,
+        configuration: ConfigurationManager,
+        config: FinetuningConfig,
+        num_channels: int,
+        num_classes: int = 1,
+        *,
+        deep_supervision: bool = True,
+    ) -> nn.Module:
+        """The network of the plans, with stochastic depth if it takes that; see :meth:`StageTrainer.build`."""
+        network_class = locate(configuration.network_arch_class_name)
+        has_drop_path = network_class is not None and "drop_path" in inspect.signature(network_class).parameters
+        overrides = {"drop_path": config.drop_path} if has_drop_path else {}
+        return build_network(configuration, num_channels, num_classes, deep_supervision=deep_supervision, **overrides)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Where a network names its layers, the learning rate falls by ``layer_decay`` per layer towards the input.
+
+        Networks name them as in timm, by a method ``group_matcher``; parts in no layer have the full learning rate.
+        """
+        exempt = no_weight_decay(self.module)
+        if not hasattr(self.module, "group_matcher"):
+            return param_groups_weight_decay(self.module, self.weight_decay, exempt)
+        groups = param_groups_layer_decay(self.module, self.weight_decay, exempt, layer_decay=self.config.layer_decay)
+        return [
+            {"params": g["params"], "weight_decay": g["weight_decay"], "lr": self.initial_lr * g["lr_scale"]}
+            for g in groups
+        ]
+
+    def on_train_start(self) -> None:
+        """Hand the pre-trained weights over, unless nnU-Net has loaded weights already."""
+        if not self.was_initialized:
+            self.initialize()
+            self.load_pretrained_weights()
+        super().on_train_start()
+
+    def load_pretrained_weights(self) -> None:
+        """Load the pre-trained checkpoint and report what became of every part of the network.
+
+        Raises:
+            ValueError: if there is none; names the command that makes it.
+        """
+        if self.config.from_scratch:
+            self.print_to_log_file("Training from scratch, as finetuning.from_scratch in the plans asks for")
+            return
+        file = self.find_pretrained_checkpoint()
+        result = hand_over(read_checkpoint(file), self.module, file)
+        self.print_to_log_file(f"Pre-trained weights: {file}\n{result.report(self.module)}")
+
+    def find_pretrained_checkpoint(self) -> Path:
+        """The checkpoint of this fold, else that of fold ``all``, which has seen the validation images.
+
+        Raises:
+            ValueError: if there is neither, or there are several; names the command that makes one.
+        """
+        wanted = self._wanted_pretrainers()
+        own, of_all = (self._checkpoints(wanted, fold) for fold in (self.fold, "all"))
+        found = own or of_all
+        if len(found) > 1:
+            raise ValueError(
+                f"there are pre-trained checkpoints of {' and '.join(found)}; set finetuning.pretrainer in "
+                f"{self.plans_manager.plans_name}.json to one of them"
+            )
+        if not found:
+            raise ValueError(self._how_to_pretrain(wanted))
+        (file,) = found.values()
+        if not own:
+            self.print_to_log_file(
+                f"WARNING: there is no pre-training of fold {self.fold}; starting from fold all, which has seen the "
+                f"images (not the labels) of this fold's validation cases"
+            )
+        return file
+
+    def _wanted_pretrainers(self) -> Sequence[str]:
+        if self.config.pretrainer:
+            return [self.config.pretrainer]
+        if self.pretrainers is not None:
+            return self.pretrainers
+        return sorted(find_pretrainers(external_folders()))
+
+    def _checkpoints(self, pretrainers: Sequence[str], fold: int | str) -> dict[str, Path]:
+        """Those that exist, by the name of their trainer."""
+        plans = self.plans_manager
+        files = {
+            name: Path(
+                get_output_folder(plans.dataset_name, name, plans.plans_name, self.configuration_name, fold),
+                _PRETRAINED,
+            )
+            for name in pretrainers
+        }
+        return {name: file for name, file in files.items() if file.is_file()}
+
+    def _how_to_pretrain(self, pretrainers: Sequence[str]) -> str:
+        command = (
+            f"nnUNetv2_train {self.plans_manager.dataset_name} {self.configuration_name} {self.fold} "
+            f"-p {self.plans_manager.plans_name} -tr"
+        )
+        return (
+            f"no pre-trained checkpoint of fold {self.fold} or all beside {self.output_folder_base}. Pre-train first "
+            f"(add --c to continue an interrupted run):\n\n"
+            + "".join(f"    {command} {name}\n" for name in pretrainers)
+            + "\nor pass -pretrained_weights FILE, or set finetuning.from_scratch to true in "
+            f"{self.plans_manager.plans_name}.json to train without"
+        )
+
+    def train_step(self, batch: dict) -> dict:
+        """nnU-Net's step, then one of the schedule."""
+        result = super().train_step(batch)
+        self.on_iteration_end()
+        return result
+
+    def checkpoint(self) -> dict[str, Any]:
+        """As nnU-Net's trainer would write it, so that prediction needs the package but no variable of its user."""
+        name = nnUNetTrainer.__name__
+        return {**super().checkpoint(), "trainer_name": name, "finetuned_by": type(self).__name__}

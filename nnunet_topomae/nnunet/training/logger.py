@@ -1,0 +1,38 @@
+"""The log of a pre-training: one value per epoch of whatever terms the method's loss has."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.training.logging.nnunet_logger import LocalLogger
+
+from nnunet_topomae.reporting.figures import Curve, save_progress
+
+
+class PretrainingLogger(LocalLogger):
+    """nnU-Net's log, to which any key may be added."""
+
+    def __init__(self):
+        super().__init__()
+        self.my_fantastic_logging = {}
+
+    def log(self, key: str, value: Any, epoch: int) -> None:
+        """Add a value; a key may be new."""
+        self.my_fantastic_logging.setdefault(key, [])
+        super().log(key, value, epoch)
+
+    def latest(self) -> dict[str, float]:
+        """The last value of every key."""
+        return {key: values[-1] for key, values in self.my_fantastic_logging.items()}
+
+    def plot_progress_png(self, output_folder: str) -> None:
+        """Draw ``progress.png``: a panel per loss term, learning rate and epoch duration."""
+        log: Mapping[str, Any] = self.my_fantastic_logging
+        terms = [key.removeprefix("train_") for key in log if key.startswith("train_")]
+        times = zip(log["epoch_end_timestamps"], log["epoch_start_timestamps"], strict=True)
+        save_progress(
+            {("total" if t == "losses" else t): Curve(log[f"train_{t}"], log[f"val_{t}"]) for t in terms},
+            log["lrs"],
+            [end - start for end, start in times],
+            Path(output_folder) / "progress.png",
+        )

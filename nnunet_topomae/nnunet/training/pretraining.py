@@ -1,0 +1,298 @@
+"""The nnU-Net trainer of every pre-training method."""
+
+import importlib.util
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from time import time
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+from timm.optim import param_groups_weight_decay
+from torch import Tensor, nn
+from torch.utils.data import default_collate
+from tqdm import tqdm
+
+from nnunet_topomae.methods.base import Batch, Output, PretextTask, to_float32
+from nnunet_topomae.networks.traits import no_weight_decay
+from nnunet_topomae.nnunet.data.preprocessed import Cases, PlannedDataset
+from nnunet_topomae.nnunet.data.pretraining_cases import PretrainingCases
+from nnunet_topomae.nnunet.data.stream import CaseImages, ItemStream, StreamSampler, endless_batches
+from nnunet_topomae.nnunet.planning.plans import FINETUNING, PRETRAINING, build_network
+from nnunet_topomae.nnunet.training.logger import PretrainingLogger
+from nnunet_topomae.nnunet.training.stage import StageTrainer
+from nnunet_topomae.nnunet.weights.checkpoints import FIXED, UNTRAINED
+from nnunet_topomae.reporting.figures import Geometry, plane_names
+from nnunet_topomae.reporting.report import CaseReport, metrics_table, save_report
+from nnunet_topomae.settings import FinetuningConfig
+
+_MAX_GRADIENT_NORM = 12  # nnU-Net's
+_TRAINING_STREAM, _VALIDATION_STREAM, _REPORT_STREAM = 0, 1, 2
+
+
+class Pretrainer(StageTrainer):
+    """Pre-trains the network of the plans on the images of the training cases; labels are never used.
+
+    Attributes:
+        task_class: the method, set by subclasses.
+    """
+
+    block = PRETRAINING
+    betas = (0.9, 0.95)
+    task_class: ClassVar[type[PretextTask]]
+
+    def __init_subclass__(cls) -> None:
+        cls.config_class = cls.task_class.config_class
+
+    @classmethod
+    def blocks(cls) -> dict[str, type]:
+        """Also that of fine-tuning, for which it would be late after hours of pre-training."""
+        return {**super().blocks(), FINETUNING: FinetuningConfig}
+
+    @classmethod
+    def build(
+        cls,
+        configuration: ConfigurationManager,
+        config: Any,
+        num_channels: int,
+        num_classes: int = 1,
+        *,
+        deep_supervision: bool = False,
+    ) -> PretextTask:
+        """The task around the network of the plans, which gets a class per channel; see :meth:`StageTrainer.build`."""
+        network = build_network(configuration, num_channels, num_channels, deep_supervision=False)
+        return cls.task_class.build(network, config, configuration.patch_size)
+
+    def initialize(self) -> None:
+        """Without labels: no oversampling of foreground, no deep supervision, a log of the task's own terms."""
+        self.oversample_foreground_percent = 0.0
+        self.enable_deep_supervision = False
+        self.logger.local_logger = PretrainingLogger()
+        if self.cases.without_labels:
+            self.preprocessed_dataset_folder = str(self.cases.dataset.unlabelled_folder(self.configuration_name))
+        super().initialize()
+
+    @property
+    def cases(self) -> PretrainingCases:
+        """All cases of the dataset that the plans were made for."""
+        folder = Path(self.preprocessed_dataset_folder_base)
+        return PretrainingCases(PlannedDataset(folder, self.plans_manager, self.dataset_json), self.configuration_name)
+
+    @property
+    def task(self) -> PretextTask:
+        """The method's module without the wrappers around it."""
+        return self.module
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """nnU-Net's split; without labels, unlabelled cases are split in the same way and no file is written."""
+        if not self.cases.without_labels or self.fold == "all":
+            return super().do_split()
+        return self.cases.split_unlabelled(int(self.fold))
+
+    def get_tr_and_val_datasets(self) -> tuple[Cases, Cases]:
+        """Cases to train on, see :meth:`PretrainingCases.training`, and the fold's validation cases."""
+        training, validation = super().get_tr_and_val_datasets()
+        return self.cases.training(training, validation.identifiers, self.config.datasets), validation
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """No weight decay on biases, norms, positions and the like."""
+        return param_groups_weight_decay(self.network, self.weight_decay, no_weight_decay(self.network))
+
+    def _build_loss(self) -> None:
+        """The loss belongs to the task."""
+
+    def on_train_start(self) -> None:
+        """Start, and at the start of a new training let the method prepare itself."""
+        super().on_train_start()
+        if self.current_epoch == 0:
+            images = CaseImages(self.get_tr_and_val_datasets()[0], self.configuration_manager.spacing)
+            self.task.prepare(images, self.device, self.print_to_log_file)
+
+    def get_dataloaders(self) -> tuple[Iterator[dict], Iterator[dict]]:
+        """Random items of the training cases; fixed items of the validation cases."""
+        training, validation = self.get_tr_and_val_datasets()
+        self.print_to_log_file(
+            f"Crops are drawn from {self.cases.count(training)}; validation on {len(validation.identifiers)}"
+        )
+        global_batch = self.configuration_manager.batch_size
+        world = {"rank": self.local_rank, "world_size": dist.get_world_size() if self.is_ddp else 1}
+        seen = self.current_epoch * self.num_iterations_per_epoch * global_batch
+        repeated = self.num_val_iterations_per_epoch * global_batch
+        return (
+            self._batches(self.stream(training, _TRAINING_STREAM, mirror=True), StreamSampler(seen, **world)),
+            self._batches(
+                self.stream(validation, _VALIDATION_STREAM, mirror=False), StreamSampler(period=repeated, **world)
+            ),
+        )
+
+    def stream(self, cases: Cases, number: int, *, mirror: bool) -> ItemStream:
+        """The items that the method draws from some cases; ``number`` tells streams of one seed apart."""
+        images = CaseImages(cases, self.configuration_manager.spacing)
+        return ItemStream(self.task.views(), images, (self.config.seed, number), mirror=mirror)
+
+    def _batches(self, stream: ItemStream, sampler: StreamSampler) -> Iterator[dict]:
+        return endless_batches(stream, sampler, self.batch_size, pin_memory=self.device.type == "cuda")
+
+    def to_device(self, batch: dict) -> Batch:
+        """The tensors of a batch, on the device."""
+        return {
+            name: value.to(self.device, non_blocking=True) for name, value in batch.items() if isinstance(value, Tensor)
+        }
+
+    def autocast(self) -> AbstractContextManager:
+        """Half precision on CUDA, as nnU-Net."""
+        return torch.autocast("cuda") if self.device.type == "cuda" else nullcontext()
+
+    def train_step(self, batch: dict) -> dict[str, np.ndarray]:
+        """One optimisation step; returns every loss term by name."""
+        progress = self.current_epoch / self.num_epochs
+        inputs = self.to_device(batch)
+        with torch.no_grad(), self.autocast():
+            inputs = self.task.choose(inputs, progress)
+        terms = self.loss_terms(inputs, batch["case"])
+        self.optimise(terms["total"])
+        self.task.after_step(progress)
+        self.on_iteration_end()
+        return to_numpy(terms)
+
+    def validation_step(self, batch: dict) -> dict[str, np.ndarray]:
+        """Every loss term by name."""
+        return to_numpy(self.loss_terms(self.to_device(batch), batch["case"]))
+
+    def loss_terms(self, inputs: Batch, cases: list[str]) -> dict[str, Tensor]:
+        """Forward pass in mixed precision, losses in float32.
+
+        Raises:
+            ValueError: names the cases of a batch whose output is not finite.
+        """
+        with self.autocast():
+            output: Output = self.network(inputs)
+        try:
+            return self.task.loss_terms(to_float32(output), inputs)
+        except ValueError as error:
+            raise ValueError(
+                f"epoch {self.current_epoch}, cases {', '.join(cases)}: {error}; if the images are sound, "
+                f"training has diverged: lower pretraining.base_lr"
+            ) from error
+
+    def optimise(self, loss: Tensor) -> None:
+        """Backward pass, gradient clipping and step, scaled in mixed precision."""
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.grad_scaler is None:
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.network.parameters(), _MAX_GRADIENT_NORM)
+            self.optimizer.step()
+            return
+        self.grad_scaler.scale(loss).backward()
+        self.grad_scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.network.parameters(), _MAX_GRADIENT_NORM)
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+
+    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
+        """Log the mean of every term."""
+        self.progress.close()
+        self.log_terms(train_outputs, "train")
+
+    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+        """Log the mean of every term."""
+        self.log_terms(val_outputs, "val")
+
+    def log_terms(self, outputs: list[dict], split: str) -> None:
+        """Means over batches and processes, under ``train_<term>`` and ``val_<term>``; totals under nnU-Net's names."""
+        means = {name: float(np.mean([output[name] for output in outputs])) for name in outputs[0]}
+        if self.is_ddp:
+            gathered: list[dict] = [{}] * dist.get_world_size()
+            dist.all_gather_object(gathered, means)
+            means = {name: float(np.mean([each[name] for each in gathered])) for name in means}
+        self.logger.log(f"{split}_losses", means.pop("total"), self.current_epoch)
+        for name, value in means.items():
+            self.logger.log(f"{split}_{name}", value, self.current_epoch)
+
+    def on_epoch_end(self) -> None:
+        """Print, draw and save; the best checkpoint has the lowest validation loss."""
+        self.logger.log("epoch_end_timestamps", time(), self.current_epoch)
+        latest = self.logger.local_logger.latest()
+        for split in ("train", "val"):
+            terms = "  ".join(
+                f"{name[len(split) + 1 :]} {value:.4g}" for name, value in latest.items() if name.startswith(split)
+            )
+            self.print_to_log_file(f"{split}: {terms}")
+        duration = latest["epoch_end_timestamps"] - latest["epoch_start_timestamps"]
+        self.print_to_log_file(f"Epoch time: {duration:.2f} s")
+        if self._best_ema is None or latest["val_losses"] < self._best_ema:
+            self._best_ema = latest["val_losses"]
+            self.print_to_log_file(f"New lowest validation loss: {self._best_ema:.4g}")
+            self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_best.pth"))
+        if (self.current_epoch + 1) % self.save_every == 0 and self.current_epoch + 1 != self.num_epochs:
+            self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_latest.pth"))
+        if self.local_rank == 0:
+            self.logger.plot_progress_png(self.output_folder)
+        self.current_epoch += 1
+
+    def checkpoint(self) -> dict[str, Any]:
+        """Adds the names of parameters that pre-training does not train, and of those that are meant to stay so."""
+        return {
+            **super().checkpoint(),
+            UNTRAINED: self.task.untrained_parameters(),
+            FIXED: self.task.fixed_parameters(),
+        }
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """Instead of segmentations: ``validation/`` with pictures and figures of what the method shows of each case."""
+        if self.local_rank != 0:
+            return
+        self.network.eval()
+        folder = Path(self.output_folder) / "validation"
+        folder.mkdir(exist_ok=True)
+        geometry = Geometry(self.configuration_manager.spacing, plane_names(self.plans_manager.transpose_forward))
+        summary = save_report(self._reports(), folder, geometry)
+        self.print_to_log_file(f"Validation complete: see {folder}")
+        for line in metrics_table(summary["mean"], self.task.headings):
+            self.print_to_log_file(f"  {line}")
+
+    def _reports(self) -> Iterator[tuple[str, CaseReport]]:
+        """What the method shows of one item per validation case, always the same items."""
+        cases = self.get_tr_and_val_datasets()[1]
+        stream = self.stream(cases, _REPORT_STREAM, mirror=False)
+        for case in tqdm(cases.identifiers, "Validating", leave=False, disable=None):
+            inputs = self.to_device(default_collate([stream.of_case(case)]))
+            with torch.no_grad():
+                with self.autocast():
+                    output = self.task(inputs)
+                yield case, self.task.shown(to_float32(output), inputs)
+
+
+def external_folders() -> list[Path]:
+    """The folders that ``nnUNet_extTrainer`` names."""
+    return [Path(folder) for folder in os.environ.get("nnUNet_extTrainer", "").split(os.pathsep) if folder.strip()]
+
+
+def find_pretrainers(folders: Iterable[Path]) -> dict[str, type[Pretrainer]]:
+    """All pre-training trainers that are defined in folders such as trainers/, by name.
+
+    Args:
+        folders: of Python files; those that do not speak of a ``Pretrainer`` are not imported.
+    """
+    found: dict[str, type[Pretrainer]] = {}
+    for file in (file for folder in folders for file in sorted(folder.glob("*.py"))):
+        if Pretrainer.__name__ not in file.read_text(encoding="utf-8"):
+            continue
+        spec = importlib.util.spec_from_file_location(f"{__name__}.{file.stem}", file)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        found |= {
+            name: value
+            for name, value in vars(module).items()
+            if isinstance(value, type) and issubclass(value, Pretrainer) and value.__module__ == module.__name__
+        }
+    return found
+
+
+def to_numpy(terms: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    """Detached copies on the CPU."""
+    return {name: term.detach().cpu().numpy() for name, term in terms.items()}

@@ -1,0 +1,80 @@
+"""``nnUNetv2_topomae adapt``: a pre-trained checkpoint for another dataset, crop size or number of channels."""
+
+from pathlib import Path
+
+import torch
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_topomae.networks.resizing import adapt_weights
+from nnunet_topomae.nnunet.data.preprocessed import PlannedDataset
+from nnunet_topomae.nnunet.planning.plans import read_config
+from nnunet_topomae.nnunet.training.pretraining import Pretrainer
+from nnunet_topomae.nnunet.weights.checkpoints import FIXED, UNTRAINED, WEIGHTS, read_checkpoint, write_checkpoint
+from nnunet_topomae.nnunet.weights.handover import HandOver, fixed_parameters
+
+
+def read_pretrained(file: Path) -> dict:
+    """A checkpoint of pre-training.
+
+    Raises:
+        ValueError: if it is damaged or was not written by pre-training.
+    """
+    checkpoint = read_checkpoint(file)
+    if UNTRAINED not in checkpoint:
+        raise ValueError(f"{file} was not written by a pre-training trainer of this package, so it cannot be adapted")
+    return checkpoint
+
+
+def adapt(
+    file: Path, checkpoint: dict, trainer: type[Pretrainer], dataset: PlannedDataset, configuration: str, output: Path
+) -> str:
+    """Carry the weights of a checkpoint to the network that a dataset's plans name.
+
+    Args:
+        file: the checkpoint's.
+        checkpoint: see :func:`read_pretrained`.
+        trainer: that wrote it.
+        dataset: to be fine-tuned on, or pre-trained on further.
+        configuration: of its plans.
+        output: file to write.
+
+    Returns:
+        A table of what was carried, adapted and left fresh.
+
+    Raises:
+        ValueError: if the networks are of different classes, nothing can be carried, or the output exists.
+    """
+    if output.exists():
+        raise ValueError(f"{output} exists already; delete it or choose another name")
+    config = trainer.check_plans(dataset.plans.plans, configuration)[trainer.block]
+    made_with = checkpoint["init_args"]
+    plans = PlansManager(made_with["plans"])
+    source = PlannedDataset(file.parent, plans, made_with["dataset_json"])
+    before, after = plans.get_configuration(made_with["configuration"]), dataset.plans.get_configuration(configuration)
+    if before.network_arch_class_name != after.network_arch_class_name:
+        raise ValueError(
+            f"{file} holds a {before.network_arch_class_name}, but plans {dataset.plans.plans_name} of "
+            f"{dataset.folder.name} name a {after.network_arch_class_name}"
+        )
+    channels = source.num_channels, dataset.num_channels
+    with torch.device("meta"):
+        old = trainer.build(before, read_config(before, trainer.block, trainer.config_class), channels[0])
+    new = trainer.build(after, config, channels[1])
+    fixed = fixed_parameters(checkpoint)
+    result = adapt_weights(checkpoint[WEIGHTS], old, new, channels, fixed)
+    if result.weights.keys() <= {*result.fresh, *fixed}:
+        raise ValueError(f"{file} has nothing in common with the network of {dataset.plans.plans_name}")
+    untrained = [name for name in result.weights if name in {*checkpoint[UNTRAINED], *result.fresh}]
+    description = {"plans": dataset.plans.plans, "configuration": configuration, "dataset_json": dataset.description}
+    adapted = {
+        WEIGHTS: result.weights,
+        UNTRAINED: untrained,
+        FIXED: [name for name in fixed if name in result.weights],
+        "trainer_name": checkpoint["trainer_name"],
+        "init_args": {**made_with, **description},
+        "adapted_from": file,
+    }
+    write_checkpoint(adapted, output)
+    others = {*result.fresh, *result.adapted}
+    loaded = [name for name in result.weights if name not in others]
+    return HandOver(loaded, result.fresh, result.adapted, "which cannot be carried over").report(new)

@@ -1,0 +1,70 @@
+"""Reading and writing checkpoints: plain types only, no code, never half-written."""
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nnunet_topomae.files import write_file
+
+WEIGHTS = "network_weights"  # nnU-Net's key
+UNTRAINED, FIXED = (
+    "untrained_parameters",
+    "fixed_parameters",
+)  # names that pre-training writes; FIXED are some of UNTRAINED
+
+
+def write_checkpoint(checkpoint: Mapping[str, Any], file: Path) -> None:
+    """Save tensors and plain Python types; see :func:`nnunet_topomae.files.write_file`."""
+    plain = to_plain(checkpoint)
+    write_file(file, lambda stream: torch.save(plain, stream))
+
+
+def to_plain(value: Any) -> Any:
+    """Turn NumPy scalars and arrays, devices and paths inside nested containers into plain Python types.
+
+    Raises:
+        TypeError: for anything else that a checkpoint must not hold.
+    """
+    if isinstance(value, Mapping):
+        return {key: to_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(item) for item in value]
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, torch.device | Path):
+        return str(value)
+    if value is None or isinstance(value, bool | int | float | str | Tensor):
+        return value
+    raise TypeError(f"a checkpoint holds tensors and plain types only, got {type(value).__name__}: {value!r}")
+
+
+def read_checkpoint(file: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Load a checkpoint without executing anything it might hold.
+
+    Raises:
+        ValueError: if the file is missing, truncated, holds more than tensors and plain types, or no network.
+    """
+    if not file.is_file():
+        raise ValueError(f"{file} does not exist")
+    try:
+        checkpoint = torch.load(file, map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{file} is no checkpoint, or holds more than tensors and plain Python types, which is not loaded "
+            f"because it could execute code: {_first_line(error)}"
+        ) from error
+    except (RuntimeError, EOFError, zipfile.BadZipFile, OSError, ValueError, LookupError, AttributeError) as error:
+        raise ValueError(f"{file} is damaged, truncated or no checkpoint: {_first_line(error)}") from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(WEIGHTS), dict):
+        raise ValueError(f'{file} is no nnU-Net checkpoint: it has no "{WEIGHTS}"')
+    return checkpoint
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -1,0 +1,77 @@
+"""The report of a pre-training: pictures and figures of every validation case."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nnunet_topomae.files import write_json
+from nnunet_topomae.reporting.figures import Geometry, save_columns
+from nnunet_topomae.reporting.metrics import mean_of
+
+_PICTURED_CASES = 4
+
+
+@dataclass(frozen=True)
+class CaseReport:
+    """What a method shows of one case.
+
+    Attributes:
+        columns: volumes (C, D, H, W) by the heading of their column; the first sets the grey scale, and NaN is drawn
+            in blue.
+        metrics: figures by branch and name; None where a figure is not defined.
+    """
+
+    columns: Mapping[str, npt.NDArray[np.float32]]
+    metrics: Mapping[str, Mapping[str, float | None]]
+
+
+def save_report(reports: Iterable[tuple[str, CaseReport]], folder: Path, geometry: Geometry) -> dict[str, Any]:
+    """Write ``reconstructions.png`` of the first cases and ``summary.json`` of all.
+
+    Args:
+        reports: of cases, by their names; consumed one by one.
+        folder: to write to.
+        geometry: of the volumes.
+
+    Returns:
+        What ``summary.json`` holds: ``mean`` by branch and metric, and ``metric_per_case``.
+
+    Raises:
+        ValueError: if there is no case.
+    """
+    records: list[dict[str, Any]] = []
+    pictured: dict[str, Mapping[str, npt.NDArray[np.float32]]] = {}
+    for case, report in reports:
+        records.append({"case": case, "metrics": {branch: dict(m) for branch, m in report.metrics.items()}})
+        if len(pictured) < _PICTURED_CASES:
+            pictured[case] = report.columns
+    save_columns(pictured, geometry, folder / "reconstructions.png")
+    branches = list(records[0]["metrics"])
+    means = {branch: mean_of([record["metrics"][branch] for record in records]) for branch in branches}
+    summary = {"mean": means, "metric_per_case": records}
+    write_json(summary, folder / "summary.json")
+    return summary
+
+
+def metrics_table(means: Mapping[str, Mapping[str, float | None]], headings: Mapping[str, str]) -> list[str]:
+    """Lines of an aligned table: a row per branch, a column per metric, ``-`` where there is no value.
+
+    Args:
+        means: by branch and metric.
+        headings: of branches, for people; a branch without one is shown by its own name.
+    """
+    names = list(dict.fromkeys(chain.from_iterable(means.values())))
+    rows = [["", *names]]
+    for branch, values in means.items():
+        figures = (values.get(name) for name in names)
+        rows.append([headings.get(branch, branch), *("-" if f is None else f"{f:.4g}" for f in figures)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]

@@ -1,0 +1,197 @@
+"""How blocks of a plans file are described, checked and filled in.
+
+The planner writes a ``pretraining`` and a ``finetuning`` block into each configuration; users edit them as they edit
+the rest of their plans. A block is described by a frozen dataclass whose fields are made by :func:`setting` and
+:func:`block`. A key left out takes its default; an unknown or out-of-range one is an error.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+
+@dataclass(frozen=True)
+class Number:
+    """Accepts numbers from ``low`` to ``high``; a bound may be open."""
+
+    low: float
+    high: float = float("inf")
+    integer: bool = False
+    low_open: bool = False
+    high_open: bool = False
+
+    def accepts(self, value: Any) -> bool:
+        """Whether ``value`` is a number (not a bool) in range, whole if asked."""
+        kind = int if self.integer else (int, float)
+        if isinstance(value, bool) or not isinstance(value, kind):
+            return False
+        above = value > self.low if self.low_open else value >= self.low
+        return above and (value < self.high if self.high_open else value <= self.high)
+
+    def __str__(self) -> str:
+        kind = "a whole number" if self.integer else "a number"
+        low = f"{'above' if self.low_open else 'of at least'} {_as_written(self.low)}"
+        if self.high == float("inf"):
+            return f"{kind} {low}"
+        return f"{kind} {low} and {'below' if self.high_open else 'at most'} {_as_written(self.high)}"
+
+
+def _as_written(number: float) -> str:
+    """A number as people write it: 2,147,483,647 rather than 2.14748e+09."""
+    return f"{int(number):,}" if number == int(number) else f"{number:g}"
+
+
+@dataclass(frozen=True)
+class Flag:
+    """Accepts true and false."""
+
+    def accepts(self, value: Any) -> bool:
+        """Whether ``value`` is a bool."""
+        return isinstance(value, bool)
+
+    def __str__(self) -> str:
+        return "true or false"
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Accepts a non-empty list of distinct names."""
+
+    names: tuple[str, ...]
+
+    def accepts(self, value: Any) -> bool:
+        """Whether ``value`` lists some of the names, each once."""
+        is_list = isinstance(value, Sequence) and not isinstance(value, str)
+        return is_list and len(value) > 0 and len(set(value)) == len(value) and set(value) <= set(self.names)
+
+    def __str__(self) -> str:
+        return f"a list of one or more of {', '.join(self.names)}"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Accepts null or three positive whole numbers."""
+
+    def accepts(self, value: Any) -> bool:
+        """Whether ``value`` is None or three positive integers."""
+        cell = Number(1, integer=True)
+        return value is None or (isinstance(value, Sequence) and len(value) == 3 and all(map(cell.accepts, value)))
+
+    def __str__(self) -> str:
+        return "null or three whole numbers of at least 1"
+
+
+@dataclass(frozen=True)
+class Identifiers:
+    """Accepts a list of distinct dataset IDs."""
+
+    def accepts(self, value: Any) -> bool:
+        """Whether ``value`` lists whole numbers of at least 0, each once."""
+        number = Number(0, integer=True)
+        is_list = isinstance(value, Sequence) and not isinstance(value, str)
+        return is_list and all(map(number.accepts, value)) and len(set(value)) == len(value)
+
+    def __str__(self) -> str:
+        return "a list of dataset IDs"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Accepts one of some names."""
+
+    names: tuple[str, ...]
+
+    def accepts(self, value: Any) -> bool:
+        """Whether ``value`` is one of the names."""
+        return isinstance(value, str) and value in self.names
+
+    def __str__(self) -> str:
+        return f"one of {', '.join(self.names)}"
+
+
+@dataclass(frozen=True)
+class Name:
+    """Accepts null or the name of a class."""
+
+    def accepts(self, value: Any) -> bool:
+        """Whether ``value`` is None or an identifier."""
+        return value is None or (isinstance(value, str) and value.isidentifier())
+
+    def __str__(self) -> str:
+        return "null or the name of a trainer"
+
+
+Accepted = Number | Flag | Subset | Grid | Identifiers | Choice | Name
+
+
+def setting(default: Any, accepted: Accepted, meaning: str, source: str) -> Any:
+    """A dataclass field that knows what it accepts and how the reference describes it.
+
+    Args:
+        default: for plans that do not have the key.
+        accepted: what the value may be.
+        meaning: what the value does, for the reference.
+        source: where the default comes from, such as a section of a paper.
+    """
+    return dataclasses.field(default=default, metadata={"accepted": accepted, "meaning": meaning, "source": source})
+
+
+def block(kind: type) -> Any:
+    """A dataclass field that is itself a block of settings."""
+    return dataclasses.field(default_factory=kind, metadata={"block": kind})
+
+
+def with_default(config_class: type, name: str, default: Any, source: str) -> Any:
+    """A field of a parent class with another default.
+
+    Args:
+        config_class: the parent class.
+        name: of the field.
+        default, source: see :func:`setting`.
+    """
+    (field,) = (field for field in dataclasses.fields(config_class) if field.name == name)
+    return setting(default, field.metadata["accepted"], field.metadata["meaning"], source)
+
+
+Config = TypeVar("Config")
+
+
+def read_block(config_class: type[Config], values: Mapping[str, Any], name: str) -> Config:
+    """Check a block of a plans file and fill in defaults.
+
+    Args:
+        config_class: dataclass that describes the block.
+        values: the block as read from JSON.
+        name: of the block, for messages, such as ``pretraining``.
+
+    Raises:
+        ValueError: names the unknown or out-of-range key and what would be accepted.
+    """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{name} must be a block of settings, got {values!r}")
+    fields = {field.name: field for field in dataclasses.fields(config_class)}
+    for key in values:
+        if key not in fields:
+            close = difflib.get_close_matches(key, fields, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(fields)}"
+            raise ValueError(f"unknown key {name}.{key} in the plans; {hint}")
+    return config_class(**{key: _read_value(fields[key], value, f"{name}.{key}") for key, value in values.items()})
+
+
+def _read_value(field: dataclasses.Field, value: Any, name: str) -> Any:
+    if "block" in field.metadata:
+        return read_block(field.metadata["block"], value, name)
+    accepted = field.metadata["accepted"]
+    if not accepted.accepts(value):
+        raise ValueError(f"{name} in the plans must be {accepted}, got {value!r}")
+    return tuple(value) if isinstance(value, list) else value
+
+
+def to_block(config: Any) -> dict[str, Any]:
+    """The block of a plans file that :func:`read_block` turns into ``config``: plain JSON types."""
+    return {
+        key: list(value) if isinstance(value, tuple) else to_block(value) if dataclasses.is_dataclass(value) else value
+        for key, value in ((field.name, getattr(config, field.name)) for field in dataclasses.fields(config))
+    }
