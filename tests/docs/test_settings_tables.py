@@ -40,7 +40,9 @@ def test_pages_agree_with_the_settings(tables):
 
 
 def test_there_are_tables_in_the_reference_and_on_the_methods_pages(tables):
-    with_tables = {file.relative_to(DOCS).as_posix() for file in DOCS.rglob("*.md") if "<!-- settings" in file.read_text()}
+    with_tables = {
+        file.relative_to(DOCS).as_posix() for file in DOCS.rglob("*.md") if "<!-- settings" in file.read_text()
+    }
     pages = {"reference.md", *(f"methods/{method}.md" for method in ("topomae", "spark", "anatomask", "mae"))}
     assert pages <= with_tables
 
