@@ -3,11 +3,11 @@ import os
 
 import pytest
 
-from nnunet_topomae import cli, trainers
-from nnunet_topomae.demo import shrink_configuration
-from nnunet_topomae.nnunet.planning import PLANS_NAME
-from nnunet_topomae.phantom import write_dataset
-from workspace import CROP, DATASET, NETWORK, SETTINGS, Workspace
+from nnunet_topomae import trainers
+from nnunet_topomae.commands import cli
+from nnunet_topomae.commands.demo import shrink_configuration
+from nnunet_topomae.commands.phantom import write_dataset
+from workspace import CROP, DATASET, NETWORK, PLANS, SETTINGS, Workspace
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +26,7 @@ def workspace(tmp_path_factory):
     space = Workspace(folder)
     plans = space.plans()
     shrink_configuration(plans["configurations"]["3d_fullres"], CROP, NETWORK, SETTINGS)
-    (space.preprocessed / f"{PLANS_NAME}.json").write_text(json.dumps(plans))
+    (space.preprocessed / f"{PLANS}.json").write_text(json.dumps(plans))
     yield space
     os.environ.clear()
     os.environ.update(saved)

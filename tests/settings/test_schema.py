@@ -4,16 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_topomae.config import (
-    AnatoMaskConfig,
-    FinetuningConfig,
-    MAEConfig,
-    SparKConfig,
-    TopoMAEConfig,
-    UNetFinetuningConfig,
-    read_block,
-    to_block,
-)
+from nnunet_topomae.methods.mae import MAEConfig
+from nnunet_topomae.methods.spark import AnatoMaskConfig, SparKConfig
+from nnunet_topomae.methods.topomae import TopoMAEConfig
+from nnunet_topomae.settings import FinetuningConfig, UNetFinetuningConfig, read_block, to_block
 
 CONFIG_CLASSES = [TopoMAEConfig, MAEConfig, SparKConfig, AnatoMaskConfig, FinetuningConfig, UNetFinetuningConfig]
 

@@ -13,8 +13,9 @@ from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiment
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.run.run_training import maybe_load_checkpoint
 
-from nnunet_topomae.nnunet.checkpoints import read_checkpoint
-from workspace import CROP, NETWORK, SCHEDULE
+from nnunet_topomae.nnunet.weights.checkpoints import read_checkpoint
+from tiny import SCHEDULE
+from workspace import CROP, NETWORK
 
 TRAINERS = {  # by name: trainer, plans
     "TopoMAE": ("TopoMAEPretrainer", "nnUNetTopoMAEPlans"),
@@ -78,7 +79,7 @@ def test_validation_is_the_same_in_every_epoch(trained):
     _, loader = trainer.get_dataloaders()
     period = trainer.num_val_iterations_per_epoch
     batches = [next(loader) for _ in range(2 * period)]
-    assert torch.equal(batches[0]["data"], batches[period]["data"])
+    assert torch.equal(batches[0]["crop"], batches[period]["crop"])
     assert torch.equal(batches[0]["mask"], batches[period]["mask"])
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from nnunetv2.run.run_training import maybe_load_checkpoint
 
-from nnunet_topomae import cli
-from nnunet_topomae.nnunet.checkpoints import read_checkpoint
+from nnunet_topomae.commands import cli
+from nnunet_topomae.nnunet.weights.checkpoints import read_checkpoint
 
 ADAPT = ["-d", "998", "-c", "3d_fullres", "-p"]
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_topomae.nnunet.checkpoints import hand_over, read_checkpoint, to_plain, write_checkpoint
+from nnunet_topomae.nnunet.weights.checkpoints import read_checkpoint, to_plain, write_checkpoint
+from nnunet_topomae.nnunet.weights.handover import hand_over
 
 
 def _network(width=3):
