@@ -1,5 +1,6 @@
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +9,8 @@ from nnunet_topomae.commands import cli
 from nnunet_topomae.commands.demo import shrink_configuration
 from nnunet_topomae.commands.phantom import write_dataset
 from workspace import CROP, DATASET, NETWORK, PLANS, SETTINGS, Workspace
+
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"  # a user's own trainers
 
 
 @pytest.fixture(scope="session")
@@ -18,7 +21,7 @@ def workspace(tmp_path_factory):
     for name in ("raw", "preprocessed", "results"):
         (folder / name).mkdir()
         os.environ[f"nnUNet_{name}"] = str(folder / name)
-    os.environ["nnUNet_extTrainer"] = str(trainers.FOLDER)
+    os.environ["nnUNet_extTrainer"] = os.pathsep.join((str(trainers.FOLDER), str(EXAMPLES)))
     write_dataset(folder / "raw" / DATASET, num_training=5, num_test=0)
     assert (
         cli.main(["plan_and_preprocess", "-d", "998", "-c", "3d_fullres", "-np", "1", "-npfp", "1", "--no_pbar"]) == 0

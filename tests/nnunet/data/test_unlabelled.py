@@ -96,7 +96,7 @@ def test_pretraining_draws_from_both_and_fine_tuning_from_labelled_cases_alone(w
     assert set(training.identifiers) == {*before[0].identifiers, "extra_0", "extra_1", "extra_2"}
     assert validation.identifiers == before[1].identifiers
     assert "Crops are drawn from 4 labelled and 3 unlabelled cases" in Path(trainer.log_file).read_text()
-    drawn = {trainer.crops_of(training, 0, mirror=True)[i]["case"] for i in range(60)}
+    drawn = {trainer.stream(training, 0, mirror=True)[i]["case"] for i in range(60)}
     assert drawn == set(training.identifiers)
     finetuner = workspace.trainer("FusedFinetuneTrainer")
     assert not any("extra" in case for part in finetuner.get_tr_and_val_datasets() for case in part.identifiers)

@@ -118,7 +118,7 @@ def test_several_datasets_are_pretrained_on_together(workspace, other_dataset):
     assert sorted(validation.identifiers) == sorted(own_validation)
     trainer.num_epochs = 1
     trainer.run_training()
-    drawn = {trainer.crops_of(training, 0, mirror=True)[i]["case"] for i in range(60)}
+    drawn = {trainer.stream(training, 0, mirror=True)[i]["case"] for i in range(60)}
     assert drawn == set(training.identifiers)
 
 
