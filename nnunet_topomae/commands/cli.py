@@ -188,7 +188,12 @@ def _plan_and_preprocess(options: argparse.Namespace) -> None:
     if not options.no_pp:
         for dataset_id in options.d:
             preprocessing.preprocess(
-                dataset_id, plans_name, options.c, options.np, options.verbose, not options.no_pbar
+                dataset_id,
+                plans_name,
+                options.c,
+                options.np,
+                verbose=options.verbose,
+                show_progress=not options.no_pbar,
             )
     _print_next_commands(planner, options.d[0], options.c[0], plans_name, preprocessed=not options.no_pp)
 
