@@ -174,12 +174,14 @@ class Hint:
     @classmethod
     def carried(cls, plan: Plan, coarse: "Problem", fine: "Problem") -> "Hint":
         """From the points of a lattice to those of a finer one, by way of the diagram's points."""
-        carried = []
-        for values, a, b in ((plan.alpha, coarse.x, fine.x), (plan.beta, coarse.y, fine.y)):
-            potentials = np.empty(len(b))
-            potentials[b.members] = values[a.members]
-            carried.append(np.minimum(potentials, b.to_diagonal))
-        return cls(*carried, coarse.x.cell**coarse.metric.order)
+
+        def carry(potentials: Values, source: Merged, target: Merged) -> Values:
+            carried = np.empty(len(target))
+            carried[target.members] = potentials[source.members]
+            return np.minimum(carried, target.to_diagonal)
+
+        margin = coarse.x.cell**coarse.metric.order
+        return cls(carry(plan.alpha, coarse.x, fine.x), carry(plan.beta, coarse.y, fine.y), margin)
 
 
 @dataclass(frozen=True)
@@ -221,7 +223,8 @@ class Problem:
         """
         pairs = self._first_pairs(hint)
         start = None if hint is None else (hint.alpha, hint.beta)
-        lower, upper, best = 0.0, self.x.mass @ self.x.to_diagonal + self.y.mass @ self.y.to_diagonal, None
+        lower, upper = 0.0, float(self.x.mass @ self.x.to_diagonal + self.y.mass @ self.y.to_diagonal)
+        best: Plan | None = None
         while True:
             known = upper
             plan = self._transport(pairs, start, known)
@@ -233,7 +236,7 @@ class Problem:
             start = plan.alpha, plan.beta
             rows, columns, excess = pairs_below_potentials(*self.trees, *start, self.metric)
             most_of_row, most_of_column = _maximum(rows, excess, len(self.x)), _maximum(columns, excess, len(self.y))
-            infeasible = min(self.x.mass @ most_of_row, self.y.mass @ most_of_column)
+            infeasible = float(min(self.x.mass @ most_of_row, self.y.mass @ most_of_column))
             lower = min(max(lower, self._dual_value(plan) - infeasible), upper)
             if upper <= lower * (1 + tolerance) ** self.metric.order:
                 return best, lower, upper
@@ -295,8 +298,8 @@ class Problem:
             raise RuntimeError(f"POT's network simplex gave up on a matching of {n} and {m} points (status {status})")
         beta = np.minimum(scale * (beta[:m] + alpha[n]), y.to_diagonal)
         real = (rows < n) & (columns < m)
-        flow = (part[real].astype(np.int64) for part in (rows, columns, np.rint(mass)))
-        return Plan(*flow, self._highest_alpha(pairs, beta), beta)
+        rows, columns, mass = (part[real].astype(np.int64) for part in (rows, columns, np.rint(mass)))
+        return Plan(rows, columns, mass, self._highest_alpha(pairs, beta), beta)
 
     def _sharpened(self, plan: Plan, pairs: Pairs) -> Plan:
         """The plan with its potentials computed anew, the highest of x that it allows; POT's carry rounding of 1e-12.
@@ -325,14 +328,14 @@ class Problem:
 
     def _dual_value(self, plan: Plan) -> float:
         """A lower bound of the cost if the potentials are feasible for all pairs."""
-        return self.x.mass @ plan.alpha + self.y.mass @ plan.beta
+        return float(self.x.mass @ plan.alpha + self.y.mass @ plan.beta)
 
     def _cost(self, plan: Plan) -> float:
         """Of the matched points, and of sending all others to the diagonal."""
         total = plan.mass @ self.metric.costs(self.x.points[plan.rows], self.y.points[plan.columns])
         for points, matched in ((self.x, plan.rows), (self.y, plan.columns)):
             total += (points.mass - np.bincount(matched, plan.mass, len(points))) @ points.to_diagonal
-        return total
+        return float(total)
 
 
 def _nearest(points: Points, others: Points, norm: float) -> tuple[Indices, Indices]:
