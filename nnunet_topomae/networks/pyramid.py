@@ -12,9 +12,9 @@ from nnunet_topomae.networks.geometry import Size, size_of
 class ScaleAdapter(nn.Module):
     """Resamples a token map to one scale, refines it there, and changes to that scale's channels.
 
-    Upsampling goes in transposed convolutions with kernel = stride of at most 2 per axis, the first of which also
-    changes the channels; downsampling is one strided convolution after them. An axis may be finer and another one
-    coarser than the tokens.
+    Transposed convolutions with kernel = stride of at most 2 per axis upsample; the first also changes the channels.
+    One strided convolution after them downsamples. The scale may be finer than the tokens along one axis and coarser
+    along another.
 
     Args:
         input_channels: width of the tokens.
@@ -24,7 +24,7 @@ class ScaleAdapter(nn.Module):
         num_blocks: residual blocks at the target resolution.
 
     Raises:
-        ValueError: if an axis is neither a whole multiple nor a whole fraction, or its multiple no power of 2.
+        ValueError: unless along every axis the scale is a power of 2 finer or a whole number coarser than the tokens.
     """
 
     def __init__(
@@ -64,8 +64,8 @@ class TokenPyramid(nn.Module):
         width: channels of the tokens.
         token_grid: tokens per axis.
         grids, features_per_stage: of the scales, finest first.
-        channels, num_blocks: of the adapters; see :class:`ScaleAdapter`.
-        initial_gain: first value of all gains.
+        channels, num_blocks: of each adapter; see :class:`ScaleAdapter`.
+        initial_gain: initial value of all gains.
     """
 
     def __init__(

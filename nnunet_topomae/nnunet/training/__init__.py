@@ -1,1 +1,1 @@
-"""The two stages: what they share, pre-training, and fine-tuning."""
+"""The trainers of both stages, pre-training and fine-tuning, and what they share."""

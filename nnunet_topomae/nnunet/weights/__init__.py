@@ -1,1 +1,1 @@
-"""Weights on disk: checkpoints, handing them over to fine-tuning, and adapting them to other plans."""
+"""Weights on the disk: checkpoints, handing them over to fine-tuning, and adapting them to other plans."""
