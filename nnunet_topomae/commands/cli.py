@@ -266,8 +266,8 @@ def _splits(options: argparse.Namespace) -> None:
 
 def _adapt(options: argparse.Namespace) -> None:
     from nnunet_topomae.nnunet.data.preprocessed import PlannedDataset
+    from nnunet_topomae.nnunet.training import adapting
     from nnunet_topomae.nnunet.training.pretraining import external_folders, find_pretrainers
-    from nnunet_topomae.nnunet.weights import adapting
 
     checkpoint = adapting.read_pretrained(options.checkpoint)
     trainer = find_pretrainers([trainers.FOLDER, *external_folders()]).get(checkpoint["trainer_name"])

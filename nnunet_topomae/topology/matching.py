@@ -210,13 +210,13 @@ class Problem:
         return Tree.of(self.x.points), Tree.of(self.y.points)
 
     @property
-    def few(self) -> bool:
+    def is_small(self) -> bool:
         """Whether there are so few pairs that all can be used at once."""
         return len(self.x) * len(self.y) <= _FEW_PAIRS
 
     def on_lattices(self) -> "list[Problem]":
         """The problem on lattices, coarse to fine, as long as they merge points; none if the problem is small."""
-        if self.few:
+        if self.is_small:
             return []
         extent = np.ptp(np.quantile(np.concatenate([self.x.points, self.y.points]), _EXTENT))
         levels = []
@@ -268,7 +268,7 @@ class Problem:
 
     def _first_pairs(self, hint: Hint | None) -> Pairs:
         """All pairs if they are few; else pairs of nearest points, and those that a hint proposes."""
-        if self.few:
+        if self.is_small:
             rows, columns = np.indices((len(self.x), len(self.y))).reshape(2, -1)
             return self._pairs(rows, columns)
         groups = [
