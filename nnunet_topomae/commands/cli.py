@@ -4,20 +4,32 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
+from typing import TYPE_CHECKING, TextIO
 
-from nnunet_topomae import planners, trainers
+from nnunet_topomae import __version__, planners, trainers
+
+if TYPE_CHECKING:  # nnU-Net takes seconds to import, which --help and trainers can do without
+    from nnunet_topomae.nnunet.planning.planner import PretrainingPlanner
 
 _PLANS = "nnUNetTopoMAEPlans"
 _CONFIGURATIONS = ("3d_fullres", "3d_lowres")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a sub-command; an error that a user can mend is one line on standard error, and the exit status is 2."""
+    """Run a sub-command; an error that a user can mend is one line on standard error, and the exit status is 2.
+
+    Args:
+        arguments: of the command line; None for those that Python was started with.
+
+    Raises:
+        ValueError, RuntimeError, FileNotFoundError, AssertionError: such an error itself, with ``--traceback``.
+    """
     options = build_parser().parse_args(arguments)
     try:
         options.run(options)
     except (ValueError, RuntimeError, FileNotFoundError, AssertionError) as error:  # the last two are nnU-Net's, too
+        if options.traceback:
+            raise
         _say(f"Error: {error}", file=sys.stderr)
         return 2
     return 0
@@ -26,6 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """All sub-commands and their options; the options of planning are those of nnU-Net."""
     parser = argparse.ArgumentParser(prog="nnUNetv2_topomae", description=__doc__.split(":")[0])
+    parser.add_argument("--version", action="version", version=f"nnunet_topomae {__version__}")
+    parser.add_argument(
+        "--traceback", action="store_true", help="show where in the code an error arose, instead of one line"
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     folder = commands.add_parser("trainers", help="print the folder of the trainers, for nnUNet_extTrainer")
@@ -207,7 +223,7 @@ def _plan_experiment(options: argparse.Namespace) -> None:
     _print_next_commands(planner, options.d[0], _CONFIGURATIONS[0], plans_name, preprocessed=False)
 
 
-def _plan(options: argparse.Namespace, planner: type) -> str:
+def _plan(options: argparse.Namespace, planner: "type[PretrainingPlanner]") -> str:
     from nnunet_topomae.nnunet.planning import preprocessing
 
     return [
@@ -223,26 +239,21 @@ def _plan(options: argparse.Namespace, planner: type) -> str:
     ][-1]
 
 
-def find_planner(name: str) -> type:
+def find_planner(name: str) -> "type[PretrainingPlanner]":
     """The planner class of that name in planners/.
 
     Raises:
         ValueError: if there is none.
     """
-    planner = _find_class(planners, name)
+    from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+
+    planner = recursive_find_python_class(planners.__path__[0], name, planners.__name__)
     if planner is None:
         raise ValueError(
             f"-pl {name}: there is no such planner in {planners.__path__[0]}; for nnU-Net's own planners use "
             f"nnUNetv2_plan_experiment"
         )
     return planner
-
-
-def _find_class(package: ModuleType, name: str) -> type | None:
-    """A class in one of the modules of trainers/ or planners/."""
-    from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
-
-    return recursive_find_python_class(package.__path__[0], name, package.__name__)
 
 
 def _splits(options: argparse.Namespace) -> None:
@@ -255,8 +266,8 @@ def _splits(options: argparse.Namespace) -> None:
 
 def _adapt(options: argparse.Namespace) -> None:
     from nnunet_topomae.nnunet.data.preprocessed import PlannedDataset
+    from nnunet_topomae.nnunet.training import adapting
     from nnunet_topomae.nnunet.training.pretraining import external_folders, find_pretrainers
-    from nnunet_topomae.nnunet.weights import adapting
 
     checkpoint = adapting.read_pretrained(options.checkpoint)
     trainer = find_pretrainers([trainers.FOLDER, *external_folders()]).get(checkpoint["trainer_name"])
@@ -284,7 +295,7 @@ def _check_configurations(names: Sequence[str]) -> None:
 
 
 def _print_next_commands(
-    planner: type, dataset_id: int, configuration: str, plans_name: str, preprocessed: bool
+    planner: "type[PretrainingPlanner]", dataset_id: int, configuration: str, plans_name: str, preprocessed: bool
 ) -> None:
     train = f"nnUNetv2_train {dataset_id} {configuration} 0 -p {plans_name} -tr"
     commands = [
@@ -314,7 +325,7 @@ def positive(kind: type) -> Callable[[str], float]:
     return parse
 
 
-def _say(text: object, file=None) -> None:
+def _say(text: object, file: TextIO | None = None) -> None:
     """Write a line; what this command prints is its result, not a log."""
     (file or sys.stdout).write(f"{text}\n")
 

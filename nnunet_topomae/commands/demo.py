@@ -31,7 +31,7 @@ _NETWORK = {
     "pyramid_channels": [8, 16, 32, None],
     "pyramid_blocks": [1, 1, 1, 0],
 }
-_SETTINGS = {
+_SETTINGS: dict[str, dict[str, Any]] = {
     "pretraining": {"num_epochs": 5, "base_lr": 0.064, "topology": {"grid": [16, 16, 16]}, **_SCHEDULE},
     "finetuning": {"num_epochs": 5, "base_lr": 0.4, **_SCHEDULE},
 }

@@ -103,7 +103,7 @@ def _write_nifti(array: Image | Labels, file: Path) -> None:
 def _ellipsoid(shape: Sequence[int], center: npt.ArrayLike, radii: npt.ArrayLike) -> Mask:
     """Voxels inside an ellipsoid; centre and radii as shares of the shape."""
     coordinates = np.stack(np.meshgrid(*((np.arange(n) + 0.5) / n for n in shape), indexing="ij"), axis=-1)
-    return (((coordinates - center) / radii) ** 2).sum(axis=-1) <= 1
+    return (((coordinates - np.asarray(center)) / np.asarray(radii)) ** 2).sum(axis=-1) <= 1
 
 
 def _tube(shape: Sequence[int], points: Point, radius: float) -> Mask:

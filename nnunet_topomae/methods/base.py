@@ -153,21 +153,23 @@ class PretextTask(nn.Module, ABC):
         """
 
     @classmethod
-    def planned(
-        cls, config: PretrainingConfig, crop_size: Sequence[int], spacing: Sequence[float]
-    ) -> PretrainingConfig:
+    def planned(cls, config: Any, crop_size: Sequence[int], spacing: Sequence[float]) -> Any:
         """The settings with those replaced that depend on the plan.
 
         Args:
-            config: defaults of the method with the planned number of epochs.
+            config: a ``config_class`` with the defaults of the method and the planned number of epochs.
             crop_size: voxels per axis.
             spacing: mm per voxel and axis.
         """
         return config
 
     @classmethod
-    def for_memory(cls, config: PretrainingConfig) -> PretrainingConfig:
-        """The settings without what is computed on the CPU; the planner traces the memory of a step with them."""
+    def for_memory(cls, config: Any) -> Any:
+        """The settings without what is computed on the CPU; the planner traces the memory of a step with them.
+
+        Args:
+            config: a ``config_class``.
+        """
         return config
 
     def untrained_parameters(self) -> list[str]:

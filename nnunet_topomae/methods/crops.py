@@ -57,7 +57,7 @@ def random_crop(volume: Any, crop_size: Sequence[int], rng: np.random.Generator,
     box = [[s, s + size] for s, size in zip(start, crop_size, strict=True)]
     crop = crop_and_pad_nd(volume, box, 0).astype(np.float32)
     axes = [axis for axis in _SPATIAL_AXES if mirror and rng.random() < 0.5]
-    crop = np.ascontiguousarray(np.flip(crop, [axis + 1 for axis in axes]))
+    crop = np.ascontiguousarray(np.flip(crop, tuple(axis + 1 for axis in axes)))
     return torch.from_numpy(crop), Place(mirrored_start(start, crop_size, shape, axes), tuple(crop_size), shape)
 
 

@@ -32,6 +32,7 @@ class MAE(NormalisedReconstruction):
 
     config_class = MAEConfig
     headings = {"vit": "ViT"}  # noqa: RUF012 - a constant
+    vit: ViTEncoder
 
     def __init__(self, network: nn.Module, config: MAEConfig, crop_size: Sequence[int]):
         if not isinstance(dict(network.named_children()).get("vit"), ViTEncoder):

@@ -6,6 +6,8 @@ from typing import Any
 from dynamic_network_architectures.building_blocks.residual import BasicBlockD
 from torch import nn
 
+from nnunet_topomae.networks.geometry import size_of
+
 _RESIDUAL: dict[str, Any] = {
     "conv_op": nn.Conv3d,
     "kernel_size": 3,
@@ -26,4 +28,4 @@ def residual_block(input_channels: int, output_channels: int, norm: type[nn.Modu
 
 def upsampling(input_channels: int, output_channels: int, stride: Sequence[int]) -> nn.ConvTranspose3d:
     """A transposed convolution without bias whose kernel equals its stride, so that no outputs overlap."""
-    return nn.ConvTranspose3d(input_channels, output_channels, tuple(stride), tuple(stride), bias=False)
+    return nn.ConvTranspose3d(input_channels, output_channels, size_of(stride), size_of(stride), bias=False)

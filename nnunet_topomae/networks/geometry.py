@@ -1,8 +1,18 @@
 """Checks of sizes that crops, patches and strides have to satisfy."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 Size = tuple[int, int, int]
+
+
+def size_of(values: Iterable[int]) -> Size:
+    """Three numbers, one per axis, as a tuple.
+
+    Raises:
+        ValueError: if there are not three.
+    """
+    depth, height, width = values
+    return depth, height, width
 
 
 def grid_of(crop_size: Sequence[int], cell_size: Sequence[int], what: str) -> Size:
@@ -23,4 +33,4 @@ def grid_of(crop_size: Sequence[int], cell_size: Sequence[int], what: str) -> Si
             f"crop size {tuple(crop_size)} is not divisible by {what} {tuple(cell_size)}; "
             f"choose a crop size whose axes are multiples of it"
         )
-    return tuple(size // cell for size, cell in zip(crop_size, cell_size, strict=True))
+    return size_of(size // cell for size, cell in zip(crop_size, cell_size, strict=True))

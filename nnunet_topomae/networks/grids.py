@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nnunet_topomae.networks.geometry import size_of
+
 
 class GridTensor(Protocol):
     """How a tensor that lies on a grid is brought to another grid; networks describe theirs in ``resizing()``.
@@ -82,7 +84,7 @@ def resize(values: Tensor, before: Sequence[int], after: Sequence[int]) -> Tenso
         (..., M) with M the product of ``after``.
     """
     grid = values.reshape(1, -1, *before).float()
-    coarse = F.adaptive_avg_pool3d(grid, tuple(map(min, before, after)))
+    coarse = F.adaptive_avg_pool3d(grid, size_of(map(min, before, after)))
     resized = F.interpolate(coarse, tuple(after), mode="trilinear", align_corners=False)
     return resized.reshape(*values.shape[:-1], prod(after)).to(values.dtype)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_topomae.networks.blocks import residual_block, upsampling
-from nnunet_topomae.networks.geometry import Size
+from nnunet_topomae.networks.geometry import Size, size_of
 
 
 class ScaleAdapter(nn.Module):
@@ -102,8 +102,8 @@ def resampling_factors(source: Size, target: Size) -> tuple[Size, Size]:
     Raises:
         ValueError: see :class:`ScaleAdapter`.
     """
-    up = tuple(max(t // s, 1) for s, t in zip(source, target, strict=True))
-    down = tuple(max(s // t, 1) for s, t in zip(source, target, strict=True))
+    up = size_of(max(t // s, 1) for s, t in zip(source, target, strict=True))
+    down = size_of(max(s // t, 1) for s, t in zip(source, target, strict=True))
     exact = all(s * u == t * d for s, t, u, d in zip(source, target, up, down, strict=True))
     if not exact or any(u & (u - 1) for u in up):
         raise ValueError(
@@ -117,8 +117,8 @@ def upsampling_steps(factors: Size) -> Iterator[Size]:
     """Strides of at most 2 per axis whose product is ``factors``; at least one step, which may be (1, 1, 1)."""
     remaining = factors
     while True:
-        step = tuple(min(factor, 2) for factor in remaining)
+        step = size_of(min(factor, 2) for factor in remaining)
         yield step
-        remaining = tuple(factor // s for factor, s in zip(remaining, step, strict=True))
+        remaining = size_of(factor // s for factor, s in zip(remaining, step, strict=True))
         if max(remaining) == 1:
             return

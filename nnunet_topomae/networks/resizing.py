@@ -53,10 +53,11 @@ def adapt_weights(
         if name in fixed:
             continue
         given = weights.get(name)
-        if given is not None and name in before:
-            fitting = given if before[name] == after[name] else before[name].resize(given, after[name])
-        else:
-            fitting = given if given is None else _fit(name, given, initial, target, channels)
+        fitting = given
+        if given is not None and name not in before:
+            fitting = _fit(name, given, initial, target, channels)
+        elif given is not None and before[name] != after[name]:
+            fitting = before[name].resize(given, after[name])
         if fitting is None or fitting.shape != initial.shape:
             fresh.append(name)
             continue

@@ -31,7 +31,7 @@ def _collect(network: nn.Module, method: str) -> dict[str, Any]:
     """Answers of all parts that have a method, by full name; a part that answers with names alone gives None each."""
     answers: dict[str, Any] = {}
     for prefix, part in network.named_modules():
-        own = getattr(part, method, dict)()
+        own: Any = getattr(part, method, dict)()
         values = own if isinstance(own, dict) else dict.fromkeys(own)
         answers |= {f"{prefix}.{name}" if prefix else name: value for name, value in values.items()}
     return answers

@@ -66,7 +66,8 @@ class UNETRDecoder(nn.Module):
 
     def forward(self, tokens: Tensor, skips: Sequence[Tensor]) -> Tensor | list[Tensor]:
         """A token map and skips, finest first, to logits at full resolution, or a list of all, finest first."""
-        x, decoded = tokens, []
+        x = tokens
+        decoded: list[Tensor] = []
         for stage, skip in zip(reversed(self.stages), reversed(skips), strict=True):
             x = stage(x, skip)
             decoded.insert(0, x)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunet_topomae.networks.blocks import residual_block, upsampling
-from nnunet_topomae.networks.geometry import Size, grid_of
+from nnunet_topomae.networks.geometry import Size, grid_of, size_of
 from nnunet_topomae.networks.grids import GridTensor, Positions, TokenProjection
 from nnunet_topomae.networks.initialization import initialize
 
@@ -123,10 +123,11 @@ class UNETRPPEncoder(nn.Module):
         num_heads: int,
     ):
         super().__init__()
+        self.features_per_stage = tuple(features_per_stage)
         inputs = (input_channels, *features_per_stage[:-1])
         self.downsample = nn.ModuleList(
             nn.Sequential(
-                nn.Conv3d(before, after, tuple(stride), tuple(stride), bias=False),
+                nn.Conv3d(before, after, size_of(stride), size_of(stride), bias=False),
                 nn.GroupNorm(gcd(before, after), after),
             )
             for before, after, stride in zip(inputs, features_per_stage, strides, strict=True)
@@ -179,7 +180,7 @@ class UNETRPPDecoder(nn.Module):
         deep_supervision: bool,
     ):
         super().__init__()
-        self.deep_supervision = deep_supervision
+        self.num_classes, self.deep_supervision = num_classes, deep_supervision
         self.lowest_stride = tuple(strides[2])
         self.stages = nn.ModuleList(
             AddingUpBlock(

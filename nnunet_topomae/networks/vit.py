@@ -8,7 +8,7 @@ from timm.layers import trunc_normal_
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from nnunet_topomae.networks.geometry import grid_of
+from nnunet_topomae.networks.geometry import grid_of, size_of
 from nnunet_topomae.networks.grids import GridTensor, PatchVoxels, Positions
 
 _DECODER_WIDTH, _DECODER_DEPTH, _DECODER_HEAD_WIDTH = 384, 8, 32  # SelfMedMAE's
@@ -58,8 +58,8 @@ class ViTEncoder(nn.Module):
         super().__init__()
         if width % num_heads:
             raise ValueError(f"ViT width {width} is not divisible by {num_heads} heads")
-        self.patch_size = tuple(patch_size)
         self.grid = grid_of(crop_size, patch_size, "ViT patch size")
+        self.patch_size = size_of(patch_size)
         self.width = width
         self.patch_embed = nn.Conv3d(input_channels, width, self.patch_size, self.patch_size)
         self.pos_embed = nn.Parameter(sincos_positions(self.grid, width))
@@ -172,6 +172,8 @@ class ViTDecoder(nn.Module):
 
     Its arguments are those of :class:`ViTMaskedAutoencoder`.
     """
+
+    pos_embed: Tensor
 
     def __init__(self, encoder: ViTEncoder, output_channels: int, width: int, depth: int, num_heads: int):
         super().__init__()

@@ -9,7 +9,10 @@ import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,7 @@ def with_default(config_class: type, name: str, default: Any, source: str) -> An
     return setting(default, field.metadata["accepted"], field.metadata["meaning"], source)
 
 
-Config = TypeVar("Config")
+Config = TypeVar("Config", bound="DataclassInstance")
 
 
 def read_block(config_class: type[Config], values: Mapping[str, Any], name: str) -> Config:

@@ -186,12 +186,14 @@ class Hint:
     @classmethod
     def carried(cls, plan: Plan, coarse: "Problem", fine: "Problem") -> "Hint":
         """Give the points of a finer lattice the potentials of a coarser one, by way of the diagram's points."""
-        carried = []
-        for values, a, b in ((plan.alpha, coarse.x, fine.x), (plan.beta, coarse.y, fine.y)):
-            potentials = np.empty(len(b))
-            potentials[b.members] = values[a.members]
-            carried.append(np.minimum(potentials, b.to_diagonal))
-        return cls(*carried, coarse.x.cell**coarse.metric.order)
+
+        def carry(potentials: Values, source: Merged, target: Merged) -> Values:
+            carried = np.empty(len(target))
+            carried[target.members] = potentials[source.members]
+            return np.minimum(carried, target.to_diagonal)
+
+        margin = coarse.x.cell**coarse.metric.order
+        return cls(carry(plan.alpha, coarse.x, fine.x), carry(plan.beta, coarse.y, fine.y), margin)
 
 
 @dataclass(frozen=True)
@@ -208,13 +210,13 @@ class Problem:
         return Tree.of(self.x.points), Tree.of(self.y.points)
 
     @property
-    def few(self) -> bool:
+    def is_small(self) -> bool:
         """Whether there are so few pairs that all can be used at once."""
         return len(self.x) * len(self.y) <= _FEW_PAIRS
 
     def on_lattices(self) -> "list[Problem]":
         """The problem on lattices, coarse to fine, as long as they merge points; none if the problem is small."""
-        if self.few:
+        if self.is_small:
             return []
         extent = np.ptp(np.quantile(np.concatenate([self.x.points, self.y.points]), _EXTENT))
         levels = []
@@ -233,7 +235,8 @@ class Problem:
         """
         pairs = self._first_pairs(hint)
         start = None if hint is None else (hint.alpha, hint.beta)
-        lower, upper, best = 0.0, self.x.mass @ self.x.to_diagonal + self.y.mass @ self.y.to_diagonal, None
+        lower, upper = 0.0, float(self.x.mass @ self.x.to_diagonal + self.y.mass @ self.y.to_diagonal)
+        best: Plan | None = None
         while True:
             known = upper
             plan = self._transport(pairs, start, known)
@@ -245,7 +248,7 @@ class Problem:
             start = plan.alpha, plan.beta
             rows, columns, excess = pairs_below_potentials(*self.trees, *start, self.metric)
             most_of_row, most_of_column = _maximum(rows, excess, len(self.x)), _maximum(columns, excess, len(self.y))
-            infeasible = min(self.x.mass @ most_of_row, self.y.mass @ most_of_column)
+            infeasible = float(min(self.x.mass @ most_of_row, self.y.mass @ most_of_column))
             lower = min(max(lower, self._dual_value(plan) - infeasible), upper)
             if upper <= lower * (1 + tolerance) ** self.metric.order:
                 return best, lower, upper
@@ -265,7 +268,7 @@ class Problem:
 
     def _first_pairs(self, hint: Hint | None) -> Pairs:
         """All pairs if they are few; else pairs of nearest points, and those that a hint proposes."""
-        if self.few:
+        if self.is_small:
             rows, columns = np.indices((len(self.x), len(self.y))).reshape(2, -1)
             return self._pairs(rows, columns)
         groups = [
@@ -308,8 +311,8 @@ class Problem:
             raise RuntimeError(f"POT's network simplex gave up on a matching of {n} and {m} points (status {status})")
         beta = np.minimum(scale * (beta[:m] + alpha[n]), y.to_diagonal)
         real = (rows < n) & (columns < m)
-        flow = (part[real].astype(np.int64) for part in (rows, columns, np.rint(mass)))
-        return Plan(*flow, self._highest_alpha(pairs, beta), beta)
+        rows, columns, mass = (part[real].astype(np.int64) for part in (rows, columns, np.rint(mass)))
+        return Plan(rows, columns, mass, self._highest_alpha(pairs, beta), beta)
 
     def _sharpened(self, plan: Plan, pairs: Pairs) -> Plan:
         """The plan with its potentials computed anew, because those of POT have rounding errors of 1e-12.
@@ -339,14 +342,14 @@ class Problem:
 
     def _dual_value(self, plan: Plan) -> float:
         """What the potentials sum to: a lower bound of the cost, if they are feasible for all pairs."""
-        return self.x.mass @ plan.alpha + self.y.mass @ plan.beta
+        return float(self.x.mass @ plan.alpha + self.y.mass @ plan.beta)
 
     def _cost(self, plan: Plan) -> float:
         """Cost of matching the points that the plan matches, and of sending all others to the diagonal."""
         total = plan.mass @ self.metric.costs(self.x.points[plan.rows], self.y.points[plan.columns])
         for points, matched in ((self.x, plan.rows), (self.y, plan.columns)):
             total += (points.mass - np.bincount(matched, plan.mass, len(points))) @ points.to_diagonal
-        return total
+        return float(total)
 
 
 def _nearest(points: Points, others: Points, norm: float) -> tuple[Indices, Indices]:

@@ -118,7 +118,7 @@ def test_from_planning_to_prediction(workspace, tmp_path, task):
 
     pretrainer = space.trainer("TopoMAEPretrainer")
     pretrainer.run_training()
-    crop = pretrainer.crops_of(pretrainer.get_tr_and_val_datasets()[0], 0, mirror=True)[0]["data"]
+    crop = pretrainer.stream(pretrainer.get_tr_and_val_datasets()[0], 0, mirror=True)[0]["crop"]
     assert tuple(crop.shape) == (len(task.channels), *task.crop)
     assert 0 <= crop.min() < crop.max() <= 1
     finetuner = space.trainer("FusedFinetuneTrainer")

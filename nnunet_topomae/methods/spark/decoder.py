@@ -8,6 +8,7 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from nnunet_topomae.methods.spark.masked_convolution import HiddenPatches, masked_instance_norm
+from nnunet_topomae.networks.geometry import size_of
 
 _MIN_WIDTH, _WIDEST_STAGE = 8, 4
 
@@ -26,11 +27,12 @@ class Densify(nn.Module):
         super().__init__()
         self.norm = nn.InstanceNorm3d(channels, affine=True)
         self.mask_token = nn.Parameter(trunc_normal_(torch.zeros(1, channels, 1, 1, 1), std=0.02))
-        if deepest and channels == output_channels:
-            self.projection = nn.Identity()
-        else:
-            size = 1 if deepest else 3
-            self.projection = nn.Conv3d(channels, output_channels, size, padding=size // 2)
+        size = 1 if deepest else 3
+        self.projection = (
+            nn.Identity()
+            if deepest and channels == output_channels
+            else nn.Conv3d(channels, output_channels, size, padding=size // 2)
+        )
 
     def no_weight_decay(self) -> set[str]:
         """The mask token."""
@@ -57,9 +59,9 @@ class DecoderStage(nn.Module):
 
     def __init__(self, input_channels: int, output_channels: int, stride: Sequence[int]):
         super().__init__()
-        kernel = [2 + step if step > 1 else 3 for step in stride]
-        padding = [(size - step) // 2 for size, step in zip(kernel, stride, strict=True)]
-        self.upsample = nn.ConvTranspose3d(input_channels, input_channels, kernel, tuple(stride), padding)
+        kernel = size_of(2 + step if step > 1 else 3 for step in stride)
+        padding = size_of((size - step) // 2 for size, step in zip(kernel, stride, strict=True))
+        self.upsample = nn.ConvTranspose3d(input_channels, input_channels, kernel, size_of(stride), padding)
         block = {"conv_op": nn.Conv3d, "input_channels": input_channels, "kernel_size": 3, "stride": 1}
         block |= {"norm_op": nn.InstanceNorm3d, "norm_op_kwargs": {"affine": True}}
         self.blocks = nn.Sequential(

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
+from dynamic_network_architectures.building_blocks.plain_conv_encoder import PlainConvEncoder
+from dynamic_network_architectures.building_blocks.residual_encoders import ResidualEncoder
+from dynamic_network_architectures.building_blocks.unet_decoder import UNetDecoder
 from torch import Tensor
 
 from nnunet_topomae.methods.base import Batch
@@ -11,6 +14,7 @@ from nnunet_topomae.methods.masked import NormalisedReconstruction
 from nnunet_topomae.methods.spark.decoder import SparKDecoder
 from nnunet_topomae.methods.spark.masked_convolution import hide_in
 from nnunet_topomae.methods.spark.settings import AnatoMaskConfig, SparKConfig
+from nnunet_topomae.networks.geometry import Size, size_of
 
 _LARGEST_PATCH = 16
 
@@ -30,6 +34,8 @@ class SparK(NormalisedReconstruction):
     config_class = SparKConfig
     config: SparKConfig
     headings = {"unet": "U-Net"}  # noqa: RUF012 - a constant
+    encoder: PlainConvEncoder | ResidualEncoder
+    decoder: UNetDecoder
 
     def __init__(self, network: PlainConvUNet | ResidualEncoderUNet, config: SparKConfig, crop_size: Sequence[int]):
         if not isinstance(network, PlainConvUNet | ResidualEncoderUNet):
@@ -70,10 +76,10 @@ class AnatoMask(SparK):
     config_class = AnatoMaskConfig
 
 
-def choose_patch_size(strides: Sequence[Sequence[int]]) -> tuple[int, int, int]:
+def choose_patch_size(strides: Sequence[Sequence[int]]) -> Size:
     """The cumulative stride of the coarsest stage at which no axis exceeds 16.
 
     A voxel of a coarser stage covers several whole patches, so nothing is hidden from these stages.
     """
     cumulative = accumulate(strides, lambda a, b: [i * j for i, j in zip(a, b, strict=True)])
-    return tuple(next(stride for stride in reversed(list(cumulative)) if max(stride) <= _LARGEST_PATCH))
+    return size_of(next(stride for stride in reversed(list(cumulative)) if max(stride) <= _LARGEST_PATCH))

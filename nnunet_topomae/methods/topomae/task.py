@@ -15,7 +15,9 @@ from nnunet_topomae.methods.topomae.keypoints import NUM_KEYPOINTS, keypoint_err
 from nnunet_topomae.methods.topomae.settings import TopologyConfig, TopoMAEConfig
 from nnunet_topomae.methods.topomae.views import KeypointViews
 from nnunet_topomae.networks.fused import FusedViTUNETRPP
-from nnunet_topomae.networks.vit import light_decoder, scatter_tokens, visible_indices
+from nnunet_topomae.networks.pyramid import TokenPyramid
+from nnunet_topomae.networks.unetrpp import UNETRPPDecoder, UNETRPPEncoder
+from nnunet_topomae.networks.vit import ViTEncoder, light_decoder, scatter_tokens, visible_indices
 from nnunet_topomae.topology import TopologicalLoss
 from nnunet_topomae.topology.loss import check_grid, choose_grid
 
@@ -67,6 +69,11 @@ class TopoMAE(MaskedReconstruction):
     config_class = TopoMAEConfig
     config: TopoMAEConfig
     headings = {"vit": "ViT", "unetrpp": "UNETR++"}  # noqa: RUF012 - a constant
+    vit: ViTEncoder
+    encoder: UNETRPPEncoder
+    decoder: UNETRPPDecoder
+    full_resolution_skip: nn.Module
+    pyramid: TokenPyramid
 
     def __init__(self, network: FusedViTUNETRPP, config: TopoMAEConfig, crop_size: Sequence[int]):
         if not isinstance(network, FusedViTUNETRPP):
@@ -78,13 +85,13 @@ class TopoMAE(MaskedReconstruction):
         check_grid(crop_size, config.topology.grid)
         self.decoder.deep_supervision = False
         self.topological_loss = TopologicalLoss(config.topology.grid, config.topology.tolerance)
-        channels = self.decoder.seg_layers[0].out_channels
+        channels = self.decoder.num_classes
         heads = {}
         if "vit" in config.branches:
             self.vit_decoder = light_decoder(self.vit, channels)
             heads["vit"] = KeypointHead(self.vit.width)
         if "unetrpp" in config.branches:
-            heads["unetrpp"] = KeypointHead(self.encoder.downsample[-1][0].out_channels)
+            heads["unetrpp"] = KeypointHead(self.encoder.features_per_stage[-1])
         self.keypoint_heads = nn.ModuleDict(heads if config.spatial.enabled else {})
         self._freeze_what_is_not_trained()
 

@@ -1,6 +1,7 @@
 """What can be wrong with an image file."""
 
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -38,8 +39,8 @@ def _nifti(file: Path) -> tuple[np.ndarray, tuple[float, ...]]:
 
     SimpleITK would silently read 0 for NaN and inf, and nibabel a spacing of 1 for 0 unless it is told not to check.
     """
-    image = nibabel.load(file)
-    with ImageOpener(file) as stored:
+    image: Any = nibabel.load(file)  # a NIfTI-1 or NIfTI-2 image
+    with ImageOpener(str(file)) as stored:
         header = type(image.header).from_fileobj(stored, check=False)
     return np.asanyarray(image.dataobj), tuple(np.abs(header["pixdim"][1:4]))
 

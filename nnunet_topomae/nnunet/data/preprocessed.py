@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nnUNetBaseDataset
@@ -31,8 +32,8 @@ class JoinedCases:
 
     def __init__(self, *parts: "Cases"):
         self._part = {case: part for part in parts for case in part.identifiers}
-        self.identifiers = sorted(self._part)
-        self.source_folder = " and ".join(sorted({str(part.source_folder) for part in parts}))
+        self.identifiers: list[str] = sorted(self._part)
+        self.source_folder: str = " and ".join(sorted({str(part.source_folder) for part in parts}))
 
     def load_case(self, case: str) -> tuple:
         """What ``load_case`` of nnU-Net's dataset returns for that case."""
@@ -52,7 +53,7 @@ class PrefixedCases:
         return self._cases.load_case(case.removeprefix(self._prefix))
 
 
-Cases = nnUNetBaseDataset | JoinedCases | PrefixedCases
+Cases: TypeAlias = nnUNetBaseDataset | JoinedCases | PrefixedCases
 
 
 @dataclass(frozen=True)

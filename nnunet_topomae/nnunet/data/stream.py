@@ -32,7 +32,7 @@ class CaseImages:
             raise ValueError(f"there is no case to draw crops from in {cases.source_folder}")
         self._cases = cases
         self.identifiers: Sequence[str] = cases.identifiers
-        self.spacing = tuple(spacing)
+        self.spacing: Sequence[float] = tuple(spacing)
 
     def load(self, case: str) -> Any:
         """See :meth:`nnunet_topomae.methods.base.ImageSource.load`."""
@@ -57,7 +57,7 @@ class ItemStream(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Item number ``index``: the tensors that the method draws, and ``case``, the identifier."""
         rng = np.random.default_rng((*self.seed, index))
-        case = self.images.identifiers[rng.integers(len(self.images.identifiers))]
+        case = self.images.identifiers[int(rng.integers(len(self.images.identifiers)))]
         return self._draw(case, rng)
 
     def of_case(self, case: str) -> dict[str, Any]:

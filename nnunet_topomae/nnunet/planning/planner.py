@@ -56,6 +56,7 @@ class PretrainingPlanner(ExperimentPlanner, ABC):
     default_plans_name: ClassVar[str]
     vit: ClassVar[dict[str, int]]
 
+    dataset_fingerprint: dict[str, Any]  # read by nnU-Net's planner
     target_spacing: tuple[float, float, float] | None = None
     intensity_range: tuple[float, float] | None = None
     crop_size: Size | None = None
@@ -163,7 +164,7 @@ class PretrainingPlanner(ExperimentPlanner, ABC):
             "batch_size": batch_size,
             "patch_size": list(crop_size),
             "architecture": self._architecture(crop_size, strides, patch_size),
-            PRETRAINING: to_block(self.pretraining_config(crop_size, spacing, batch_size)),
+            PRETRAINING: to_block(self.pretraining_config(crop_size, spacing.tolist(), batch_size)),
             FINETUNING: to_block(self.finetuning_config(batch_size)),
         }
 

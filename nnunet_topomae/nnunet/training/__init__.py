@@ -1,1 +1,1 @@
-"""The trainers of both stages, pre-training and fine-tuning, and what they share."""
+"""The two stages: what they share, pre-training, fine-tuning; and adapting a pre-training to other plans."""

@@ -46,7 +46,7 @@ class FinetuneTrainer(StageTrainer):
         deep_supervision: bool = True,
     ) -> nn.Module:
         """Make the network of the plans, with stochastic depth if it has any; see :meth:`StageTrainer.build`."""
-        network_class = locate(configuration.network_arch_class_name)
+        network_class: Any = locate(configuration.network_arch_class_name)
         has_drop_path = network_class is not None and "drop_path" in inspect.signature(network_class).parameters
         overrides = {"drop_path": config.drop_path} if has_drop_path else {}
         return build_network(configuration, num_channels, num_classes, deep_supervision=deep_supervision, **overrides)

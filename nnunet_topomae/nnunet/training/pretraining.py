@@ -24,7 +24,7 @@ from nnunet_topomae.nnunet.data.pretraining_cases import PretrainingCases
 from nnunet_topomae.nnunet.data.stream import CaseImages, ItemStream, StreamSampler, endless_batches
 from nnunet_topomae.nnunet.planning.plans import FINETUNING, PRETRAINING, build_network
 from nnunet_topomae.nnunet.training.logger import PretrainingLogger
-from nnunet_topomae.nnunet.training.stage import StageTrainer
+from nnunet_topomae.nnunet.training.stage import StageTrainer, unwrap
 from nnunet_topomae.nnunet.weights.checkpoints import FIXED, UNTRAINED
 from nnunet_topomae.reporting.figures import Geometry, plane_names
 from nnunet_topomae.reporting.report import CaseReport, metrics_table, save_report
@@ -88,7 +88,7 @@ class Pretrainer(StageTrainer):
     @property
     def task(self) -> PretextTask:
         """The method, without the wrappers of DDP and torch.compile."""
-        return self.module
+        return unwrap(self.network)
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """nnU-Net's split. A dataset without labels is split in the same way, but no file is written."""
@@ -286,6 +286,8 @@ def find_pretrainers(folders: Iterable[Path]) -> dict[str, type[Pretrainer]]:
         if Pretrainer.__name__ not in file.read_text(encoding="utf-8"):
             continue
         spec = importlib.util.spec_from_file_location(f"{__name__}.{file.stem}", file)
+        assert spec is not None  # as for every Python file
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         found |= {

@@ -99,7 +99,7 @@ class StageTrainer(nnUNetTrainer, ABC):
             deep_supervision: whether the network gives outputs of several resolutions.
         """
 
-    def build_network_architecture(  # type: ignore[override]  # nnU-Net calls its static method on the trainer only
+    def build_network_architecture(  # nnU-Net's is a static method, which it calls on the trainer only
         self,
         plans_manager: PlansManager,
         configuration_manager: ConfigurationManager,
@@ -242,13 +242,13 @@ class StageTrainer(nnUNetTrainer, ABC):
             group["lr"] = rate
         self.lr_scheduler._last_lr = rates
 
-    def _restore_random_state(self, state: dict[str, torch.Tensor | None]) -> None:
+    def _restore_random_state(self, state: dict[str, Any]) -> None:
         torch.set_rng_state(state["cpu"].cpu())
         if state["cuda"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda"].cpu(), self.device)
 
 
-def unwrap(network: nn.Module) -> nn.Module:
+def unwrap(network: nn.Module) -> Any:
     """The module inside DDP's and torch.compile's wrappers."""
     if isinstance(network, DistributedDataParallel):
         network = network.module
