@@ -4,4 +4,4 @@ Everything below this package except :mod:`nnunet_topomae.nnunet`, :mod:`nnunet_
 :mod:`nnunet_topomae.cli` works without nnU-Net: networks, pretext tasks and the topological loss can be used alone.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
