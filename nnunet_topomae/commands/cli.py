@@ -1,6 +1,7 @@
 """What self-supervised pre-training needs beside nnU-Net's own commands: the command ``nnUNetv2_topomae``."""
 
 import argparse
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -245,10 +246,11 @@ def find_planner(name: str) -> "type[PretrainingPlanner]":
     Raises:
         ValueError: if there is none.
     """
-    from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+    from nnunet_topomae.nnunet.finding import find_class
+    from nnunet_topomae.nnunet.planning.planner import PretrainingPlanner
 
-    planner = recursive_find_python_class(planners.__path__[0], name, planners.__name__)
-    if planner is None:
+    planner = find_class(name, Path(planners.__path__[0]), PretrainingPlanner, planners.__name__)
+    if planner is None or inspect.isabstract(planner):
         raise ValueError(
             f"-pl {name}: there is no such planner in {planners.__path__[0]}; for nnU-Net's own planners use "
             f"nnUNetv2_plan_experiment"
@@ -267,14 +269,15 @@ def _splits(options: argparse.Namespace) -> None:
 def _adapt(options: argparse.Namespace) -> None:
     from nnunet_topomae.nnunet.data.preprocessed import PlannedDataset
     from nnunet_topomae.nnunet.training import adapting
-    from nnunet_topomae.nnunet.training.pretraining import external_folders, find_pretrainers
+    from nnunet_topomae.nnunet.training.pretraining import external_folders, find_pretrainer
 
     checkpoint = adapting.read_pretrained(options.checkpoint)
-    trainer = find_pretrainers([trainers.FOLDER, *external_folders()]).get(checkpoint["trainer_name"])
+    folders = [trainers.FOLDER, *external_folders()]
+    trainer = find_pretrainer(checkpoint["trainer_name"], folders)
     if trainer is None:
         raise ValueError(
             f"{options.checkpoint} was written by {checkpoint['trainer_name']}, which is none of the trainers in "
-            f"{trainers.FOLDER}"
+            f"{' and '.join(map(str, dict.fromkeys(folders)))}"
         )
     dataset = PlannedDataset.of(options.d, options.p)
     _say(adapting.adapt(options.checkpoint, checkpoint, trainer, dataset, options.c, options.o))
@@ -289,7 +292,7 @@ def _demo(options: argparse.Namespace) -> None:
 
 def _check_configurations(names: Sequence[str]) -> None:
     if "2d" in names:
-        raise ValueError("-c 2d: TopoMAE is made for 3D images and has no 2d configuration; use 3d_fullres")
+        raise ValueError("-c 2d: these plans are for 3D images and have no 2d configuration; use 3d_fullres")
     if unknown := sorted(set(names) - set(_CONFIGURATIONS)):
         raise ValueError(f"-c {unknown[0]}: there is no such configuration; use {' or '.join(_CONFIGURATIONS)}")
 

@@ -15,6 +15,7 @@ import torch
 
 from nnunet_topomae import trainers
 from nnunet_topomae.commands.phantom import LABELS, write_dataset
+from nnunet_topomae.files import write_json
 from nnunet_topomae.planners.topomae_planner import TopoMAEPlanner
 
 _DATASET_ID, _DATASET = 999, "Dataset999_TopoMAEPhantom"
@@ -91,10 +92,10 @@ class Demo:
         file = self.preprocessed / _DATASET / f"{_PLANS}.json"
         plans = json.loads(file.read_text())
         shrink_configuration(plans["configurations"][_CONFIGURATION], _CROP, _NETWORK, _SETTINGS)
-        file.write_text(json.dumps(plans, indent=2))
+        write_json(plans, file)
         plans["plans_name"] = _SCRATCH_PLANS
         plans["configurations"][_CONFIGURATION]["finetuning"]["from_scratch"] = True
-        file.with_name(f"{_SCRATCH_PLANS}.json").write_text(json.dumps(plans, indent=2))
+        write_json(plans, file.with_name(f"{_SCRATCH_PLANS}.json"))
 
     def train(self, plans: str, trainer: str) -> None:
         """One ``nnUNetv2_train``."""

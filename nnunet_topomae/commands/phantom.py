@@ -4,7 +4,6 @@ Each case is a body in air with CT-like intensities (HU) that holds a solid orga
 and a branching tree: structures whose components, loops and voids persistent homology can see.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 from scipy.ndimage import distance_transform_edt, gaussian_filter
+
+from nnunet_topomae.files import write_json
 
 LABELS = {"background": 0, "solid_organ": 1, "hollow_organ": 2, "tube": 3, "tree": 4}
 SHAPE = (32, 48, 48)
@@ -90,7 +91,7 @@ def write_dataset(folder: Path, num_training: int, num_test: int, seed: int = 0)
         "numTraining": num_training,
         "file_ending": ".nii.gz",
     }
-    (folder / "dataset.json").write_text(json.dumps(description, indent=2))
+    write_json(description, folder / "dataset.json")
 
 
 def _write_nifti(array: Image | Labels, file: Path) -> None:

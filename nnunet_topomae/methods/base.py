@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from nnunet_topomae.networks.traits import fixed_parameters
+from nnunet_topomae.networks.grids import GridTensor
+from nnunet_topomae.networks.traits import constant_parameters
 from nnunet_topomae.reporting.report import CaseReport
 from nnunet_topomae.settings import PretrainingConfig
 
 Batch = dict[str, Tensor]  # by name; the first dimension counts the items
+_TRAITS = ("no_weight_decay", "constant_parameters", "resizing")
 Output = Any  # tensors, in whatever dictionaries, lists or named tuples a method likes
 
 
@@ -84,12 +86,35 @@ class PretextTask(nn.Module, ABC):
     def __init__(self, network: nn.Module, config: PretrainingConfig, crop_size: Sequence[int]):
         super().__init__()
         self.config, self.crop_size = config, tuple(crop_size)
-        for name, part in network.named_children():
+        self._take_over(network)
+
+    def _take_over(self, network: nn.Module) -> None:
+        """Hold all parts and tensors of the network under their names, and remember what it says of them."""
+        tensors = (*network._modules, *network._parameters, *network._buffers)
+        if taken := [name for name in tensors if hasattr(self, name)]:
+            raise ValueError(
+                f'{type(network).__name__} has a part named "{taken[0]}", which is also an attribute of '
+                f"{type(self).__name__}; rename it in the network"
+            )
+        for name, part in network._modules.items():
             self.add_module(name, part)
-        for name, parameter in network.named_parameters(recurse=False):
+        for name, parameter in network._parameters.items():
             self.register_parameter(name, parameter)
-        for name, buffer in network.named_buffers(recurse=False):
-            self.register_buffer(name, buffer)
+        for name, buffer in network._buffers.items():
+            self.register_buffer(name, buffer, persistent=name not in network._non_persistent_buffers_set)
+        self._of_network: dict[str, Any] = {trait: getattr(network, trait, dict)() for trait in _TRAITS}
+
+    def no_weight_decay(self) -> set[str]:
+        """What the network itself says; see :mod:`nnunet_topomae.networks.traits`."""
+        return set(self._of_network["no_weight_decay"])
+
+    def constant_parameters(self) -> set[str]:
+        """What the network itself says; see :mod:`nnunet_topomae.networks.traits`."""
+        return set(self._of_network["constant_parameters"])
+
+    def resizing(self) -> dict[str, GridTensor]:
+        """What the network itself says; see :mod:`nnunet_topomae.networks.traits`."""
+        return dict(self._of_network["resizing"])
 
     @classmethod
     def build(cls, network: nn.Module, config: PretrainingConfig, crop_size: Sequence[int]) -> "PretextTask":
@@ -178,10 +203,10 @@ class PretextTask(nn.Module, ABC):
 
     def fixed_parameters(self) -> list[str]:
         """Names of those untrained parameters that are meant to keep their initial values: sine-cosine positions."""
-        fixed = fixed_parameters(self)
-        return [name for name in self.untrained_parameters() if name in fixed]
+        constant = constant_parameters(self)
+        return [name for name in self.untrained_parameters() if name in constant]
 
 
 def to_float32(output: Output) -> Output:
-    """An output with all its floating point tensors in float32, whatever containers hold them."""
+    """An output with all its floating point tensors in float32; in dicts, lists, tuples and named tuples."""
     return tree_map_only(Tensor, lambda tensor: tensor.float() if tensor.is_floating_point() else tensor, output)

@@ -17,7 +17,7 @@ def no_weight_decay(network: nn.Module) -> set[str]:
     return set(_collect(network, "no_weight_decay"))
 
 
-def fixed_parameters(network: nn.Module) -> set[str]:
+def constant_parameters(network: nn.Module) -> set[str]:
     """Names of parameters that pre-training leaves at their initial values on purpose: sine-cosine positions."""
     return set(_collect(network, "constant_parameters"))
 

@@ -139,7 +139,7 @@ class UNETR(nn.Module):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Which parameters belong to which layer; see :meth:`ViTEncoder.layers`."""
-        return self.vit.layers()
+        return self.vit.layers("vit")
 
     def forward(self, crop: Tensor) -> Tensor | list[Tensor]:
         """(B, C, D, H, W) to logits (B, K, D, H, W), or a list of all resolutions with deep supervision."""

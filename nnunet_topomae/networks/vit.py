@@ -1,5 +1,6 @@
 """Vision transformer encoder and its masked autoencoder in 3D (He et al., MAE; SelfMedMAE)."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -110,15 +111,16 @@ class ViTEncoder(nn.Module):
         """The positions. It matters once fine-tuning has changed them; before, a new network has its own."""
         return {"pos_embed": Positions(self.grid)}
 
-    def layers(self) -> dict[str, Any]:
-        """Which parameters belong to which layer, for timm's layer-wise learning rates.
+    def layers(self, name: str) -> dict[str, Any]:
+        """Which of its parameters belong to which layer, for timm's layer-wise learning rates.
 
-        The names are those in a network that holds this encoder as ``vit``. Parameters that are not named belong to the
-        last layer.
+        Args:
+            name: under which the network that asks holds this encoder; all its other parts belong to the last layer.
         """
+        prefix = rf"^{re.escape(name)}\."
         return {
-            "stem": r"^vit\.(?:patch_embed|pos_embed)",
-            "blocks": [(r"^vit\.blocks\.(\d+)", None), (r"^vit\.norm", (len(self.blocks),))],
+            "stem": prefix + r"(?:patch_embed|pos_embed)",
+            "blocks": [(prefix + r"blocks\.(\d+)", None), (prefix + "norm", (len(self.blocks),))],
         }
 
     def _embed(self, crop: Tensor) -> Tensor:

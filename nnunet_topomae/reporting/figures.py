@@ -49,11 +49,14 @@ def save_columns(cases: Mapping[str, Mapping[str, Volume]], geometry: Geometry, 
         file: the PNG file to write.
 
     Raises:
-        ValueError: if there is nothing to draw.
+        ValueError: if there is nothing to draw, or cases have different columns.
     """
     if not cases:
         raise ValueError("there is no case to draw")
     headings = list(next(iter(cases.values())))
+    for case, columns in cases.items():
+        if list(columns) != headings:
+            raise ValueError(f"{case} has columns {', '.join(columns)}, but other cases have {', '.join(headings)}")
     rows = len(cases) * len(_PLANES)
     figure = Figure(figsize=(_TILE * len(headings), _TILE * rows), layout="constrained")
     axes = figure.subplots(rows, len(headings), squeeze=False)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -44,7 +45,7 @@ def reconstruction_metrics(crop: Volume, prediction: Volume, hidden: npt.NDArray
 def mean_of(records: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
     """Mean per key over the records that have a value."""
     means: dict[str, float | None] = {}
-    for key in records[0]:
-        values = [value for record in records if (value := record[key]) is not None]
+    for key in dict.fromkeys(chain.from_iterable(records)):
+        values = [value for record in records if (value := record.get(key)) is not None]
         means[key] = float(np.mean(values)) if values else None
     return means

@@ -47,15 +47,23 @@ def save_report(reports: Iterable[tuple[str, CaseReport]], folder: Path, geometr
     records: list[dict[str, Any]] = []
     pictured: dict[str, Mapping[str, npt.NDArray[np.float32]]] = {}
     for case, report in reports:
-        records.append({"case": case, "metrics": {branch: dict(m) for branch, m in report.metrics.items()}})
-        if len(pictured) < _PICTURED_CASES:
+        records.append({"case": case, "metrics": _plain(report.metrics)})
+        if len(pictured) < _PICTURED_CASES and report.columns:
             pictured[case] = report.columns
-    save_columns(pictured, geometry, folder / "reconstructions.png")
-    branches = list(records[0]["metrics"])
-    means = {branch: mean_of([record["metrics"][branch] for record in records]) for branch in branches}
+    if not records:
+        raise ValueError("there is no case to report on")
+    if pictured:
+        save_columns(pictured, geometry, folder / "reconstructions.png")
+    branches = dict.fromkeys(chain.from_iterable(record["metrics"] for record in records))
+    means = {branch: mean_of([record["metrics"].get(branch, {}) for record in records]) for branch in branches}
     summary = {"mean": means, "metric_per_case": records}
     write_json(summary, folder / "summary.json")
     return summary
+
+
+def _plain(metrics: Mapping[str, Mapping[str, float | None]]) -> dict[str, dict[str, float | None]]:
+    """The same with Python's own numbers, whatever kind of number a method gives."""
+    return {b: {n: None if f is None else float(f) for n, f in figures.items()} for b, figures in metrics.items()}
 
 
 def metrics_table(means: Mapping[str, Mapping[str, float | None]], headings: Mapping[str, str]) -> list[str]:

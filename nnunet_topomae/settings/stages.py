@@ -55,13 +55,15 @@ class FinetuningConfig(StageConfig):
     layer_decay: float = setting(
         0.75,
         Number(0, 1, low_open=True),
-        "the learning rate is multiplied by this once for every ViT block between a parameter and the output",
+        "where a network names its layers, as a ViT does: the learning rate is multiplied by this once for every layer "
+        "between a parameter and the output",
         "SelfMedMAE",
     )
     drop_path: float = setting(
         0.1,
         Number(0, 1, high_open=True),
-        "stochastic depth: how often the last ViT block is skipped in training; less for earlier blocks",
+        "stochastic depth, where a network has it: how often the last ViT block is skipped in training; less for "
+        "earlier blocks",
         "SelfMedMAE",
     )
     from_scratch: bool = setting(default=False, accepted=Flag(), meaning="train from random weights", source="ours")

@@ -23,7 +23,7 @@ def test_figures_of_all_cases_and_their_means_are_saved(tmp_path):
 
 
 def test_a_report_without_cases_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="there is no case to draw"):
+    with pytest.raises(ValueError, match="there is no case to report on"):
         save_report([], tmp_path, GEOMETRY)
 
 

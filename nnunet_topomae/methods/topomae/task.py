@@ -163,7 +163,8 @@ class TopoMAE(MaskedReconstruction):
         """What every masked method shows, the topological distance, and the error of the key points in mm."""
         report = super().shown(output, batch)
         crop, hidden = batch["crop"], self.hidden_voxels(batch)
-        distances = self.topological_loss(crop, *(compose(crop, r, hidden) for r in output.reconstructions.values()))
+        same_for_all_runs = TopologicalLoss(choose_grid(self.crop_size, batch["spacing"][0].tolist()))
+        distances = same_for_all_runs(crop, *(compose(crop, r, hidden) for r in output.reconstructions.values()))
         metrics = {branch: dict(figures) for branch, figures in report.metrics.items()}
         for branch, distance in zip(output.reconstructions, distances, strict=True):
             metrics[branch]["topological_distance"] = distance.item()

@@ -17,7 +17,7 @@ class KeypointViews(CropViews):
         """What :meth:`CropViews.draw` gives, and where the crop lies.
 
         ``keypoints`` (9, 3) are scaled to [-1, 1] and mirrored with the volume; ``extent`` (3,) is the length in mm of
-        the interval that is scaled.
+        the interval that is scaled, and ``spacing`` (3,) that of a voxel.
         """
         crop, place = random_crop(images.load(case), self.crop_size, rng, mirror)
         extent = scaled_interval(*place)[1] * np.asarray(images.spacing)
@@ -26,9 +26,11 @@ class KeypointViews(CropViews):
             "mask": self.draw_mask(rng),
             "keypoints": torch.from_numpy(crop_keypoints(*place)),
             "extent": torch.from_numpy(extent.astype(np.float32)),
+            "spacing": torch.tensor(images.spacing, dtype=torch.float32),
         }
 
     def example(self, batch_size: int, num_channels: int) -> Batch:
         """See :meth:`Views.example`."""
-        places = {"keypoints": torch.zeros(batch_size, NUM_KEYPOINTS, 3), "extent": torch.ones(batch_size, 3)}
-        return super().example(batch_size, num_channels) | places
+        example = super().example(batch_size, num_channels)
+        lengths = {"extent": torch.ones(batch_size, 3), "spacing": torch.ones(batch_size, 3)}
+        return {**example, "keypoints": torch.zeros(batch_size, NUM_KEYPOINTS, 3), **lengths}

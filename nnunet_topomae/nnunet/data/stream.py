@@ -15,6 +15,8 @@ from tqdm import tqdm
 from nnunet_topomae.methods.base import Views
 from nnunet_topomae.nnunet.data.preprocessed import Cases
 
+_CASE = "case"  # key of the case's name in an item
+
 
 class CaseImages:
     """The images of preprocessed cases; their labels cannot be reached.
@@ -65,7 +67,14 @@ class ItemStream(Dataset):
         return self._draw(case, np.random.default_rng((*self.seed, list(self.images.identifiers).index(case))))
 
     def _draw(self, case: str, rng: np.random.Generator) -> dict[str, Any]:
-        return {**self.views.draw(self.images, case, rng, self.mirror), "case": case}
+        item = self.views.draw(self.images, case, rng, self.mirror)
+        for name, value in item.items():
+            if name == _CASE or not isinstance(value, torch.Tensor):
+                raise ValueError(
+                    f'{type(self.views).__name__}.draw must give tensors under other names than "{_CASE}", got '
+                    f"{name}: {type(value).__name__}"
+                )
+        return {**item, _CASE: case}
 
 
 class StreamSampler(Sampler[int]):

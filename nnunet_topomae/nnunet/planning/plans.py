@@ -1,6 +1,8 @@
 """Reads the settings that plans hold, and refuses plans that cannot be trained before anything is written."""
 
+import json
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -20,7 +22,12 @@ def read_config(configuration: ConfigurationManager, block: str, config_class: t
     Raises:
         ValueError: names the key that is unknown or out of range.
     """
-    return read_block(config_class, configuration.configuration.get(block, {}), block)
+    return _read_once(config_class, json.dumps(configuration.configuration.get(block, {})), block)
+
+
+@lru_cache
+def _read_once(config_class: type, values: str, block: str) -> Any:
+    return read_block(config_class, json.loads(values), block)
 
 
 def check_plans(

@@ -10,7 +10,7 @@ from nnunet_topomae.nnunet.data.preprocessed import PlannedDataset
 from nnunet_topomae.nnunet.planning.plans import read_config
 from nnunet_topomae.nnunet.training.pretraining import Pretrainer
 from nnunet_topomae.nnunet.weights.checkpoints import FIXED, UNTRAINED, WEIGHTS, read_checkpoint, write_checkpoint
-from nnunet_topomae.nnunet.weights.handover import HandOver, fixed_parameters
+from nnunet_topomae.nnunet.weights.handover import HandOver, fixed_in
 
 
 def read_pretrained(file: Path) -> dict:
@@ -60,7 +60,7 @@ def adapt(
     with torch.device("meta"):
         old = trainer.build(before, read_config(before, trainer.block, trainer.config_class), channels[0])
     new = trainer.build(after, config, channels[1])
-    fixed = fixed_parameters(checkpoint)
+    fixed = fixed_in(checkpoint)
     result = adapt_weights(checkpoint[WEIGHTS], old, new, channels, fixed)
     if result.weights.keys() <= {*result.fresh, *fixed}:
         raise ValueError(f"{file} has nothing in common with the network of {dataset.plans.plans_name}")

@@ -14,9 +14,9 @@ from torch import nn
 
 from nnunet_topomae.networks.traits import no_weight_decay
 from nnunet_topomae.nnunet.planning.plans import FINETUNING, build_network
-from nnunet_topomae.nnunet.training.pretraining import external_folders, find_pretrainers
+from nnunet_topomae.nnunet.training.pretraining import external_folders, named_pretrainers
 from nnunet_topomae.nnunet.training.stage import StageTrainer
-from nnunet_topomae.nnunet.weights.checkpoints import read_checkpoint
+from nnunet_topomae.nnunet.weights.checkpoints import is_pretrained, read_checkpoint
 from nnunet_topomae.nnunet.weights.handover import hand_over
 from nnunet_topomae.settings import FinetuningConfig
 
@@ -92,8 +92,7 @@ class FinetuneTrainer(StageTrainer):
         Raises:
             ValueError: if there is neither, or there are several; names the command that makes one.
         """
-        wanted = self._wanted_pretrainers()
-        own, of_all = (self._checkpoints(wanted, fold) for fold in (self.fold, "all"))
+        own, of_all = (self._checkpoints(fold) for fold in (self.fold, "all"))
         found = own or of_all
         if len(found) > 1:
             raise ValueError(
@@ -101,7 +100,7 @@ class FinetuneTrainer(StageTrainer):
                 f"{self.plans_manager.plans_name}.json to one of them"
             )
         if not found:
-            raise ValueError(self._how_to_pretrain(wanted))
+            raise ValueError(self._how_to_pretrain())
         (file,) = found.values()
         if not own:
             self.print_to_log_file(
@@ -110,34 +109,29 @@ class FinetuneTrainer(StageTrainer):
             )
         return file
 
-    def _wanted_pretrainers(self) -> Sequence[str]:
-        if self.config.pretrainer:
-            return [self.config.pretrainer]
-        if self.pretrainers is not None:
-            return self.pretrainers
-        return sorted(find_pretrainers(external_folders()))
+    def _wanted(self) -> Sequence[str] | None:
+        """Trainers whose checkpoints can be taken; None for all."""
+        return [self.config.pretrainer] if self.config.pretrainer else self.pretrainers
 
-    def _checkpoints(self, pretrainers: Sequence[str], fold: int | str) -> dict[str, Path]:
-        """The checkpoints that exist, by the name of their trainer."""
-        plans = self.plans_manager
-        files = {
-            name: Path(
-                get_output_folder(plans.dataset_name, name, plans.plans_name, self.configuration_name, fold),
-                _PRETRAINED,
-            )
-            for name in pretrainers
-        }
-        return {name: file for name, file in files.items() if file.is_file()}
+    def _checkpoints(self, fold: int | str) -> dict[str, Path]:
+        """Pre-trained checkpoints of a fold, by the name of their trainer."""
+        plans, configuration, wanted = self.plans_manager, self.configuration_name, self._wanted()
+        siblings = Path(self.output_folder_base).parent.glob(f"*__{plans.plans_name}__{configuration}")
+        names = wanted or sorted(folder.name.split("__")[0] for folder in siblings)
+        folders = {n: get_output_folder(plans.dataset_name, n, plans.plans_name, configuration, fold) for n in names}
+        files = {name: Path(folder, _PRETRAINED) for name, folder in folders.items()}
+        return {name: f for name, f in files.items() if f.is_file() and (wanted or is_pretrained(f))}
 
-    def _how_to_pretrain(self, pretrainers: Sequence[str]) -> str:
+    def _how_to_pretrain(self) -> str:
         command = (
             f"nnUNetv2_train {self.plans_manager.dataset_name} {self.configuration_name} {self.fold} "
             f"-p {self.plans_manager.plans_name} -tr"
         )
+        names = self._wanted() or named_pretrainers(external_folders())
         return (
             f"no pre-trained checkpoint of fold {self.fold} or all beside {self.output_folder_base}. Pre-train first "
             f"(add --c to continue an interrupted run):\n\n"
-            + "".join(f"    {command} {name}\n" for name in pretrainers)
+            + "".join(f"    {command} {name}\n" for name in names)
             + "\nor pass -pretrained_weights FILE, or set finetuning.from_scratch to true in "
             f"{self.plans_manager.plans_name}.json to train without"
         )

@@ -31,7 +31,7 @@ class PretrainingLogger(LocalLogger):
         terms = [key.removeprefix("train_") for key in log if key.startswith("train_")]
         times = zip(log["epoch_end_timestamps"], log["epoch_start_timestamps"], strict=True)
         save_progress(
-            {("total" if t == "losses" else t): Curve(log[f"train_{t}"], log[f"val_{t}"]) for t in terms},
+            {("total" if t == "losses" else t): Curve(log[f"train_{t}"], log.get(f"val_{t}", [])) for t in terms},
             log["lrs"],
             [end - start for end, start in times],
             Path(output_folder) / "progress.png",

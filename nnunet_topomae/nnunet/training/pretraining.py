@@ -1,7 +1,7 @@
 """The nnU-Net trainer of every pre-training method."""
 
-import importlib.util
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch.distributed as dist
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
@@ -22,6 +23,7 @@ from nnunet_topomae.networks.traits import no_weight_decay
 from nnunet_topomae.nnunet.data.preprocessed import Cases, PlannedDataset
 from nnunet_topomae.nnunet.data.pretraining_cases import PretrainingCases
 from nnunet_topomae.nnunet.data.stream import CaseImages, ItemStream, StreamSampler, endless_batches
+from nnunet_topomae.nnunet.finding import find_class
 from nnunet_topomae.nnunet.planning.plans import FINETUNING, PRETRAINING, build_network
 from nnunet_topomae.nnunet.training.logger import PretrainingLogger
 from nnunet_topomae.nnunet.training.stage import StageTrainer, unwrap
@@ -30,7 +32,10 @@ from nnunet_topomae.reporting.figures import Geometry, plane_names
 from nnunet_topomae.reporting.report import CaseReport, metrics_table, save_report
 from nnunet_topomae.settings import FinetuningConfig
 
+_DEFINITION = re.compile(r"^class (\w+)\(Pretrainer\):", re.MULTILINE)
 _MAX_GRADIENT_NORM = 12  # nnU-Net's
+_TOTAL = "total"
+_DIVERGED = "; if the images are sound, training has diverged: lower pretraining.base_lr"
 _TRAINING_STREAM, _VALIDATION_STREAM, _REPORT_STREAM = 0, 1, 2
 
 
@@ -108,12 +113,17 @@ class Pretrainer(StageTrainer):
     def _build_loss(self) -> None:
         """Nothing to build: the loss is part of the task."""
 
-    def on_train_start(self) -> None:
-        """Start; before the first epoch of a new training, let the method prepare itself."""
-        super().on_train_start()
-        if self.current_epoch == 0:
-            images = CaseImages(self.get_tr_and_val_datasets()[0], self.configuration_manager.spacing)
-            self.task.prepare(images, self.device, self.print_to_log_file)
+    def prepare(self) -> None:
+        """At the start of a new training, let the method prepare itself, and see that its report can be drawn."""
+        if self.current_epoch > 0:
+            return
+        training, validation = self.get_tr_and_val_datasets()
+        self.task.prepare(CaseImages(training, self.configuration_manager.spacing), self.device, self.print_to_log_file)
+        if self.is_ddp:
+            for tensor in (*self.task.parameters(), *self.task.buffers()):
+                dist.broadcast(tensor.data, 0)
+        if self.local_rank == 0:
+            self.report_on(validation.identifiers[0], self.stream(validation, _REPORT_STREAM, mirror=False))
 
     def get_dataloaders(self) -> tuple[Iterator[dict], Iterator[dict]]:
         """Random items of the training cases; fixed items of the validation cases."""
@@ -157,14 +167,14 @@ class Pretrainer(StageTrainer):
         with torch.no_grad(), self.autocast():
             inputs = self.task.choose(inputs, progress)
         terms = self.loss_terms(inputs, batch["case"])
-        self.optimise(terms["total"])
+        self.optimise(terms[_TOTAL])
         self.task.after_step(progress)
         self.on_iteration_end()
-        return to_numpy(terms)
+        return self._to_numpy(terms, batch["case"])
 
     def validation_step(self, batch: dict) -> dict[str, np.ndarray]:
         """Every loss term by name."""
-        return to_numpy(self.loss_terms(self.to_device(batch), batch["case"]))
+        return self._to_numpy(self.loss_terms(self.to_device(batch), batch["case"]), batch["case"])
 
     def loss_terms(self, inputs: Batch, cases: list[str]) -> dict[str, Tensor]:
         """Forward pass in mixed precision, losses in float32.
@@ -174,13 +184,30 @@ class Pretrainer(StageTrainer):
         """
         with self.autocast():
             output: Output = self.network(inputs)
+        output = to_float32(output)
         try:
-            return self.task.loss_terms(to_float32(output), inputs)
+            terms = self.task.loss_terms(output, inputs)
         except ValueError as error:
+            raise ValueError(f"{self._where(cases)}: {error}{_advice(output)}") from error
+        if unusable := [name for name, term in terms.items() if term.ndim] or (_TOTAL not in terms and [_TOTAL]):
             raise ValueError(
-                f"epoch {self.current_epoch}, cases {', '.join(cases)}: {error}; if the images are sound, "
-                f"training has diverged: lower pretraining.base_lr"
-            ) from error
+                f"{type(self.task).__name__}.loss_terms must give scalars, among them {_TOTAL}; see {unusable[0]}"
+            )
+        return terms
+
+    def _where(self, cases: list[str]) -> str:
+        return f"epoch {self.current_epoch}, cases {', '.join(cases)}"
+
+    def _to_numpy(self, terms: dict[str, Tensor], cases: list[str]) -> dict[str, np.ndarray]:
+        """Detached copies on the CPU.
+
+        Raises:
+            ValueError: names the cases of a batch whose loss is not finite.
+        """
+        values = {name: term.detach().cpu().numpy() for name, term in terms.items()}
+        if not np.isfinite(values[_TOTAL]):
+            raise ValueError(f"{self._where(cases)}: the loss is {values[_TOTAL]}{_DIVERGED}")
+        return values
 
     def optimise(self, loss: Tensor) -> None:
         """Backward pass, gradient clipping and optimiser step; losses are scaled in mixed precision."""
@@ -212,7 +239,7 @@ class Pretrainer(StageTrainer):
             gathered: list[dict] = [{}] * dist.get_world_size()
             dist.all_gather_object(gathered, means)
             means = {name: float(np.mean([each[name] for each in gathered])) for name in means}
-        self.logger.log(f"{split}_losses", means.pop("total"), self.current_epoch)
+        self.logger.log(f"{split}_losses", means.pop(_TOTAL), self.current_epoch)
         for name, value in means.items():
             self.logger.log(f"{split}_{name}", value, self.current_epoch)
 
@@ -259,15 +286,20 @@ class Pretrainer(StageTrainer):
             self.print_to_log_file(f"  {line}")
 
     def _reports(self) -> Iterator[tuple[str, CaseReport]]:
-        """What the method shows of every validation case, by one item that is the same in every report."""
+        """What the method shows of one item per validation case, always the same items."""
         cases = self.get_tr_and_val_datasets()[1]
         stream = self.stream(cases, _REPORT_STREAM, mirror=False)
         for case in tqdm(cases.identifiers, "Validating", leave=False, disable=None):
-            inputs = self.to_device(default_collate([stream.of_case(case)]))
-            with torch.no_grad():
-                with self.autocast():
-                    output = self.task(inputs)
-                yield case, self.task.shown(to_float32(output), inputs)
+            yield case, self.report_on(case, stream)
+
+    @torch.no_grad()
+    def report_on(self, case: str, stream: ItemStream) -> CaseReport:
+        """What the method shows of a case."""
+        self.network.eval()
+        inputs = self.to_device(default_collate([stream.of_case(case)]))
+        with self.autocast():
+            output = self.task(inputs)
+        return self.task.shown(to_float32(output), inputs)
 
 
 def external_folders() -> list[Path]:
@@ -275,29 +307,19 @@ def external_folders() -> list[Path]:
     return [Path(folder) for folder in os.environ.get("nnUNet_extTrainer", "").split(os.pathsep) if folder.strip()]
 
 
-def find_pretrainers(folders: Iterable[Path]) -> dict[str, type[Pretrainer]]:
-    """All pre-training trainers that are defined in folders such as trainers/, by name.
-
-    Args:
-        folders: they hold Python files; files in which the word ``Pretrainer`` does not occur are not imported.
-    """
-    found: dict[str, type[Pretrainer]] = {}
-    for file in (file for folder in folders for file in sorted(folder.glob("*.py"))):
-        if Pretrainer.__name__ not in file.read_text(encoding="utf-8"):
-            continue
-        spec = importlib.util.spec_from_file_location(f"{__name__}.{file.stem}", file)
-        assert spec is not None  # as for every Python file
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        found |= {
-            name: value
-            for name, value in vars(module).items()
-            if isinstance(value, type) and issubclass(value, Pretrainer) and value.__module__ == module.__name__
-        }
-    return found
+def find_pretrainer(name: str, folders: Iterable[Path]) -> type[Pretrainer] | None:
+    """The pre-training trainer of a name, found in the first folder that has it, as nnU-Net finds trainers."""
+    found = (find_class(name, folder, Pretrainer) for folder in folders)
+    return next((trainer for trainer in found if trainer), None)
 
 
-def to_numpy(terms: dict[str, Tensor]) -> dict[str, np.ndarray]:
-    """Detached copies on the CPU."""
-    return {name: term.detach().cpu().numpy() for name, term in terms.items()}
+def named_pretrainers(folders: Iterable[Path]) -> list[str]:
+    """Names of the pre-training trainers that files in some folders define, read without running the files."""
+    texts = (file.read_text(errors="replace") for folder in folders for file in folder.glob("*.py"))
+    return sorted({name for text in texts for name in _DEFINITION.findall(text)})
+
+
+def _advice(output: Output) -> str:
+    """What to do after an error, if it came from an output that is not finite."""
+    finite = all(bool(leaf.isfinite().all()) for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
+    return "" if finite else _DIVERGED

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from nnunet_topomae.nnunet.data.preprocessed import JoinedCases
 from nnunet_topomae.nnunet.data.stream import check_finite
-from nnunet_topomae.nnunet.planning.plans import check_plans
+from nnunet_topomae.nnunet.planning.plans import check_plans, read_config
 from nnunet_topomae.nnunet.training.schedule import warmup_cosine
 from nnunet_topomae.nnunet.weights.checkpoints import WEIGHTS, read_checkpoint, write_checkpoint
 from nnunet_topomae.nnunet.weights.handover import check_fits
@@ -99,8 +99,9 @@ class StageTrainer(nnUNetTrainer, ABC):
             deep_supervision: whether the network gives outputs of several resolutions.
         """
 
-    def build_network_architecture(  # nnU-Net's is a static method, which it calls on the trainer only
-        self,
+    @classmethod
+    def build_network_architecture(
+        cls,
         plans_manager: PlansManager,
         configuration_manager: ConfigurationManager,
         num_input_channels: int,
@@ -108,9 +109,9 @@ class StageTrainer(nnUNetTrainer, ABC):
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
         """Make what nnU-Net trains; see :meth:`build`."""
-        return self.build(
+        return cls.build(
             configuration_manager,
-            self.config,
+            read_config(configuration_manager, cls.block, cls.config_class),
             num_input_channels,
             num_output_channels,
             deep_supervision=enable_deep_supervision,
@@ -132,7 +133,11 @@ class StageTrainer(nnUNetTrainer, ABC):
         if not self.was_initialized:
             self.initialize()
         check_finite(JoinedCases(*self.get_tr_and_val_datasets()), show_progress=self.local_rank == 0)
+        self.prepare()
         super().on_train_start()
+
+    def prepare(self) -> None:
+        """What is done after the checks and before nnU-Net starts the training and its data loaders."""
 
     @abstractmethod
     def parameter_groups(self) -> list[dict[str, Any]]:

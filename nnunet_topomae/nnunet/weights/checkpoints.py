@@ -13,10 +13,9 @@ from torch import Tensor
 from nnunet_topomae.files import write_file
 
 WEIGHTS = "network_weights"  # nnU-Net's key
-UNTRAINED, FIXED = (
-    "untrained_parameters",
-    "fixed_parameters",
-)  # lists of names that pre-training writes; those in FIXED are in UNTRAINED, too
+UNTRAINED = "untrained_parameters"  # names, written by pre-training
+FIXED = "fixed_parameters"  # those of them whose first values are meant to stay
+_DAMAGES = (RuntimeError, EOFError, zipfile.BadZipFile, OSError, ValueError, LookupError, AttributeError)
 
 
 def write_checkpoint(checkpoint: Mapping[str, Any], file: Path) -> None:
@@ -59,11 +58,25 @@ def read_checkpoint(file: Path, device: torch.device | str = "cpu") -> dict[str,
             f"{file} is no checkpoint, or holds more than tensors and plain Python types, which is not loaded "
             f"because it could execute code: {_first_line(error)}"
         ) from error
-    except (RuntimeError, EOFError, zipfile.BadZipFile, OSError, ValueError, LookupError, AttributeError) as error:
+    except _DAMAGES as error:
         raise ValueError(f"{file} is damaged, truncated or no checkpoint: {_first_line(error)}") from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(WEIGHTS), dict):
         raise ValueError(f'{file} is no nnU-Net checkpoint: it has no "{WEIGHTS}"')
     return checkpoint
+
+
+def is_pretrained(file: Path) -> bool:
+    """Whether a checkpoint was left by pre-training; those of nnU-Net's own trainers are recognised and left alone.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
+    try:
+        return UNTRAINED in torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError:  # nnU-Net's own checkpoints hold more than tensors and plain types
+        return False
+    except _DAMAGES as error:
+        raise ValueError(f"{file} is damaged, truncated or no checkpoint: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:

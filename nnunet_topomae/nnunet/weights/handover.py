@@ -59,12 +59,12 @@ def hand_over(checkpoint: Mapping[str, Any], network: nn.Module, file: Path) -> 
     """
     wanted = check_fits(checkpoint, network, file)
     network.load_state_dict({name: checkpoint[WEIGHTS][name] for name in wanted}, strict=False)
-    untrained = set(checkpoint.get(UNTRAINED, ())) - set(fixed_parameters(checkpoint))
+    untrained = set(checkpoint.get(UNTRAINED, ())) - set(fixed_in(checkpoint))
     fresh = [name for name in network.state_dict() if name not in wanted or name in untrained]
     return HandOver(loaded=[name for name in wanted if name not in fresh], fresh=fresh)
 
 
-def fixed_parameters(checkpoint: Mapping[str, Any]) -> list[str]:
+def fixed_in(checkpoint: Mapping[str, Any]) -> list[str]:
     """Names of the parameters that pre-training left at their initial values on purpose.
 
     Checkpoints of version 0.1 do not name them. There, only the sine-cosine positions of the ViT are such parameters.

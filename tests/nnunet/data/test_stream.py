@@ -92,3 +92,18 @@ def test_cases_that_are_not_finite_are_named():
 def test_no_case_is_an_error():
     with pytest.raises(ValueError, match="no case to draw crops from"):
         crops(Cases())
+
+
+@pytest.mark.parametrize(
+    ("item", "what"), [({"levels": [1]}, "levels: list"), ({"case": torch.ones(1)}, "case: Tensor")]
+)
+def test_items_hold_tensors_alone(item, what):
+    class Other(KeypointViews):
+        def draw(self, *_):
+            return item
+
+    stream = ItemStream(
+        Other((4, 4, 4), (2, 2, 2), 0.5), CaseImages(Cases(a=ramp((8, 9, 10))), (1, 1, 1)), (0,), mirror=True
+    )
+    with pytest.raises(ValueError, match=rf'^Other.draw must give tensors under other names than "case", got {what}$'):
+        stream[0]

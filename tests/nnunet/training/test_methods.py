@@ -13,7 +13,7 @@ from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiment
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.run.run_training import maybe_load_checkpoint
 
-from nnunet_topomae.nnunet.weights.checkpoints import read_checkpoint
+from nnunet_topomae.nnunet.weights.checkpoints import read_checkpoint, write_checkpoint
 from tiny import SCHEDULE
 from workspace import CROP, NETWORK
 
@@ -162,7 +162,7 @@ def test_two_pretrainings_are_no_choice_of_ours(workspace, plans):
     for name in ("SparKPretrainer", "AnatoMaskPretrainer"):
         file = workspace.checkpoint(name, "nnUNetPlans", fold=2)
         file.parent.mkdir(parents=True)
-        file.touch()
+        write_checkpoint({"network_weights": {}, "untrained_parameters": []}, file)
     trainer = workspace.trainer("PretrainedFinetuneTrainer", "nnUNetPlans", fold=2)
     with pytest.raises(ValueError, match=r"checkpoints of AnatoMaskPretrainer and SparKPretrainer; set finetuning\."):
         trainer.find_pretrained_checkpoint()

@@ -5,6 +5,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 
+from nnunet_topomae.methods.topomae.views import KeypointViews
 from nnunet_topomae.nnunet.training.schedule import warmup_cosine
 from nnunet_topomae.nnunet.weights.checkpoints import read_checkpoint
 
@@ -87,3 +88,67 @@ def test_reconstruction_that_is_not_finite_names_the_cases(pretrained):
     batch["crop"][:] = torch.nan
     with pytest.raises(ValueError, match=r"epoch \d, cases phantom_.*NaN or inf.*lower pretraining.base_lr"):
         pretrained.validation_step(batch)
+
+
+def test_a_loss_that_is_not_finite_names_the_cases_whatever_the_method(pretrained):
+    terms = {"total": torch.tensor(torch.nan), "mse": torch.tensor(1.0)}
+    with pytest.raises(ValueError, match=r"^epoch \d, cases a, b: the loss is nan; if the images are sound"):
+        pretrained._to_numpy(terms, ["a", "b"])
+
+
+def test_an_error_of_a_method_is_not_taken_for_divergence(pretrained, monkeypatch):
+    def fail(output, batch):
+        raise ValueError("expected 3 crops")
+
+    batch = next(pretrained.get_dataloaders()[0])
+    monkeypatch.setattr(pretrained.task, "loss_terms", fail)
+    with pytest.raises(ValueError, match=r"^epoch \d, cases phantom_\w+, phantom_\w+: expected 3 crops$"):
+        pretrained.validation_step(batch)
+
+
+def test_a_report_that_cannot_be_drawn_stops_a_training_before_it_starts(workspace, monkeypatch):
+    trainer = workspace.trainer("TopoMAEPretrainer", workspace.write_plans("NoReport", lambda configuration: None))
+    trainer.initialize()
+
+    def fail(output, batch):
+        raise KeyError("unetrpp")
+
+    monkeypatch.setattr(trainer.task, "shown", fail)
+    with pytest.raises(KeyError):
+        trainer.on_train_start()
+
+
+class Prepared(KeypointViews):
+    """Draws what preparation has left in a buffer."""
+
+    def __init__(self, views, value):
+        super().__init__(views.crop_size, views.mask_grid, views.mask_ratio)
+        self.value = value
+
+    def draw(self, images, case, rng, mirror):
+        item = super().draw(images, case, rng, mirror)
+        return {**item, "crop": torch.full_like(item["crop"], self.value)}
+
+
+def test_a_method_prepares_itself_before_anything_is_drawn_and_only_once(workspace):
+    plans = workspace.write_plans("Prepared", lambda configuration: None)
+
+    def make(continue_training=False):
+        trainer = workspace.trainer("TopoMAEPretrainer", plans, continue_training=continue_training)
+        trainer.initialize()
+        task = trainer.task
+        task.register_buffer("prepared", torch.zeros(()))
+        task.prepare = lambda images, device, log: task.prepared.add_(len(images.identifiers))
+        task.views = lambda: Prepared(KeypointViews(task.crop_size, task.mask_grid, 0.5), float(task.prepared))
+        return trainer
+
+    trainer = make()
+    trainer.on_train_start()
+    assert next(trainer.dataloader_train)["crop"].unique().tolist() == [4]
+    trainer.on_train_epoch_start()
+    trainer.current_epoch = 1
+    assert trainer.save_checkpoint(str(workspace.checkpoint("TopoMAEPretrainer", plans, name="latest"))) is None
+    resumed = make(continue_training=True)
+    resumed.load_checkpoint(str(workspace.checkpoint("TopoMAEPretrainer", plans, name="latest")))
+    resumed.on_train_start()
+    assert next(resumed.dataloader_train)["crop"].unique().tolist() == [4]
