@@ -51,7 +51,7 @@ class ScaleAdapter(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(B, input_channels, *source) to (B, output_channels, *target)."""
+        """``(B, input_channels, *source)`` to ``(B, output_channels, *target)``."""
         return self.layers(tokens)
 
 
