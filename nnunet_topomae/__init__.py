@@ -4,4 +4,4 @@ Networks, pre-training methods, the topological loss, settings and reports work 
 :mod:`nnunet_topomae.nnunet`, the trainers, the planners and :mod:`nnunet_topomae.commands` need it.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
