@@ -30,6 +30,7 @@ autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True  # attributes are described where the class is, not once more on their own
+napoleon_attr_annotations = False
 
 nitpicky = True
 nitpick_ignore_regex = [  # what other packages define; their sites cannot be reached while building
@@ -49,6 +50,14 @@ def resolve_short_name(
     return domain.resolve_xref(env, node["refdoc"], app.builder, node["reftype"], found[0], node, content)
 
 
+def is_described_by_its_class(
+    app: Sphinx, what: str, name: str, member: object, skip: bool, options: object
+) -> bool | None:
+    """Leave out the fields of named tuples, which the docstring of the class describes."""
+    return True if type(member).__name__ == "_tuplegetter" else None
+
+
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
     app.connect("missing-reference", resolve_short_name)
+    app.connect("autodoc-skip-member", is_described_by_its_class)
