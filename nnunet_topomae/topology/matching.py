@@ -69,7 +69,8 @@ def match(x: Points, y: Points, metric: Metric, tolerance: float) -> Certificate
     """Find a matching whose distance is larger than the smallest possible one by at most ``tolerance``.
 
     Args:
-        x, y: diagrams (N, 2) and (M, 2), finite float64.
+        x: a diagram (N, 2), finite float64.
+        y: the other diagram, (M, 2).
         metric: what it costs to move a point.
         tolerance: relative to the distance; 0 for the optimum, up to the rounding errors of doubles (1e-9).
     """

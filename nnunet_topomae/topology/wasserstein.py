@@ -44,8 +44,9 @@ def wasserstein_distance(
     matched points their distance, for all others the distance to the diagonal, each to the power of ``order``.
 
     Args:
-        x, y: (N, 2) and (M, 2), rows of finite (birth, death), floating point; either may be empty. Births may lie
-            above deaths, as in super-level filtrations, or below, but alike in both.
+        x: a diagram (N, 2), rows of finite (birth, death), floating point; may be empty. Births may lie above deaths,
+            as in super-level filtrations, or below, but alike in both diagrams.
+        y: the other diagram, (M, 2).
         order: power of the distance, at least 1.
         ground: norm in the plane: "inf", or p of an Lp norm.
         tolerance: largest relative error of the distance that is allowed; 0 for the exact distance.
