@@ -37,7 +37,7 @@ def random_crop(volume: Any, crop_size: Sequence[int], rng: np.random.Generator,
         mirror: flip each axis with probability 1/2.
 
     Returns:
-        The crop (C, *crop_size) as float32, and its place. If the crop is mirrored, its place is that in a volume
+        The crop, ``(C, *crop_size)`` float32, and its place. If the crop is mirrored, its place is that in a volume
         mirrored in the same way.
 
     Example:

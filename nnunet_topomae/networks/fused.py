@@ -24,8 +24,9 @@ class FusedViTUNETRPP(UNETRPP):
         vit: keyword arguments of :class:`ViTEncoder`; ``patch_size`` is required.
         taps: blocks (0-based) whose hidden states feed scales 1 to 3; scale 4 gets the normalised output. None: at
             5/12, 8/12 and 11/12 of the depth, which is blocks 4, 7 and 10 of 12.
-        pyramid_channels, pyramid_blocks: channels and residual blocks of the adapters between ViT and UNETR++, a value
-            for each of the four scales; see :class:`ScaleAdapter`.
+        pyramid_channels: channels within the adapters between ViT and UNETR++, for each of the four scales; see
+            :class:`ScaleAdapter`.
+        pyramid_blocks: number of residual blocks of these adapters.
         fusion_gain: initial value of the learned gains on the ViT's features; at 0 the network starts as its UNETR++.
         drop_path: stochastic depth of the ViT.
         features_per_stage: channels of the four stages of UNETR++.

@@ -58,7 +58,7 @@ class PatchVoxels:
 
     Attributes:
         patch_size: voxels per axis.
-        channels: C.
+        channels: number C of channels.
     """
 
     patch_size: Sequence[int]
@@ -78,7 +78,8 @@ def resize(values: Tensor, before: Sequence[int], after: Sequence[int]) -> Tenso
 
     Args:
         values: (..., N) with N the product of ``before``.
-        before, after: cells per axis.
+        before: cells per axis of the values.
+        after: cells per axis of the result.
 
     Returns:
         (..., M) with M the product of ``after``.

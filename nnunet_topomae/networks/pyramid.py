@@ -19,7 +19,8 @@ class ScaleAdapter(nn.Module):
     Args:
         input_channels: width of the tokens.
         output_channels: channels of the scale.
-        source, target: tokens per axis before and after.
+        source: tokens per axis.
+        target: voxels per axis of the scale.
         channels: channels in between; None for ``output_channels``.
         num_blocks: residual blocks at the target resolution.
 
@@ -51,7 +52,7 @@ class ScaleAdapter(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(B, input_channels, *source) to (B, output_channels, *target)."""
+        """``(B, input_channels, *source)`` to ``(B, output_channels, *target)``."""
         return self.layers(tokens)
 
 
@@ -63,8 +64,10 @@ class TokenPyramid(nn.Module):
     Args:
         width: channels of the tokens.
         token_grid: tokens per axis.
-        grids, features_per_stage: of the scales, finest first.
-        channels, num_blocks: of each adapter; see :class:`ScaleAdapter`.
+        grids: voxels per axis of the scales, finest first.
+        features_per_stage: channels of the scales.
+        channels: channels within each adapter; see :class:`ScaleAdapter`.
+        num_blocks: residual blocks of each adapter.
         initial_gain: initial value of all gains.
     """
 

@@ -107,8 +107,9 @@ class UNETRPPEncoder(nn.Module):
         input_channels: channels C of the crop.
         grids: tokens per axis of the four stages.
         strides: per stage and axis, the stem first.
-        features_per_stage, depths, projection_sizes: channels, number of EPA blocks and their projection size, a value
-            for each stage.
+        features_per_stage: channels of the four stages.
+        depths: number of EPA blocks of the four stages.
+        projection_sizes: projection size of the EPA blocks of the four stages.
         num_heads: heads of every block.
     """
 
@@ -229,7 +230,8 @@ class UNETRPP(nn.Module):
         input_channels, num_classes, deep_supervision: given by nnU-Net.
         crop_size: voxels per axis; equals the configuration's ``patch_size`` in the plans.
         strides: five per-axis strides: 1 for full resolution, the stem's, and three downsamplings.
-        features_per_stage, depths: channels and number of EPA blocks of the four stages.
+        features_per_stage: channels of the four stages.
+        depths: number of EPA blocks of the four stages.
         projection_sizes: projection size of the EPA blocks of the four encoder stages.
         decoder_projection_size: projection size of all EPA blocks of the decoder.
         num_heads: heads of every EPA block.

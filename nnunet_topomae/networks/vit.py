@@ -163,7 +163,7 @@ class ViTMaskedAutoencoder(nn.Module):
             mask: (B, d, h, w) bool, True = hidden.
 
         Returns:
-            (B, C, D, H, W): the decoder's prediction at every patch.
+            The decoder's prediction at every patch, (B, C, D, H, W).
         """
         visible = visible_indices(mask, num_visible=int((~mask[0]).sum()))
         return self.decoder(self.encoder(crop, visible), visible)

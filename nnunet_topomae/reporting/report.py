@@ -39,7 +39,7 @@ def save_report(reports: Iterable[tuple[str, CaseReport]], folder: Path, geometr
         geometry: how the axes of the volumes lie in the body.
 
     Returns:
-        What ``summary.json`` holds: ``mean`` by branch and metric, and ``metric_per_case``.
+        The content of ``summary.json``, which is ``mean`` by branch and metric, and ``metric_per_case``.
 
     Raises:
         ValueError: if there is no case.

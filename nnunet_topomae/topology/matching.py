@@ -48,7 +48,8 @@ class Certificate:
     Attributes:
         lower_bound: the distance is at least this.
         upper_bound: the distance by this matching.
-        x_indices, y_indices: point ``x_indices[n]`` is matched to ``y_indices[n]``; all others go to the diagonal.
+        x_indices: matched points of the first diagram; all its others go to the diagonal.
+        y_indices: the points of the second diagram that they are matched to, in the same order.
     """
 
     lower_bound: float
@@ -58,7 +59,7 @@ class Certificate:
 
     @property
     def gap(self) -> float:
-        """Largest relative error that the distance can have: upper / lower bound - 1; 0 if both are 0."""
+        """Largest relative error that the distance can have, which is upper / lower bound - 1; 0 if both are 0."""
         if self.upper_bound <= self.lower_bound:
             return 0.0
         return self.upper_bound / self.lower_bound - 1 if self.lower_bound > 0 else math.inf
@@ -68,7 +69,8 @@ def match(x: Points, y: Points, metric: Metric, tolerance: float) -> Certificate
     """Find a matching whose distance is larger than the smallest possible one by at most ``tolerance``.
 
     Args:
-        x, y: diagrams (N, 2) and (M, 2), finite float64.
+        x: a diagram (N, 2), finite float64.
+        y: the other diagram, (M, 2).
         metric: what it costs to move a point.
         tolerance: relative to the distance; 0 for the optimum, up to the rounding errors of doubles (1e-9).
     """
@@ -163,9 +165,11 @@ class Plan:
     sending its point to the diagonal.
 
     Attributes:
-        rows, columns: matched points of x and of y.
+        rows: matched points of x.
+        columns: the points of y that they are matched to.
         mass: how often each of these pairs is matched.
-        alpha, beta: potentials of the points of x and of y.
+        alpha: potentials of the points of x.
+        beta: potentials of the points of y.
     """
 
     rows: Indices

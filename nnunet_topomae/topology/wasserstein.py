@@ -40,12 +40,13 @@ def wasserstein_distance(
 ) -> Tensor | tuple[Tensor, Certificate]:
     """Wasserstein distance of two persistence diagrams; by default W2 with ground metric L-infinity (Gu et al., II-A).
 
-    W(x, y)^order = min over partial matchings of the sum of |x_i - y_j|^order over matched points and of the distance
-    to the diagonal, to the same power, over unmatched ones.
+    The distance to the power of ``order`` is the smallest sum, over all ways to match points, of these costs: for
+    matched points their distance, for all others the distance to the diagonal, each to the power of ``order``.
 
     Args:
-        x, y: (N, 2) and (M, 2), rows of finite (birth, death), floating point; either may be empty. Births may lie
-            above deaths, as in super-level filtrations, or below, but alike in both.
+        x: a diagram (N, 2), rows of finite (birth, death), floating point; may be empty. Births may lie above deaths,
+            as in super-level filtrations, or below, but alike in both diagrams.
+        y: the other diagram, (M, 2).
         order: power of the distance, at least 1.
         ground: norm in the plane: "inf", or p of an Lp norm.
         tolerance: largest relative error of the distance that is allowed; 0 for the exact distance.

@@ -24,8 +24,8 @@ def crop_keypoints(
         volume_shape: voxels per axis.
 
     Returns:
-        (9, 3) float32 in [-1, 1]: corners in lexicographic order (z slowest; low before high), then the centre;
-        each row is (z, y, x).
+        Corners in lexicographic order (z slowest; low before high), then the centre, (9, 3) float32 in [-1, 1]; each
+        row is (z, y, x).
 
     Raises:
         ValueError: if a shape is not positive.

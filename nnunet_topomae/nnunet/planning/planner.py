@@ -38,8 +38,10 @@ class PretrainingPlanner(ExperimentPlanner, ABC):
     otherwise decided here, such as the crop size.
 
     Attributes:
-        network_class, task_class: the network and the method that are planned for.
-        pretrainer, finetuner: names of their trainers.
+        network_class: the network that is planned for.
+        task_class: the method that is planned for.
+        pretrainer: name of the trainer that pre-trains.
+        finetuner: name of the trainer that fine-tunes.
         default_plans_name: name of the plans.
         vit: width, depth and heads of the ViT.
         target_spacing: mm per voxel (z, y, x) of 3d_fullres; None to let nnU-Net decide.
