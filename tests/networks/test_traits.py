@@ -79,5 +79,5 @@ def test_a_task_says_what_its_network_says_and_holds_all_of_it():
 def test_a_network_whose_parts_are_called_as_a_task_is_refused():
     network = nn.Module()
     network.views = nn.Linear(2, 2)
-    with pytest.raises(ValueError, match='^Module has a part named "views", which is also an attribute of Task'):
+    with pytest.raises(ValueError, match=r'^Module has a part named "views", which is also an attribute of Task'):
         Task(network, PretrainingConfig(), (8, 8, 8))
