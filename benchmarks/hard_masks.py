@@ -18,10 +18,10 @@ import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import nn
 
-from nnunet_topomae.config import HARDNESS_SCORES, AnatoMaskConfig, AnatoMaskPolicyConfig
-from nnunet_topomae.masking import hardest_patches_mask, mask_to_voxels, random_patch_mask
-from nnunet_topomae.pretext import AnatoMask
-from nnunet_topomae.pretext.base import patch_means
+from nnunet_topomae.methods.losses import patch_means
+from nnunet_topomae.methods.masked import HARDNESS_SCORES, TeacherConfig
+from nnunet_topomae.methods.masking import hardest_patches_mask, mask_to_voxels, random_patch_mask
+from nnunet_topomae.methods.spark import AnatoMask, AnatoMaskConfig
 
 LOW, HIGH, TISSUE = -175, 250, -500  # HU; the range of soft tissue, as CT of the abdomen is clipped
 BATCH, NUM_CROPS = 2, 16
@@ -34,7 +34,7 @@ def make_task(crop: int) -> AnatoMask:
         {"eps": 1e-5, "affine": True}, nonlin=nn.LeakyReLU, nonlin_kwargs={"inplace": True},
     )  # fmt: skip
     network.apply(network.initialize)
-    policy = AnatoMaskPolicyConfig(first_momentum=0.9, last_momentum=0.99)  # a short training has no time for more
+    policy = TeacherConfig(first_momentum=0.9, last_momentum=0.99)  # a short training has no time for more
     return AnatoMask.build(network, AnatoMaskConfig(decoder_width=64, anatomask=policy), [crop] * 3)
 
 
@@ -54,8 +54,8 @@ def train(task: AnatoMask, image: torch.Tensor, steps: int, rng: np.random.Gener
     optimizer = torch.optim.AdamW([p for p in task.parameters() if p.requires_grad], lr=1e-3)
     for step in range(steps):
         crops, progress = draw(image, task.crop_size[0], BATCH, rng), step / steps
-        mask = task.choose_mask(crops, random_masks(task, len(crops)), progress)
-        loss = task.loss_terms(task(crops, mask), crops, mask, torch.empty(0))["total"]
+        batch = task.choose({"crop": crops, "mask": random_masks(task, len(crops))}, progress)
+        loss = task.loss_terms(task(batch), batch)["total"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -75,7 +75,8 @@ def hardest(task: AnatoMask, crops: torch.Tensor, given: torch.Tensor, score: st
     """The hardest half of the hidden patches by a score."""
     teacher = task.teacher.eval()
     teacher.config = replace(task.config, anatomask=replace(task.config.anatomask, hardness=score))
-    errors = teacher.patch_errors(teacher(crops, given), crops) * given
+    batch = {"crop": crops, "mask": given}
+    errors = teacher.patch_errors(teacher(batch), batch) * given
     count = int(given[0].sum()) // 2
     return hardest_patches_mask(errors, count, count)
 

@@ -15,13 +15,13 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
-from nnunet_topomae.config import TopologyConfig, TopoMAEConfig
-from nnunet_topomae.masking import random_patch_mask
+from nnunet_topomae.commands.phantom import make_case
+from nnunet_topomae.methods.masking import random_patch_mask
+from nnunet_topomae.methods.topomae import TopologyConfig, TopoMAE, TopoMAEConfig
+from nnunet_topomae.methods.topomae.keypoints import NUM_KEYPOINTS
+from nnunet_topomae.methods.topomae.task import loss_weights
 from nnunet_topomae.networks import FusedViTUNETRPP
-from nnunet_topomae.nnunet.planning import fit_strides
-from nnunet_topomae.phantom import make_case
-from nnunet_topomae.pretext import TopoMAE
-from nnunet_topomae.pretext.topomae import loss_weights
+from nnunet_topomae.nnunet.planning.geometry import fit_strides
 from nnunet_topomae.topology import TopologicalLoss
 
 
@@ -35,12 +35,13 @@ def read_ct(file: Path | None, crop: list[int]) -> np.ndarray:
 
 
 def draw(image: np.ndarray, task: TopoMAE, crop: list[int], rng: np.random.Generator, batch: int):
-    """Random crops (B, 1, D, H, W) and masks (B, d, h, w)."""
+    """A batch of random crops and masks; key points are all 0."""
     starts = [[rng.integers(n - c + 1) for n, c in zip(image.shape, crop, strict=True)] for _ in range(batch)]
     crops = [image[tuple(slice(s, s + c) for s, c in zip(start, crop, strict=True))] for start in starts]
     generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
     masks = [random_patch_mask(task.mask_grid, 0.5, generator) for _ in range(batch)]
-    return torch.tensor(np.stack(crops))[:, None], torch.stack(masks)
+    points = torch.zeros(batch, NUM_KEYPOINTS, 3)
+    return {"crop": torch.tensor(np.stack(crops))[:, None], "mask": torch.stack(masks), "keypoints": points}
 
 
 def main() -> None:
@@ -62,20 +63,19 @@ def main() -> None:
     trained = [p for p in task.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1.5e-4)
     image = read_ct(options.image, options.crop)
-    points = torch.zeros(2, 9, 3)
     for _ in range(options.steps):
-        crop, mask = draw(image, task, options.crop, rng, 2)
+        drawn = draw(image, task, options.crop, rng, 2)
         optimizer.zero_grad()
-        task.loss_terms(task(crop, mask), crop, mask, points)["total"].backward()
+        task.loss_terms(task(drawn), drawn)["total"].backward()
         optimizer.step()
-    crop, mask = draw(image, task, options.crop, rng, 2)
+    drawn = draw(image, task, options.crop, rng, 2)
     weights = loss_weights(replace(TopoMAEConfig(), topology=TopologyConfig(weight=1.0)))
     print(f"crop {options.crop}, {options.steps} steps\n{'term':<34}{'value':>12}{'gradient':>12}{'x lambdas':>12}")
     grids = [None, [s // 2 for s in options.crop], [s // 4 for s in options.crop]]
     for grid in grids[options.skip_full :]:
         task.topological_loss = TopologicalLoss(grid)
         task.config = replace(TopoMAEConfig(), topology=TopologyConfig(weight=1.0, grid=grid))
-        terms = task.loss_terms(task(crop, mask), crop, mask, points)
+        terms = task.loss_terms(task(drawn), drawn)
         for name, term in terms.items():
             if name == "total" or ("topological" not in name and grid is not grids[-1]):
                 continue

@@ -12,26 +12,22 @@ import os
 import resource
 import subprocess
 import sys
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 
-from nnunet_topomae.config import TopologyConfig, TopoMAEConfig
-from nnunet_topomae.masking import random_patch_mask
+from nnunet_topomae.methods import to_float32
+from nnunet_topomae.methods.topomae import TopologyConfig, TopoMAE, TopoMAEConfig
 from nnunet_topomae.networks import FusedViTUNETRPP
-from nnunet_topomae.nnunet.memory import CONTEXT, GIB
-from nnunet_topomae.nnunet.planning import (
-    TopoMAEPlanner,
-    choose_patch_size,
-    fit_strides,
-    trace_finetuning,
-    trace_pretraining,
-)
-from nnunet_topomae.pretext import TopoMAE
+from nnunet_topomae.nnunet.planning.geometry import choose_patch_size, fit_strides
+from nnunet_topomae.nnunet.planning.memory import CONTEXT, GIB
+from nnunet_topomae.nnunet.planning.traces import StepSizes, trace_finetuning, trace_pretraining
+from nnunet_topomae.planners.topomae_planner import TopoMAEPlanner
 
-STAGES = {"pre-training": trace_pretraining, "fine-tuning": trace_finetuning}
+STAGES = {"pre-training": partial(trace_pretraining, TopoMAE), "fine-tuning": trace_finetuning}
 
 
 class Plan(NamedTuple):
@@ -91,10 +87,10 @@ def measure(plan: Plan, stage: str, device: torch.device) -> float:
 
 
 def pretraining_loss(task: TopoMAE, crops: torch.Tensor) -> torch.Tensor:
-    """Of random masks and key points."""
-    masks = [random_patch_mask(task.mask_grid, 0.5, torch.Generator()) for _ in crops]
-    mask, keypoints = torch.stack(masks).to(crops.device), torch.zeros(len(crops), 9, 3, device=crops.device)
-    return task.loss_terms(task(crops, mask).to_float32(), crops, mask, keypoints)["total"]
+    """Of any masks and key points."""
+    example = {name: tensor.to(crops.device) for name, tensor in task.views().example(*crops.shape[:2]).items()}
+    batch = {**example, "crop": crops}
+    return task.loss_terms(to_float32(task(batch)), batch)["total"]
 
 
 def finetuning_loss(network: FusedViTUNETRPP, crops: torch.Tensor) -> torch.Tensor:
@@ -107,8 +103,9 @@ def finetuning_loss(network: FusedViTUNETRPP, crops: torch.Tensor) -> torch.Tens
 
 def estimate(plan: Plan, stage: str, cuda: bool) -> float:
     """GiB that the planner expects."""
-    sizes = plan.channels, plan.classes, plan.batch_size
-    trace = STAGES[stage](FusedViTUNETRPP, TopoMAE, json.dumps(plan.architecture()), *sizes, cuda)
+    arguments = json.dumps(plan.architecture())
+    sizes = StepSizes(FusedViTUNETRPP, arguments, plan.channels, plan.classes, plan.batch_size, cuda)
+    trace = STAGES[stage](sizes)
     return (trace - cuda * CONTEXT) / GIB
 
 

@@ -21,8 +21,7 @@ from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_datas
 from tqdm import tqdm
 
 import nnunet_topomae.trainers
-from nnunet_topomae.masking import random_patch_mask
-from nnunet_topomae.nnunet.pretraining import Pretrainer
+from nnunet_topomae.nnunet.training.pretraining import Pretrainer
 
 METHODS = {  # by plans
     "nnUNetPlans": ("SparKPretrainer", "AnatoMaskPretrainer"),
@@ -46,16 +45,11 @@ def make_batch(trainer: nnUNetTrainer) -> dict:
     """Random images with what the trainer needs beside them."""
     manager = trainer.configuration_manager
     size = manager.batch_size, trainer.num_input_channels, *manager.patch_size
-    batch = {"data": torch.rand(size), "case": ["random"] * manager.batch_size}
     if isinstance(trainer, Pretrainer):
-        masks = [
-            random_patch_mask(trainer.task.mask_grid, trainer.config.mask_ratio, torch.Generator())
-            for _ in range(size[0])
-        ]
-        return {**batch, "mask": torch.stack(masks), "keypoints": torch.zeros(size[0], 9, 3)}
+        return {**trainer.task.views().example(*size[:2]), "case": ["random"] * size[0]}
     with torch.no_grad():
         outputs = trainer.network(torch.rand(1, *size[1:], device=trainer.device))
-    return {**batch, "target": [torch.zeros(size[0], 1, *output.shape[2:]) for output in outputs]}
+    return {"data": torch.rand(size), "target": [torch.zeros(size[0], 1, *output.shape[2:]) for output in outputs]}
 
 
 def main() -> None:

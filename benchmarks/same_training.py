@@ -73,7 +73,7 @@ def make_dataset(folder: Path) -> None:
     try:
         from nnunet_topomae.commands.phantom import write_dataset
     except ImportError:  # before version 0.2
-        from nnunet_topomae.phantom import write_dataset
+        from nnunet_topomae.commands.phantom import write_dataset
     from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiments, preprocess
 
     for name in ("raw", "preprocessed", "results"):

@@ -28,12 +28,11 @@ from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_datas
 from torch.utils.data import default_collate
 
 import nnunet_topomae.trainers
-from nnunet_topomae.config import TopoMAEConfig
-from nnunet_topomae.masking import mask_to_voxels
-from nnunet_topomae.nnunet.plans import build_network
-from nnunet_topomae.nnunet.pretraining import Pretrainer
-from nnunet_topomae.pretext import TopoMAE
-from nnunet_topomae.pretext.base import compose
+from nnunet_topomae.methods import to_float32
+from nnunet_topomae.methods.losses import compose
+from nnunet_topomae.methods.topomae import TopoMAE, TopoMAEConfig
+from nnunet_topomae.nnunet.planning.plans import build_network
+from nnunet_topomae.nnunet.training.pretraining import Pretrainer
 from nnunet_topomae.topology import TopologicalLoss
 
 
@@ -52,17 +51,17 @@ def median_seconds(actions: dict[str, Callable[[], object]], steps: int, device:
 
 def make_step(trainer: Pretrainer, config: TopoMAEConfig, batch: dict) -> Callable[[], None]:
     """A step of optimisation of a fresh network."""
-    channels = batch["data"].shape[1]
+    channels = batch["crop"].shape[1]
     network = build_network(trainer.configuration_manager, channels, num_classes=channels, deep_supervision=False)
-    task = TopoMAE(network, config, batch["data"].shape[2:]).to(trainer.device)
+    task = TopoMAE(network, config, batch["crop"].shape[2:]).to(trainer.device)
     optimizer = torch.optim.AdamW([p for p in task.parameters() if p.requires_grad], lr=1e-4)
-    crop, mask, keypoints = trainer.to_device(batch)
+    inputs = trainer.to_device(batch)
 
     def step() -> None:
         optimizer.zero_grad()
         with trainer.autocast():
-            output = task(crop, mask)
-        task.loss_terms(output.to_float32(), crop, mask, keypoints)["total"].backward()
+            output = task(inputs)
+        task.loss_terms(to_float32(output), inputs)["total"].backward()
         optimizer.step()
 
     return step
@@ -70,8 +69,8 @@ def make_step(trainer: Pretrainer, config: TopoMAEConfig, batch: dict) -> Callab
 
 def make_topology(trainer: Pretrainer, config: TopoMAEConfig, batch: dict) -> Callable[[], None]:
     """The topological loss of two reconstructions as early in training: the crop, blurred where it is hidden."""
-    crop, mask, _ = trainer.to_device(batch)
-    hidden = mask_to_voxels(mask, trainer.task.patch_size)
+    inputs = trainer.to_device(batch)
+    crop, hidden = inputs["crop"], trainer.task.hidden_voxels(inputs)
     loss = TopologicalLoss(config.topology.grid, config.topology.tolerance)
     blurred = [torch.nn.functional.avg_pool3d(crop, k, stride=1, padding=k // 2) for k in (3, 5)]
     predictions = [b.detach().requires_grad_() for b in blurred]
@@ -102,11 +101,11 @@ def main() -> None:
         trainer.log_file = os.path.join(folder, "log.txt")
         trainer.initialize()
     config, size = trainer.config, trainer.configuration_manager.batch_size
-    crops = trainer.crops_of(trainer.get_tr_and_val_datasets()[0], 0, mirror=True)
-    batch = default_collate([crops[i] for i in range(size)])
+    items = trainer.stream(trainer.get_tr_and_val_datasets()[0], 0, mirror=True)
+    batch = default_collate([items[i] for i in range(size)])
     without = replace(config, topology=replace(config.topology, enabled=False))
     actions = {
-        "data": lambda: [crops[i] for i in range(size)],
+        "data": lambda: [items[i] for i in range(size)],
         "ViT": make_step(trainer, replace(without, branches=("vit",)), batch),
         "UNETR++": make_step(trainer, replace(without, branches=("unetrpp",)), batch),
         "both": make_step(trainer, without, batch),
@@ -114,7 +113,7 @@ def main() -> None:
         "with topology": make_step(trainer, config, batch),
     }
     print(
-        f"{dataset}: crop {tuple(batch['data'].shape)}, grid {config.topology.grid}, "
+        f"{dataset}: crop {tuple(batch['crop'].shape)}, grid {config.topology.grid}, "
         f"tolerance {config.topology.tolerance}; {device}, {os.cpu_count()} cores ({platform.machine()})"
     )
     seconds = median_seconds(actions, options.steps, device)

@@ -1,7 +1,7 @@
-"""Self pre-training with topology- and spatiality-aware masked autoencoders, as an extension of nnU-Net v2.
+"""Self-supervised pre-training of 3D segmentation networks, as an extension of nnU-Net v2.
 
-Everything below this package except :mod:`nnunet_topomae.nnunet`, :mod:`nnunet_topomae.demo` and
-:mod:`nnunet_topomae.cli` works without nnU-Net: networks, pretext tasks and the topological loss can be used alone.
+Networks, pre-training methods, the topological loss, settings and reports work without nnU-Net. Only
+:mod:`nnunet_topomae.nnunet`, the trainers, the planners and :mod:`nnunet_topomae.commands` need it.
 """
 
 __version__ = "0.2.0"

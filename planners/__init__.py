@@ -1,1 +1,1 @@
-"""Experiment planners."""
+"""Planners that ``nnUNetv2_topomae plan_and_preprocess -pl`` finds."""

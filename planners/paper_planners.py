@@ -1,6 +1,6 @@
 """The five set-ups of Gu et al., section III: ``nnUNetv2_topomae plan_and_preprocess -pl TopoMAEPlannerSynapse``.
 
-What is not fixed here is decided by :class:`TopoMAEPlanner`. docs/datasets.md says where every value comes from.
+TopoMAEPlanner decides what is not fixed here. docs/datasets.md says where every value comes from.
 """
 
 import math

@@ -10,7 +10,7 @@ from nnunet_topomae.nnunet.planning.planner import PretrainingPlanner
 
 
 class TopoMAEPlanner(PretrainingPlanner):
-    """Writes ``nnUNetTopoMAEPlans``: a fused ViT and UNETR++, to be pre-trained by TopoMAEPretrainer.
+    """Writes ``nnUNetTopoMAEPlans``: a ViT fused with UNETR++, to be pre-trained by TopoMAEPretrainer.
 
     Attributes:
         features_per_stage: channels of UNETR++.

@@ -7,19 +7,12 @@ from pathlib import Path
 import torch
 from nnunetv2.run.run_training import get_trainer_from_args
 
-from nnunet_topomae.nnunet.planning import PLANS_NAME
+from tiny import PLANNED_CROP, PLANNED_NETWORK, SCHEDULE
 
 DATASET = "Dataset998_Phantom"
-NETWORK = {
-    "features_per_stage": [8, 8, 16, 16],
-    "depths": [1, 1, 1, 1],
-    "vit": {"patch_size": [8, 8, 8], "width": 32, "depth": 4, "num_heads": 2},
-    "pyramid_channels": [8, 8, 16, None],
-    "pyramid_blocks": [1, 1, 1, 0],
-}
-SCHEDULE = {"num_epochs": 3, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "warmup_epochs": 1}
+PLANS = "nnUNetTopoMAEPlans"
 SETTINGS = {"pretraining": {**SCHEDULE, "topology": {"grid": [12, 16, 16]}}, "finetuning": SCHEDULE}
-CROP = [24, 32, 32]
+CROP, NETWORK = PLANNED_CROP, PLANNED_NETWORK
 
 
 class Workspace:
@@ -31,7 +24,7 @@ class Workspace:
         self.results = folder / "results" / dataset
 
     def plans(self) -> dict:
-        return json.loads((self.preprocessed / f"{PLANS_NAME}.json").read_text())
+        return json.loads((self.preprocessed / f"{PLANS}.json").read_text())
 
     def write_plans(self, name: str, edit) -> str:
         """Plans of another name, edited by ``edit(configuration)``."""
@@ -41,11 +34,11 @@ class Workspace:
         (self.preprocessed / f"{name}.json").write_text(json.dumps(plans))
         return name
 
-    def trainer(self, name: str, plans: str = PLANS_NAME, fold: int | str = 0, continue_training: bool = False):
+    def trainer(self, name: str, plans: str = PLANS, fold: int | str = 0, continue_training: bool = False):
         """A trainer as nnU-Net's command makes it."""
         return get_trainer_from_args(
             self.dataset, "3d_fullres", fold, name, plans, continue_training, torch.device("cpu")
         )
 
-    def checkpoint(self, trainer: str, plans: str = PLANS_NAME, fold: int | str = 0, name: str = "final") -> Path:
+    def checkpoint(self, trainer: str, plans: str = PLANS, fold: int | str = 0, name: str = "final") -> Path:
         return self.results / f"{trainer}__{plans}__3d_fullres" / f"fold_{fold}" / f"checkpoint_{name}.pth"

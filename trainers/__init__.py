@@ -1,4 +1,7 @@
-"""Trainers that nnU-Net finds through ``nnUNet_extTrainer``; its modules are leaves, imported by nnU-Net by file."""
+"""Trainers that nnU-Net finds through ``nnUNet_extTrainer``.
+
+nnU-Net imports each file on its own, so none of them may import another one.
+"""
 
 from pathlib import Path
 

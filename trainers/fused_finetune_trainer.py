@@ -12,5 +12,5 @@ class FusedFinetuneTrainer(FinetuneTrainer):
 
     @classmethod
     def blocks(cls) -> dict[str, type]:
-        """Both, as they are planned together."""
+        """The ``pretraining`` block is checked too, as both are planned together."""
         return {**super().blocks(), PRETRAINING: TopoMAEConfig}

@@ -5,6 +5,6 @@ from nnunet_topomae.nnunet.training.pretraining import Pretrainer
 
 
 class MAEPretrainer(Pretrainer):
-    """Pre-trains the ViT of a UNETR (SelfMedMAE, the paper's [28])."""
+    """Pre-trains the ViT of a UNETR (MAE, He et al.; in 3D as SelfMedMAE)."""
 
     task_class = MAE

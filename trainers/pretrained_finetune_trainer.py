@@ -5,6 +5,6 @@ from nnunet_topomae.settings import UNetFinetuningConfig
 
 
 class PretrainedFinetuneTrainer(FinetuneTrainer):
-    """Fine-tunes the network of any plans from whichever pre-training there is: AdamW, warm-up, cosine."""
+    """Fine-tunes the network of any plans from any pre-training, with AdamW, a warm-up and a cosine schedule."""
 
     config_class = UNetFinetuningConfig

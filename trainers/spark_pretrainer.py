@@ -5,7 +5,7 @@ from nnunet_topomae.nnunet.training.pretraining import Pretrainer
 
 
 class SparKPretrainer(Pretrainer):
-    """Pre-trains the encoder of a U-Net with patches hidden by chance (Tian et al.)."""
+    """Pre-trains the encoder of a U-Net; random patches are hidden (SparK, Tian et al.)."""
 
     task_class = SparK
     betas = (0.9, 0.999)

@@ -5,6 +5,6 @@ from nnunet_topomae.nnunet.training.pretraining import Pretrainer
 
 
 class TopoMAEPretrainer(Pretrainer):
-    """Co-pre-trains a ViT masked autoencoder and UNETR++ (Gu et al., section II)."""
+    """Pre-trains a ViT masked autoencoder and UNETR++ together (TopoMAE, Gu et al., section II)."""
 
     task_class = TopoMAE

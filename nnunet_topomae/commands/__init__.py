@@ -1,1 +1,1 @@
-"""The console command ``nnUNetv2_topomae``: what nnU-Net's own commands cannot do."""
+"""The console command ``nnUNetv2_topomae``, its demo, and the made-up dataset that demo and tests use."""

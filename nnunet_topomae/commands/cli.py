@@ -1,4 +1,4 @@
-"""``nnUNetv2_topomae``: what nnU-Net's own commands cannot do."""
+"""What self-supervised pre-training needs beside nnU-Net's own commands: the command ``nnUNetv2_topomae``."""
 
 import argparse
 import sys
@@ -16,7 +16,7 @@ _CONFIGURATIONS = ("3d_fullres", "3d_lowres")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a sub-command; errors that a user can mend are one line on standard error and exit status 2.
+    """Run a sub-command; an error that a user can mend is one line on standard error, and the exit status is 2.
 
     Args:
         arguments: of the command line; None for those that Python was started with.
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """All sub-commands and their options; those of planning are nnU-Net's."""
+    """All sub-commands and their options; the options of planning are those of nnU-Net."""
     parser = argparse.ArgumentParser(prog="nnUNetv2_topomae", description=__doc__.split(":")[0])
     parser.add_argument("--version", action="version", version=f"nnunet_topomae {__version__}")
     parser.add_argument(
@@ -44,84 +44,118 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    folder = commands.add_parser("trainers", help="print the folder that nnUNet_extTrainer must name")
+    folder = commands.add_parser("trainers", help="print the folder of the trainers, for nnUNet_extTrainer")
     folder.set_defaults(run=lambda _: _say(trainers.FOLDER))
 
-    both = commands.add_parser("plan_and_preprocess", help="fingerprint, plan and preprocess datasets")
+    both = commands.add_parser("plan_and_preprocess", help="plan and preprocess datasets for pre-training")
     _add_planning_options(both)
     _add_preprocessing_options(both)
     both.set_defaults(run=_plan_and_preprocess)
 
-    plan = commands.add_parser("plan_experiment", help="plan datasets that have a fingerprint")
+    plan = commands.add_parser("plan_experiment", help="plan datasets whose fingerprint nnU-Net has extracted")
     _add_planning_options(plan)
     plan.set_defaults(run=_plan_experiment)
 
-    add = commands.add_parser("add_unlabelled", help="preprocess images without labels for pre-training")
+    add = commands.add_parser("add_unlabelled", help="add images without labels, for pre-training")
     _add_unlabelled_options(add)
     add.set_defaults(run=_add_unlabelled)
 
-    split = commands.add_parser("splits", help="write a seeded split of a dataset into splits_final.json")
-    split.add_argument("-d", type=int, required=True, metavar="ID", help="dataset ID")
+    split = commands.add_parser("splits", help="split a dataset at random into training, validation and test cases")
+    split.add_argument("-d", type=int, required=True, metavar="ID", help="ID of the dataset")
     split.add_argument(
         "-s",
         required=True,
         metavar="SHARES",
-        help="training, validation (and test) cases, 18/12, or percentages, 80:15:5",
+        help="training, validation and (optional) test cases: numbers, such as 18/12, or percentages, such as 80:15:5",
     )
-    split.add_argument("--seed", type=int, default=12345, help="default: %(default)s")
-    split.add_argument("--overwrite", action="store_true", help="replace a split that is there")
+    split.add_argument("--seed", type=int, default=12345, help="seed of the random split (default: %(default)s)")
+    split.add_argument("--overwrite", action="store_true", help="replace an existing split")
     split.set_defaults(run=_splits)
 
-    adapt = commands.add_parser("adapt", help="carry a pre-trained checkpoint to other plans")
+    adapt = commands.add_parser("adapt", help="make a pre-trained checkpoint fit other plans")
     adapt.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint_final.pth of a pre-training")
-    adapt.add_argument("-d", type=int, required=True, metavar="ID", help="dataset to carry it to")
-    adapt.add_argument("-p", default=_PLANS, metavar="PLANS", help="default: %(default)s")
-    adapt.add_argument("-c", default="3d_fullres", metavar="CONFIGURATION", help="default: %(default)s")
-    adapt.add_argument("-o", type=Path, required=True, metavar="OUT.pth", help="file to write")
+    adapt.add_argument("-d", type=int, required=True, metavar="ID", help="ID of the dataset that it is made to fit")
+    adapt.add_argument("-p", default=_PLANS, metavar="PLANS", help="plans of that dataset (default: %(default)s)")
+    adapt.add_argument(
+        "-c", default="3d_fullres", metavar="CONFIGURATION", help="configuration of the plans (default: %(default)s)"
+    )
+    adapt.add_argument("-o", type=Path, required=True, metavar="OUT.pth", help="the file to write")
     adapt.set_defaults(run=_adapt)
 
-    demo = commands.add_parser("demo", help="run everything on a made-up dataset, about 8 minutes on 2 CPU cores")
-    demo.add_argument("--keep", type=Path, metavar="FOLDER", help="leave everything in FOLDER, to look at")
+    demo = commands.add_parser("demo", help="try all commands on a made-up dataset (about 8 minutes on 2 CPU cores)")
+    demo.add_argument("--keep", type=Path, metavar="FOLDER", help="keep data, pictures and results in FOLDER")
     demo.set_defaults(run=_demo)
     return parser
 
 
 def _add_planning_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-d", type=int, nargs="+", required=True, metavar="ID", help="dataset IDs")
-    parser.add_argument("-pl", default="TopoMAEPlanner", metavar="PLANNER", help="planner class (default: %(default)s)")
+    parser.add_argument("-d", type=int, nargs="+", required=True, metavar="ID", help="IDs of the datasets")
     parser.add_argument(
-        "-gpu_memory_target", type=positive(float), metavar="GB", help="memory to plan for (default: 8)"
+        "-pl", default="TopoMAEPlanner", metavar="PLANNER", help="class of the planner (default: %(default)s)"
     )
-    parser.add_argument("-preprocessor_name", default="DefaultPreprocessor", help="nnU-Net preprocessor class")
     parser.add_argument(
-        "-overwrite_target_spacing", type=positive(float), nargs=3, metavar="MM", help="spacing of 3d_fullres (z, y, x)"
+        "-gpu_memory_target", type=positive(float), metavar="GB", help="GPU memory that training may take (default: 8)"
     )
-    parser.add_argument("-overwrite_plans_name", metavar="NAME", help="name of the plans (default: the planner's)")
+    parser.add_argument("-preprocessor_name", default="DefaultPreprocessor", help="class of nnU-Net's preprocessor")
+    parser.add_argument(
+        "-overwrite_target_spacing",
+        type=positive(float),
+        nargs=3,
+        metavar="MM",
+        help="spacing of 3d_fullres in mm (z, y, x)",
+    )
+    parser.add_argument(
+        "-overwrite_plans_name", metavar="NAME", help="name of the plans (default: that of the planner)"
+    )
 
 
 def _add_preprocessing_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-c", nargs="+", default=_CONFIGURATIONS, metavar="CONFIGURATION", help="default: all 3D ones")
-    parser.add_argument("-np", type=positive(int), nargs="+", metavar="N", help="processes of each (default: 4 and 8)")
-    parser.add_argument("-npfp", type=positive(int), default=8, metavar="N", help="processes of fingerprint extraction")
-    parser.add_argument("--verify_dataset_integrity", action="store_true", help="check images and labels first")
-    parser.add_argument("--clean", action="store_true", help="extract the fingerprint again")
-    parser.add_argument("--no_pp", action="store_true", help="do not preprocess")
+    parser.add_argument(
+        "-c",
+        nargs="+",
+        default=_CONFIGURATIONS,
+        metavar="CONFIGURATION",
+        help="configurations to preprocess (default: all 3D ones)",
+    )
+    parser.add_argument(
+        "-np",
+        type=positive(int),
+        nargs="+",
+        metavar="N",
+        help="number of processes for each configuration (default: 4, 3d_lowres: 8)",
+    )
+    parser.add_argument(
+        "-npfp",
+        type=positive(int),
+        default=8,
+        metavar="N",
+        help="number of processes for the fingerprint (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--verify_dataset_integrity", action="store_true", help="let nnU-Net check images and labels first"
+    )
+    parser.add_argument("--clean", action="store_true", help="extract the fingerprint even if there is one")
+    parser.add_argument("--no_pp", action="store_true", help="plan only, do not preprocess")
     parser.add_argument("--verbose", action="store_true", help="print more")
-    parser.add_argument("--no_pbar", action="store_true", help="no progress bars")
+    parser.add_argument("--no_pbar", action="store_true", help="show no progress bars")
 
 
 def _add_unlabelled_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-d", type=int, required=True, metavar="ID", help="dataset ID")
+    parser.add_argument("-d", type=int, required=True, metavar="ID", help="ID of the dataset")
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument(
-        "-i", type=Path, metavar="FOLDER", help="images, CASE_0000.nii.gz and so on; new ones are added"
+        "-i", type=Path, metavar="FOLDER", help="add the images in FOLDER, named CASE_0000.nii.gz, that are new"
     )
-    action.add_argument("--list", action="store_true", help="list what is there")
-    action.add_argument("--remove", metavar="CASE", help="delete one")
-    parser.add_argument("-p", default=_PLANS, metavar="PLANS", help="default: %(default)s")
-    parser.add_argument("-c", nargs="+", metavar="CONFIGURATION", help="default: all 3D ones of the plans")
-    parser.add_argument("-np", type=positive(int), default=4, metavar="N", help="processes (default: %(default)s)")
-    parser.add_argument("--no_pbar", action="store_true", help="no progress bar")
+    action.add_argument("--list", action="store_true", help="list the images that have been added")
+    action.add_argument("--remove", metavar="CASE", help="delete an added image")
+    parser.add_argument("-p", default=_PLANS, metavar="PLANS", help="plans of the dataset (default: %(default)s)")
+    parser.add_argument(
+        "-c", nargs="+", metavar="CONFIGURATION", help="configurations of the plans (default: all 3D ones)"
+    )
+    parser.add_argument(
+        "-np", type=positive(int), default=4, metavar="N", help="number of processes (default: %(default)s)"
+    )
+    parser.add_argument("--no_pbar", action="store_true", help="show no progress bar")
 
 
 def _add_unlabelled(options: argparse.Namespace) -> None:
@@ -232,8 +266,8 @@ def _splits(options: argparse.Namespace) -> None:
 
 def _adapt(options: argparse.Namespace) -> None:
     from nnunet_topomae.nnunet.data.preprocessed import PlannedDataset
+    from nnunet_topomae.nnunet.training import adapting
     from nnunet_topomae.nnunet.training.pretraining import external_folders, find_pretrainers
-    from nnunet_topomae.nnunet.weights import adapting
 
     checkpoint = adapting.read_pretrained(options.checkpoint)
     trainer = find_pretrainers([trainers.FOLDER, *external_folders()]).get(checkpoint["trainer_name"])
@@ -292,7 +326,7 @@ def positive(kind: type) -> Callable[[str], float]:
 
 
 def _say(text: object, file: TextIO | None = None) -> None:
-    """Write a line; this command's results are for standard output, not for a log."""
+    """Write a line; what this command prints is its result, not a log."""
     (file or sys.stdout).write(f"{text}\n")
 
 

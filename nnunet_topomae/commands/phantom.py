@@ -35,7 +35,7 @@ def make_case(seed: int, shape: Sequence[int] = SHAPE) -> tuple[Image, Labels]:
         shape: voxels (z, y, x), at least 24 each.
 
     Returns:
-        Intensities in HU and labels (see :data:`LABELS`), both of the given shape.
+        Intensities in HU and labels (see ``LABELS``), both of the given shape.
 
     Raises:
         ValueError: if an axis is shorter than 24 voxels, which leaves no room for walls.

@@ -1,4 +1,4 @@
-"""The contract of a pre-training method: what it draws from the images, computes, loses and shows.
+"""The contract of a pre-training method: what it draws from the images, what it computes, its loss, what it shows.
 
 Trainer, data loader, planner and report know a method through the two classes here and nothing else.
 docs/adding_a_method.md builds one step by step.
@@ -33,7 +33,7 @@ class ImageSource(Protocol):
     spacing: Sequence[float]
 
     def load(self, case: str) -> Any:
-        """The image of a case: an array (C, D, H, W) that is read from the disk where it is sliced."""
+        """The image of a case, an array (C, D, H, W); only the parts that are sliced are read from the disk."""
 
 
 class Views(ABC):
@@ -73,8 +73,9 @@ class PretextTask(nn.Module, ABC):
         crop_size: voxels per axis.
 
     Attributes:
-        config_class: of the block.
-        headings: of the branches that the report names, for people; a branch without one is shown by its own name.
+        config_class: dataclass that describes the method's ``pretraining`` block.
+        headings: names of the branches as people read them in pictures and tables; a branch that is not among them is
+            shown by its own name.
     """
 
     config_class: ClassVar[type[PretrainingConfig]] = PretrainingConfig
@@ -92,7 +93,7 @@ class PretextTask(nn.Module, ABC):
 
     @classmethod
     def build(cls, network: nn.Module, config: PretrainingConfig, crop_size: Sequence[int]) -> "PretextTask":
-        """The task, complete; for methods that need a copy of themselves, such as a teacher."""
+        """Make the task; methods that need a copy of themselves, such as a teacher, add it here."""
         return cls(network, config, crop_size)
 
     @abstractmethod
@@ -164,7 +165,7 @@ class PretextTask(nn.Module, ABC):
 
     @classmethod
     def for_memory(cls, config: Any) -> Any:
-        """The settings without work on the CPU, so that the planner can trace a step without computing anything.
+        """The settings without what is computed on the CPU; the planner traces the memory of a step with them.
 
         Args:
             config: a ``config_class``.
@@ -176,7 +177,7 @@ class PretextTask(nn.Module, ABC):
         return [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
 
     def fixed_parameters(self) -> list[str]:
-        """Names of those untrained parameters whose first values are meant to stay, such as sine-cosine positions."""
+        """Names of those untrained parameters that are meant to keep their initial values: sine-cosine positions."""
         fixed = fixed_parameters(self)
         return [name for name in self.untrained_parameters() if name in fixed]
 

@@ -16,8 +16,8 @@ class Place(NamedTuple):
 
     Attributes:
         start: first voxel of the crop; negative where the crop is padded.
-        crop_shape: of the crop.
-        volume_shape: of the volume.
+        crop_shape: size of the crop.
+        volume_shape: size of the volume.
     """
 
     start: tuple[int, ...]
@@ -37,7 +37,20 @@ def random_crop(volume: Any, crop_size: Sequence[int], rng: np.random.Generator,
         mirror: flip each axis with probability 1/2.
 
     Returns:
-        The crop (C, *crop_size) as float32, and its place, for which the whole volume counts as mirrored.
+        The crop, ``(C, *crop_size)`` float32, and its place. If the crop is mirrored, its place is that in a volume
+        mirrored in the same way.
+
+    Example:
+        A volume of 4 x 4 x 2 voxels leaves one place for a crop of 4 x 4 x 4: centred, with a 0 on either side.
+
+        >>> import numpy as np
+        >>> from nnunet_topomae.methods.crops import random_crop
+        >>> rng = np.random.default_rng(0)
+        >>> crop, place = random_crop(np.ones((1, 4, 4, 2)), (4, 4, 4), rng, mirror=False)
+        >>> crop[0, 0, 0]
+        tensor([0., 1., 1., 0.])
+        >>> place.start
+        (0, 0, -1)
     """
     shape = tuple(volume.shape[1:])
     start = random_start(shape, crop_size, rng)

@@ -1,4 +1,4 @@
-"""Losses of reconstructions, and what they are computed from."""
+"""The error of reconstructions, and the statistics of patches that targets are normalised by."""
 
 from collections.abc import Sequence
 
@@ -20,8 +20,18 @@ def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         mask: (B, 1, D, H, W) bool, True = hidden.
 
     Returns:
-        A scalar; NaN if nothing is hidden, which masks of :mod:`nnunet_topomae.methods.masking` rule out. Looking
-        would make the GPU wait.
+        A scalar; NaN if nothing is hidden. That is not checked, because the check would make the GPU wait; masks of
+        :mod:`nnunet_topomae.methods.masking` always hide something.
+
+    Example:
+        One of two voxels is hidden, and the prediction misses it by 3.
+
+        >>> import torch
+        >>> from nnunet_topomae.methods.losses import masked_mse
+        >>> prediction, target = torch.tensor([5.0, 4.0]), torch.tensor([0.0, 1.0])
+        >>> mask = torch.tensor([False, True])
+        >>> masked_mse(*(values.reshape(1, 1, 1, 1, 2) for values in (prediction, target, mask)))
+        tensor(9.)
     """
     return ((prediction - target).square() * mask).sum() / (mask.sum() * prediction.shape[1])
 
@@ -37,7 +47,7 @@ def patch_means(values: Tensor, patch_size: Sequence[int]) -> Tensor:
 
 
 def patch_statistics(crop: Tensor, patch_size: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of every patch and channel, at its voxels: (B, C, D, H, W) each.
+    """Mean and standard deviation of every patch and channel, repeated at its voxels: (B, C, D, H, W) each.
 
     The deviation is sqrt(variance + 1e-6) (He et al., section 4.1; AnatoMask).
     """

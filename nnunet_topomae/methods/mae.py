@@ -1,4 +1,4 @@
-"""MAE: a ViT reconstructs hidden patches from visible ones (He et al.; SelfMedMAE, the paper's [28])."""
+"""MAE: a ViT reconstructs hidden patches from visible ones (He et al.; in 3D as SelfMedMAE)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ class MAE(NormalisedReconstruction):
 
     @property
     def patch_size(self) -> tuple[int, int, int]:
-        """The ViT's."""
+        """The patches of the ViT, voxels per axis."""
         return self.vit.patch_size
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

@@ -45,7 +45,7 @@ class TeacherConfig:
     hardness: str = setting(
         "denormalised",
         Choice(HARDNESS_SCORES),
-        "how hard a patch is: which error is compared where targets are normalised per patch",
+        "which error tells how hard a patch is, in methods whose target is normalised per patch",
         "ours, see docs/methods/anatomask.md",
     )
 
@@ -55,7 +55,7 @@ class MaskedConfig(PretrainingConfig):
     """What the ``pretraining`` blocks of masked methods have in common."""
 
     mask_ratio: float = setting(
-        0.5, Number(0, 1, low_open=True, high_open=True), "share of patches hidden", "paper, II-A"
+        0.5, Number(0, 1, low_open=True, high_open=True), "share of the patches that are hidden", "paper, II-A"
     )
     mask_source: str = setting(
         "random",
@@ -101,10 +101,11 @@ class CropViews(Views):
 class MaskedReconstruction(PretextTask):
     """A task that reconstructs the hidden patches of a crop.
 
-    :meth:`forward` gives reconstructions (B, C, D, H, W) by branch, unless a subclass overrides :meth:`images` too.
+    Its ``forward`` returns a dictionary of reconstructions (B, C, D, H, W) by branch; a subclass whose ``forward``
+    returns something else overrides :meth:`images` too.
 
     Attributes:
-        teacher: of the masks, a moving average of the task; None if they are random.
+        teacher: a moving average of the task that chooses which patches are hidden; None if chance does.
     """
 
     config_class = MaskedConfig
@@ -117,7 +118,7 @@ class MaskedReconstruction(PretextTask):
 
     @classmethod
     def build(cls, network: nn.Module, config: Any, crop_size: Sequence[int]) -> "MaskedReconstruction":
-        """The task, with the teacher that its ``mask_source`` may ask for."""
+        """Make the task, with a teacher if ``mask_source`` asks for one."""
         task = cls(network, config, crop_size)
         if config.mask_source == "anatomask":
             task.teacher = copy.deepcopy(task).requires_grad_(False)
@@ -135,12 +136,12 @@ class MaskedReconstruction(PretextTask):
 
     @property
     def num_hidden(self) -> int:
-        """Patches of a crop that are hidden."""
+        """How many patches of a crop are hidden."""
         return num_hidden_patches(prod(self.mask_grid), self.config.mask_ratio)
 
     @property
     def num_visible(self) -> int:
-        """Patches of a crop that are not hidden."""
+        """How many patches of a crop are not hidden."""
         return prod(self.mask_grid) - self.num_hidden
 
     def views(self) -> CropViews:
@@ -156,7 +157,7 @@ class MaskedReconstruction(PretextTask):
         return mask_to_voxels(batch["mask"], self.patch_size)
 
     def patch_errors(self, output: Output, batch: Batch) -> Tensor:
-        """How badly every patch is reconstructed: mean squared error of the images, mean of branches; (B, d, h, w)."""
+        """Mean squared error of every patch, averaged over channels and branches; (B, d, h, w)."""
         errors = [
             patch_means((image - batch["crop"]).square(), self.patch_size).mean(dim=1)
             for image in self.images(output, batch).values()
@@ -165,9 +166,10 @@ class MaskedReconstruction(PretextTask):
 
     @torch.no_grad()
     def choose(self, batch: Batch, progress: float) -> Batch:
-        """The batch with the mask to train on: as drawn, or what the teacher finds hardest under it and random others.
+        """The batch with the mask to train on (AnatoMask, section 3.3).
 
-        AnatoMask, section 3.3; see :meth:`PretextTask.choose`.
+        Without a teacher it is the mask as drawn. A teacher reconstructs the crop under that mask; the new one hides
+        the patches that it reconstructs worst, and random others. See :meth:`PretextTask.choose`.
         """
         if self.teacher is None:
             return batch
@@ -205,7 +207,7 @@ class MaskedReconstruction(PretextTask):
 
 
 class NormalisedReconstruction(MaskedReconstruction):
-    """A task with one branch, whose target is the crop with every patch and channel at mean 0 and deviation 1.
+    """A task with one branch, whose target is normalised: mean 0 and deviation 1 in every patch and channel.
 
     He et al., section 4.1.
     """
@@ -217,12 +219,12 @@ class NormalisedReconstruction(MaskedReconstruction):
         return {"total": error, f"{branch}_mse": error}
 
     def images(self, output: Output, batch: Batch) -> dict[str, Tensor]:
-        """With the mean and deviation of the crop's patches put back."""
+        """The reconstructions with the mean and the deviation of the crop's patches put back."""
         mean, deviation = patch_statistics(batch["crop"], self.patch_size)
         return {branch: prediction * deviation + mean for branch, prediction in output.items()}
 
     def patch_errors(self, output: Output, batch: Batch) -> Tensor:
-        """By the score that ``anatomask.hardness`` names; see :meth:`MaskedReconstruction.patch_errors`."""
+        """The error that ``anatomask.hardness`` names; see :meth:`MaskedReconstruction.patch_errors`."""
         if self.config.anatomask.hardness == "denormalised":
             return super().patch_errors(output, batch)
         (prediction,) = output.values()

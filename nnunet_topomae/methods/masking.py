@@ -36,6 +36,13 @@ def random_patch_mask(grid: Sequence[int], ratio: float, generator: torch.Genera
 
     Raises:
         ValueError: see :func:`num_hidden_patches`.
+
+    Example:
+        >>> import torch
+        >>> from nnunet_topomae.methods.masking import random_patch_mask
+        >>> mask = random_patch_mask((2, 2, 4), 0.75, torch.Generator().manual_seed(0))
+        >>> mask.shape, int(mask.sum())
+        (torch.Size([2, 2, 4]), 12)
     """
     num_patches = int(torch.tensor(tuple(grid)).prod())
     hidden = torch.randperm(num_patches, generator=generator)[: num_hidden_patches(num_patches, ratio)]
@@ -45,7 +52,7 @@ def random_patch_mask(grid: Sequence[int], ratio: float, generator: torch.Genera
 
 
 def mask_to_voxels(mask: Tensor, patch_size: Sequence[int]) -> Tensor:
-    """Bring a mask, or other values, of patches to voxels.
+    """Repeat a mask of patches, or other values of patches, at all voxels of each patch.
 
     Args:
         mask: (B, d, h, w).
@@ -53,6 +60,12 @@ def mask_to_voxels(mask: Tensor, patch_size: Sequence[int]) -> Tensor:
 
     Returns:
         (B, 1, D, H, W) of the same type with D = d * patch_size[0] and so on.
+
+    Example:
+        >>> import torch
+        >>> from nnunet_topomae.methods.masking import mask_to_voxels
+        >>> mask_to_voxels(torch.tensor([[[[True, False]]]]), (1, 1, 3)).tolist()
+        [[[[[True, True, True, False, False, False]]]]]
     """
     for axis, size in enumerate(patch_size, start=1):
         mask = mask.repeat_interleave(size, dim=axis)
@@ -60,18 +73,18 @@ def mask_to_voxels(mask: Tensor, patch_size: Sequence[int]) -> Tensor:
 
 
 def hardest_patches_mask(errors: Tensor, num_hidden: int, num_hardest: int) -> Tensor:
-    """Hide the patches of the largest errors, and as many others as it takes by chance (AnatoMask, section 3.3).
+    """Hide the patches with the largest errors, and random others (AnatoMask, section 3.3).
 
     Args:
         errors: (B, d, h, w), how hard each patch is; at least 0.
         num_hidden: patches to hide in each sample.
-        num_hardest: of them chosen by their error.
+        num_hardest: how many of them are chosen by their error; the others are random.
 
     Returns:
         (B, d, h, w) bool, True = hidden.
     """
     flat = errors.flatten(1)
-    keys = torch.rand(flat.shape).to(flat.device)  # PyTorch's own state of the CPU: one on every machine, and saved
+    keys = torch.rand(flat.shape).to(flat.device)  # drawn on the CPU: the same on any machine, and resumed
     hardest = flat.topk(num_hardest, dim=1).indices
     keys.scatter_(1, hardest, 2.0)
     chosen = keys.topk(num_hidden, dim=1).indices

@@ -19,7 +19,10 @@ _RESIDUAL: dict[str, Any] = {
 
 
 def residual_block(input_channels: int, output_channels: int, norm: type[nn.Module] = nn.InstanceNorm3d) -> BasicBlockD:
-    """Two 3^3 convolutions with norm and LeakyReLU, and a skip; instance norm without affine parameters."""
+    """Two 3^3 convolutions with norm and LeakyReLU, and a skip connection around them.
+
+    The instance norm that is used by default has no learned scale and shift.
+    """
     return BasicBlockD(input_channels=input_channels, output_channels=output_channels, norm_op=norm, **_RESIDUAL)
 
 

@@ -24,13 +24,28 @@ class FusedViTUNETRPP(UNETRPP):
         vit: keyword arguments of :class:`ViTEncoder`; ``patch_size`` is required.
         taps: blocks (0-based) whose hidden states feed scales 1 to 3; scale 4 gets the normalised output. None: at
             5/12, 8/12 and 11/12 of the depth, which is blocks 4, 7 and 10 of 12.
-        pyramid_channels, pyramid_blocks: of the adapters at the four scales; see :class:`ScaleAdapter`.
-        fusion_gain: first value of the learned gains on the ViT's features; at 0 the network starts as its UNETR++.
+        pyramid_channels: channels within the adapters between ViT and UNETR++, for each of the four scales; see
+            :class:`ScaleAdapter`.
+        pyramid_blocks: number of residual blocks of these adapters.
+        fusion_gain: initial value of the learned gains on the ViT's features; at 0 the network starts as its UNETR++.
         drop_path: stochastic depth of the ViT.
+        features_per_stage: channels of the four stages of UNETR++.
         unetrpp_kwargs: the other arguments of :class:`UNETRPP`.
 
     Raises:
-        ValueError: if crop, patches and strides do not fit each other, or the taps not the ViT.
+        ValueError: if crop, patches and strides do not fit each other, or the taps do not fit the ViT.
+
+    Example:
+        A small one; segmentations of three classes at four resolutions, for deep supervision.
+
+        >>> import torch
+        >>> from nnunet_topomae.networks import FusedViTUNETRPP
+        >>> network = FusedViTUNETRPP(
+        ...     1, 3, (16, 16, 16), [[1, 1, 1]] + [[2, 2, 2]] * 4, {"patch_size": (8, 8, 8), "width": 24, "depth": 4},
+        ...     features_per_stage=(8, 8, 8, 8), depths=(1, 1, 1, 1), pyramid_channels=(8, 8, 8, None),
+        ... )
+        >>> [tuple(output.shape) for output in network(torch.rand(2, 1, 16, 16, 16))]
+        [(2, 3, 16, 16, 16), (2, 3, 8, 8, 8), (2, 3, 4, 4, 4), (2, 3, 2, 2, 2)]
     """
 
     def __init__(
@@ -78,7 +93,7 @@ class FusedViTUNETRPP(UNETRPP):
         )
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """See :meth:`ViTEncoder.layers`."""
+        """Which parameters belong to which layer; see :meth:`ViTEncoder.layers`."""
         return self.vit.layers()
 
     def forward(self, crop: Tensor) -> Tensor | list[Tensor]:

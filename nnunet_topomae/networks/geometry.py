@@ -21,7 +21,7 @@ def grid_of(crop_size: Sequence[int], cell_size: Sequence[int], what: str) -> Si
     Args:
         crop_size: voxels per axis.
         cell_size: voxels per axis of a cell, such as a patch.
-        what: name of the cell's size in messages.
+        what: what the cell size is called in messages.
 
     Raises:
         ValueError: if an axis is not divisible.

@@ -13,13 +13,13 @@ from nnunet_topomae.networks.geometry import size_of
 
 
 class GridTensor(Protocol):
-    """How a tensor on a grid is brought to another one; networks name theirs in ``resizing()``.
+    """How a tensor that lies on a grid is brought to another grid; networks describe theirs in ``resizing()``.
 
-    Two that are equal say that nothing has to be resized.
+    If the descriptions that two networks give of a tensor are equal, it need not be resized.
     """
 
     def resize(self, values: Tensor, target: Any) -> Tensor:
-        """The values on the grid of ``target``, which is of the same class."""
+        """Bring values to the grid that ``target``, of the same class, describes."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Positions:
     grid: Sequence[int]
 
     def resize(self, values: Tensor, target: "Positions") -> Tensor:
-        """Interpolated or averaged."""
+        """Interpolate along axes that grow, average along axes that shrink."""
         return resize(values.transpose(1, 2), self.grid, target.grid).transpose(1, 2)
 
 
@@ -48,7 +48,7 @@ class TokenProjection:
     grid: Sequence[int]
 
     def resize(self, values: Tensor, target: "TokenProjection") -> Tensor:
-        """Divided by the growth in tokens, so that sums over all tokens stay what they were."""
+        """Resize, then divide by the growth in tokens, so that sums over all tokens stay what they were."""
         return resize(values, self.grid, target.grid) * (prod(self.grid) / prod(target.grid))
 
 
@@ -58,14 +58,14 @@ class PatchVoxels:
 
     Attributes:
         patch_size: voxels per axis.
-        channels: C.
+        channels: number C of channels.
     """
 
     patch_size: Sequence[int]
     channels: int
 
     def resize(self, values: Tensor, target: "PatchVoxels") -> Tensor:
-        """Interpolated or averaged over the patch; channels are repeated, or averaged to a single one."""
+        """Interpolate or average over the patch; repeat channels, or average them if a single one is wanted."""
         by_channel = values.reshape(self.channels, prod(self.patch_size), -1).transpose(1, 2)
         resized = resize(by_channel, self.patch_size, target.patch_size).transpose(1, 2)
         if self.channels != target.channels:
@@ -78,7 +78,8 @@ def resize(values: Tensor, before: Sequence[int], after: Sequence[int]) -> Tenso
 
     Args:
         values: (..., N) with N the product of ``before``.
-        before, after: cells per axis.
+        before: cells per axis of the values.
+        after: cells per axis of the result.
 
     Returns:
         (..., M) with M the product of ``after``.
@@ -90,7 +91,7 @@ def resize(values: Tensor, before: Sequence[int], after: Sequence[int]) -> Tenso
 
 
 def repeat_channels(values: Tensor, count: int) -> Tensor:
-    """Values (n, ...) over and over up to ``count``; their mean where a single one is asked for."""
+    """Repeat values (n, ...) in turn until there are ``count``; the mean of all where ``count`` is 1."""
     if count == 1:
         return values.mean(dim=0, keepdim=True)
     return values[torch.arange(count) % len(values)]

@@ -6,7 +6,8 @@ from torch import nn
 def initialize(module: nn.Module) -> None:
     """Truncated normal of sigma 0.02 for linear layers, as published; convolutions keep PyTorch's own.
 
-    nnU-Net's He initialisation would multiply the features at every EPA block, whose skip no norm follows.
+    nnU-Net's He initialisation is not used: no norm follows the skip connection of an EPA block, so features would grow
+    from block to block.
     """
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)

@@ -12,19 +12,20 @@ from nnunet_topomae.networks.geometry import Size, size_of
 class ScaleAdapter(nn.Module):
     """Resamples a token map to one scale, refines it there, and changes to that scale's channels.
 
-    Upsampling goes in transposed convolutions with kernel = stride of at most 2 per axis, the first of which also
-    changes the channels; downsampling is one strided convolution after them. An axis may be finer and another one
-    coarser than the tokens.
+    Transposed convolutions with kernel = stride of at most 2 per axis upsample; the first also changes the channels.
+    One strided convolution after them downsamples. The scale may be finer than the tokens along one axis and coarser
+    along another.
 
     Args:
         input_channels: width of the tokens.
         output_channels: channels of the scale.
-        source, target: tokens per axis before and after.
+        source: tokens per axis.
+        target: voxels per axis of the scale.
         channels: channels in between; None for ``output_channels``.
         num_blocks: residual blocks at the target resolution.
 
     Raises:
-        ValueError: if an axis is neither a whole multiple nor a whole fraction, or its multiple no power of 2.
+        ValueError: unless along every axis the scale is a power of 2 finer or a whole number coarser than the tokens.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class ScaleAdapter(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(B, input_channels, *source) to (B, output_channels, *target)."""
+        """``(B, input_channels, *source)`` to ``(B, output_channels, *target)``."""
         return self.layers(tokens)
 
 
@@ -63,9 +64,11 @@ class TokenPyramid(nn.Module):
     Args:
         width: channels of the tokens.
         token_grid: tokens per axis.
-        grids, features_per_stage: of the scales, finest first.
-        channels, num_blocks: of the adapters; see :class:`ScaleAdapter`.
-        initial_gain: first value of all gains.
+        grids: voxels per axis of the scales, finest first.
+        features_per_stage: channels of the scales.
+        channels: channels within each adapter; see :class:`ScaleAdapter`.
+        num_blocks: residual blocks of each adapter.
+        initial_gain: initial value of all gains.
     """
 
     def __init__(

@@ -16,8 +16,8 @@ class Adaptation:
 
     Attributes:
         weights: every tensor of its state dict.
-        adapted: names of those that had to be resized, repeated or divided.
-        fresh: names of those that could not be carried and have their initial values.
+        adapted: names of tensors that had to be resized, repeated or divided.
+        fresh: names of tensors that could not be carried over and have their initial values.
     """
 
     weights: dict[str, Tensor]
@@ -32,18 +32,18 @@ def adapt_weights(
     channels: tuple[int, int],
     fixed: Sequence[str] = (),
 ) -> Adaptation:
-    """Carry weights from ``source`` to ``target``, networks of one class with other arguments.
+    """Carry weights from ``source`` to ``target``, two networks of one class with different arguments.
 
     - Tensors on grids are resized as the networks say (``resizing()``).
-    - Kernels are resized; those of convolutions are divided by their growth, those of transposed ones are not.
-    - What takes the crop's channels is repeated and divided, what gives them is repeated; a single channel gets the
-      sum or the mean of all.
+    - Kernels are resized. Those of convolutions are then divided by their growth, those of transposed ones are not.
+    - Weights that take the crop's channels as input are repeated for more channels and divided, so that the sum over
+      channels stays what it was. Weights whose output is the crop's channels are repeated, or averaged for one channel.
 
     Args:
         weights: state dict of ``source``.
-        source: may be on the meta device.
-        target: with its initial weights.
-        channels: of the crop, before and after.
+        source: the network that the weights are of; may be on the meta device.
+        target: the other network, with its initial weights.
+        channels: number of the crop's channels before and after.
         fixed: names of tensors that are not learned, such as sine-cosine positions; ``target`` keeps its own.
     """
     result = target.state_dict()
@@ -68,7 +68,7 @@ def adapt_weights(
 
 
 def _fit(name: str, given: Tensor, wanted: Tensor, target: nn.Module, channels: tuple[int, int]) -> Tensor:
-    """A tensor as it is if it fits, else made to fit where it is known how."""
+    """The tensor itself if it fits; else made to fit, where it is known how."""
     if given.shape == wanted.shape:
         return given
     if given.ndim == wanted.ndim == 5:
@@ -90,7 +90,7 @@ def _fit_kernel(given: Tensor, wanted: Tensor, channels: tuple[int, int], *, tra
 
 
 def _fit_outputs(given: Tensor, wanted: int, channels: tuple[int, int]) -> Tensor:
-    """A tensor (channels[0], ...) for ``wanted`` = channels[1] channels; others are returned as they are."""
+    """Turn a tensor of channels[0] outputs into one of ``wanted`` = channels[1]; others are returned as they are."""
     if (given.shape[0], wanted) != channels or channels[0] == channels[1]:
         return given
     return repeat_channels(given, wanted)

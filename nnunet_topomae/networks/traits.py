@@ -1,8 +1,8 @@
-"""What networks say of themselves, so that nobody has to look at the names of their parameters.
+"""What networks say about themselves, so that nobody has to guess it from the names of their parameters.
 
-Each part of a network may have methods that speak of its own tensors: ``no_weight_decay`` and, of a whole network,
-``group_matcher``, as in timm; ``constant_parameters`` and ``resizing`` in the same spirit. The functions here collect
-the answers of all parts under full names.
+Each part of a network may have methods that tell something about its own tensors: ``no_weight_decay``, as in timm, and
+in the same spirit ``constant_parameters`` and ``resizing``. The functions here ask all parts and collect the answers
+under full names. docs/adding_a_network.md has an example.
 """
 
 from typing import Any
@@ -13,22 +13,22 @@ from nnunet_topomae.networks.grids import GridTensor
 
 
 def no_weight_decay(network: nn.Module) -> set[str]:
-    """Names of parameters without weight decay, beside biases and other 1D ones: positions, mask tokens, scales."""
+    """Names of parameters that get no weight decay, such as positions; biases and other 1D ones never get any."""
     return set(_collect(network, "no_weight_decay"))
 
 
 def fixed_parameters(network: nn.Module) -> set[str]:
-    """Names of parameters whose first values are meant and that pre-training leaves alone: sine-cosine positions."""
+    """Names of parameters that pre-training leaves at their initial values on purpose: sine-cosine positions."""
     return set(_collect(network, "constant_parameters"))
 
 
 def grid_tensors(network: nn.Module) -> dict[str, GridTensor]:
-    """Tensors that lie on a grid of tokens or voxels, by name, and how they are resized."""
+    """How each tensor that lies on a grid of tokens or voxels is resized, by the tensor's name."""
     return _collect(network, "resizing")
 
 
 def _collect(network: nn.Module, method: str) -> dict[str, Any]:
-    """Answers of all parts that have a method; names alone are mapped to None."""
+    """Answers of all parts that have a method, by full name; a part that answers with names alone gives None each."""
     answers: dict[str, Any] = {}
     for prefix, part in network.named_modules():
         own: Any = getattr(part, method, dict)()

@@ -15,12 +15,12 @@ _MIN_LEVELS = 2  # else nothing would be supervised: nnU-Net gives the coarsest 
 
 
 class TokenUpsampler(nn.Sequential):
-    """Brings a token map to a finer scale: transposed convolutions (kernel = stride), blocks after all but the first.
+    """Brings a token map to a finer scale: transposed convolutions, each but the first followed by a residual block.
 
     Args:
-        width: of the tokens.
-        channels: of the scale.
-        strides: of each step.
+        width: channels of the tokens.
+        channels: channels of the finer scale.
+        strides: stride and kernel of each transposed convolution.
     """
 
     def __init__(self, width: int, channels: int, strides: Sequence[Sequence[int]]):
@@ -32,7 +32,7 @@ class TokenUpsampler(nn.Sequential):
 
 
 class ConcatenatingUpBlock(nn.Module):
-    """Upsampling by a transposed convolution, concatenation with the skip, residual block."""
+    """Upsamples by a transposed convolution, concatenates the skip, then applies a residual block."""
 
     def __init__(self, input_channels: int, output_channels: int, stride: Sequence[int]):
         super().__init__()
@@ -84,7 +84,8 @@ class UNETR(nn.Module):
     Args:
         input_channels, num_classes, deep_supervision: given by nnU-Net.
         crop_size: voxels per axis; equals the configuration's ``patch_size`` in the plans.
-        strides: of the decoder's scales: 1 for full resolution, then those whose product is the ViT's patch size.
+        strides: first 1 on every axis, for full resolution; then the strides between the decoder's scales, whose
+            product is the ViT's patch size.
         vit: keyword arguments of :class:`ViTEncoder`; ``patch_size`` is required.
         taps: blocks (0-based) whose hidden states feed the scales between full resolution and tokens, the finest first;
             None for blocks 4, 7 and 10 of 12, scaled to the depth and the number of scales.
@@ -92,7 +93,16 @@ class UNETR(nn.Module):
         drop_path: stochastic depth of the ViT.
 
     Raises:
-        ValueError: if crop, patches and strides do not fit each other, or the taps not the ViT.
+        ValueError: if crop, patches and strides do not fit each other, or the taps do not fit the ViT.
+
+    Example:
+        >>> import torch
+        >>> from nnunet_topomae.networks import UNETR
+        >>> vit = {"patch_size": (4, 4, 4), "width": 24, "depth": 4, "num_heads": 2}
+        >>> strides = [[1, 1, 1], [2, 2, 2], [2, 2, 2]]
+        >>> network = UNETR(1, 3, (8, 8, 8), strides, vit, features=4, deep_supervision=False)
+        >>> network(torch.rand(2, 1, 8, 8, 8)).shape
+        torch.Size([2, 3, 8, 8, 8])
     """
 
     initialize = staticmethod(initialize)
@@ -128,7 +138,7 @@ class UNETR(nn.Module):
         self.decoder = UNETRDecoder(self.vit.width, widths, steps, num_classes, deep_supervision)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """See :meth:`ViTEncoder.layers`."""
+        """Which parameters belong to which layer; see :meth:`ViTEncoder.layers`."""
         return self.vit.layers()
 
     def forward(self, crop: Tensor) -> Tensor | list[Tensor]:

@@ -18,11 +18,11 @@ class EfficientPairedAttention(nn.Module):
     """Channel and spatial attention that share queries and keys (Shaker et al., section 3.2).
 
     Args:
-        num_tokens: N, which the projections of keys and values depend on.
+        num_tokens: N, the number of tokens; the projections of keys and values are made for just this number.
         channels: C, divisible by ``2 * num_heads``.
-        projection_size: P, tokens that keys and values are projected to for spatial attention.
-        num_heads: heads.
-        dropout: rate on both attention maps.
+        projection_size: P, the number of tokens that keys and values are projected to for spatial attention.
+        num_heads: number of attention heads.
+        dropout: dropout rate on both attention maps.
 
     Raises:
         ValueError: if the channels are not divisible.
@@ -57,7 +57,7 @@ class EfficientPairedAttention(nn.Module):
         return torch.cat([self.spatial_out(tokens[0]), self.channel_out(tokens[1])], dim=-1)
 
     def no_weight_decay(self) -> set[str]:
-        """The temperatures, which scale attention."""
+        """The temperatures, which scale the attention maps."""
         return {"channel_temperature", "spatial_temperature"}
 
     def _heads(self, qkvv: Tensor) -> tuple[Tensor, ...]:
@@ -65,12 +65,12 @@ class EfficientPairedAttention(nn.Module):
 
 
 class EPABlock(nn.Module):
-    """Paired attention with position and layer scale, then a convolution block; no MLP.
+    """Paired attention with learned positions and layer scale, then a convolution block; there is no MLP.
 
     Args:
         grid: tokens per axis of the feature maps.
         channels, projection_size, num_heads: see :class:`EfficientPairedAttention`.
-        dropout: rate of channel dropout before the last convolution, and of the attention maps.
+        dropout: rate of channel dropout before the last convolution, and of dropout on the attention maps.
     """
 
     def __init__(self, grid: Size, channels: int, projection_size: int, num_heads: int, dropout: float = 0.1):
@@ -96,7 +96,7 @@ class EPABlock(nn.Module):
         return {"pos_embed"}
 
     def resizing(self) -> dict[str, GridTensor]:
-        """Positions, and the projections of keys and values over tokens."""
+        """The positions, and the projection of keys and values over tokens."""
         return {"pos_embed": Positions(self.grid), "attention.project.weight": TokenProjection(self.grid)}
 
 
@@ -104,10 +104,12 @@ class UNETRPPEncoder(nn.Module):
     """Four stages: a stem or a downsampling with kernel = stride and group norm, then EPA blocks.
 
     Args:
-        input_channels: C of the crop.
+        input_channels: channels C of the crop.
         grids: tokens per axis of the four stages.
         strides: per stage and axis, the stem first.
-        features_per_stage, depths, projection_sizes: one value a stage.
+        features_per_stage: channels of the four stages.
+        depths: number of EPA blocks of the four stages.
+        projection_sizes: projection size of the EPA blocks of the four stages.
         num_heads: heads of every block.
     """
 
@@ -148,7 +150,7 @@ class UNETRPPEncoder(nn.Module):
 
 
 class AddingUpBlock(nn.Module):
-    """Upsampling by a transposed convolution, add the skip, then blocks."""
+    """Upsamples by a transposed convolution, adds the skip, then applies blocks."""
 
     def __init__(self, input_channels: int, output_channels: int, stride: Sequence[int], blocks: nn.Module):
         super().__init__()
@@ -228,14 +230,24 @@ class UNETRPP(nn.Module):
         input_channels, num_classes, deep_supervision: given by nnU-Net.
         crop_size: voxels per axis; equals the configuration's ``patch_size`` in the plans.
         strides: five per-axis strides: 1 for full resolution, the stem's, and three downsamplings.
-        features_per_stage, depths: channels and number of EPA blocks of the four stages.
-        projection_sizes: of the EPA blocks of the four encoder stages.
-        decoder_projection_size: of all EPA blocks of the decoder.
+        features_per_stage: channels of the four stages.
+        depths: number of EPA blocks of the four stages.
+        projection_sizes: projection size of the EPA blocks of the four encoder stages.
+        decoder_projection_size: projection size of all EPA blocks of the decoder.
         num_heads: heads of every EPA block.
         full_resolution_features: channels at full resolution.
 
     Raises:
         ValueError: if the strides do not divide the crop, or are not five per-axis strides that start with 1.
+
+    Example:
+        >>> import torch
+        >>> from nnunet_topomae.networks import UNETRPP
+        >>> strides = [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2], [1, 1, 1]]
+        >>> small = {"features_per_stage": (8, 8, 8, 8), "depths": (1, 1, 1, 1), "deep_supervision": False}
+        >>> network = UNETRPP(1, 3, (8, 8, 8), strides, **small)
+        >>> network(torch.rand(2, 1, 8, 8, 8)).shape
+        torch.Size([2, 3, 8, 8, 8])
     """
 
     initialize = staticmethod(initialize)

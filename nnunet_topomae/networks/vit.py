@@ -16,21 +16,33 @@ _TAP_SHARES = (5, 8, 11)  # twelfths
 
 
 class ViTEncoder(nn.Module):
-    """Patch embedding, positions, pre-norm transformer blocks of timm, final norm. No class token.
+    """Patch embedding, positions, timm's transformer blocks with the norm first, and a final norm; no class token.
 
     Positions start as fixed 3D sine-cosine values; pre-training freezes them, fine-tuning trains them.
 
     Args:
-        input_channels: C of the crop.
+        input_channels: channels C of the crop.
         crop_size: voxels per axis.
         patch_size: voxels of a patch per axis; must divide the crop size.
         width: channels of a token.
         depth: number of blocks.
         num_heads: attention heads per block.
-        drop_path: stochastic depth rate of the last block; grows linearly from 0 at the first.
+        drop_path: stochastic depth: how often the last block is skipped in training. The first block is never skipped;
+            in between the rate grows linearly.
 
     Raises:
-        ValueError: if the patches do not divide the crop, or the heads the width.
+        ValueError: if the patches do not divide the crop, or the heads do not divide the width.
+
+    Example:
+        A crop of 8 x 8 x 8 voxels has 2 x 2 x 2 patches of 4 x 4 x 4, so 8 tokens.
+
+        >>> import torch
+        >>> from nnunet_topomae.networks import ViTEncoder
+        >>> encoder = ViTEncoder(1, (8, 8, 8), (4, 4, 4), width=24, depth=2, num_heads=2)
+        >>> encoder(torch.rand(2, 1, 8, 8, 8)).shape
+        torch.Size([2, 8, 24])
+        >>> encoder(torch.rand(2, 1, 8, 8, 8), visible=torch.tensor([[0, 3], [1, 7]])).shape
+        torch.Size([2, 2, 24])
     """
 
     def __init__(
@@ -91,17 +103,18 @@ class ViTEncoder(nn.Module):
         return {"pos_embed"}
 
     def constant_parameters(self) -> set[str]:
-        """The positions, which pre-training leaves at their sine-cosine values."""
+        """The positions, which keep their sine-cosine values in pre-training."""
         return {"pos_embed"}
 
     def resizing(self) -> dict[str, GridTensor]:
-        """The positions, once fine-tuning has learned them."""
+        """The positions. It matters once fine-tuning has changed them; before, a new network has its own."""
         return {"pos_embed": Positions(self.grid)}
 
     def layers(self) -> dict[str, Any]:
-        """Of a network that holds this as ``vit``: what belongs to which layer, for timm's layer-wise learning rates.
+        """Which parameters belong to which layer, for timm's layer-wise learning rates.
 
-        Everything else belongs to the last.
+        The names are those in a network that holds this encoder as ``vit``. Parameters that are not named belong to the
+        last layer.
         """
         return {
             "stem": r"^vit\.(?:patch_embed|pos_embed)",
@@ -122,6 +135,15 @@ class ViTMaskedAutoencoder(nn.Module):
         encoder: encodes visible patches.
         output_channels: channels to predict, those of the crop.
         width, depth, num_heads: of the decoder (SelfMedMAE: 384, 8, 12).
+
+    Example:
+        >>> import torch
+        >>> from nnunet_topomae.networks import ViTEncoder, ViTMaskedAutoencoder
+        >>> encoder = ViTEncoder(1, (8, 8, 8), (4, 4, 4), width=24, depth=2, num_heads=2)
+        >>> autoencoder = ViTMaskedAutoencoder(encoder, output_channels=1, width=24, depth=1, num_heads=2)
+        >>> mask = torch.tensor([True] * 6 + [False] * 2).reshape(1, 2, 2, 2)
+        >>> autoencoder(torch.rand(1, 1, 8, 8, 8), mask).shape
+        torch.Size([1, 1, 8, 8, 8])
     """
 
     def __init__(
@@ -139,14 +161,17 @@ class ViTMaskedAutoencoder(nn.Module):
             mask: (B, d, h, w) bool, True = hidden.
 
         Returns:
-            (B, C, D, H, W): the decoder's prediction at every patch.
+            The decoder's prediction at every patch, (B, C, D, H, W).
         """
         visible = visible_indices(mask, num_visible=int((~mask[0]).sum()))
         return self.decoder(self.encoder(crop, visible), visible)
 
 
 class ViTDecoder(nn.Module):
-    """Transformer decoder over visible tokens and learned mask tokens; arguments of :class:`ViTMaskedAutoencoder`."""
+    """Transformer decoder over visible tokens and learned mask tokens.
+
+    Its arguments are those of :class:`ViTMaskedAutoencoder`.
+    """
 
     pos_embed: Tensor
 
@@ -196,10 +221,10 @@ class ViTDecoder(nn.Module):
 
 
 def evenly_spaced_taps(depth: int, count: int) -> tuple[int, ...]:
-    """The last ``count`` of blocks 4, 7 and 10 of 12 (UNETR's taps), scaled to another depth.
+    """The last ``count`` of blocks 4, 7 and 10 of 12, whose outputs UNETR uses; scaled to another depth.
 
     Raises:
-        ValueError: for a depth below 4 or more than three taps, which leave no blocks and an output.
+        ValueError: for a depth below 4, or for more than three blocks.
     """
     if depth < 4:
         raise ValueError(f"a ViT needs at least 4 blocks to feed four scales, got {depth}")
@@ -221,7 +246,7 @@ def visible_indices(mask: Tensor, num_visible: int) -> Tensor:
 
     Args:
         mask: (B, d, h, w) bool, True = hidden, with the same number of hidden patches in every sample.
-        num_visible: that leaves; asked for rather than counted, to spare the GPU a wait.
+        num_visible: visible patches in every sample; given rather than counted, as counting makes the GPU wait.
 
     Returns:
         (B, num_visible) int64.

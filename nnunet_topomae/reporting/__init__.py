@@ -1,1 +1,1 @@
-"""Figures and tables of a pre-training run."""
+"""Pictures, figures and tables of a pre-training run; nothing here knows a method."""

@@ -45,8 +45,8 @@ def save_columns(cases: Mapping[str, Mapping[str, Volume]], geometry: Geometry, 
 
     Args:
         cases: volumes (C, D, H, W) by case and heading, the same headings for all; NaN where voxels are hidden.
-        geometry: of the volumes.
-        file: to write.
+        geometry: how the axes of the volumes lie in the body.
+        file: the PNG file to write.
 
     Raises:
         ValueError: if there is nothing to draw.

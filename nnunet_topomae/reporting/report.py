@@ -34,12 +34,12 @@ def save_report(reports: Iterable[tuple[str, CaseReport]], folder: Path, geometr
     """Write ``reconstructions.png`` of the first cases and ``summary.json`` of all.
 
     Args:
-        reports: of cases, by their names; consumed one by one.
-        folder: to write to.
-        geometry: of the volumes.
+        reports: names of cases and what the method shows of each; consumed one by one.
+        folder: where the files are written.
+        geometry: how the axes of the volumes lie in the body.
 
     Returns:
-        What ``summary.json`` holds: ``mean`` by branch and metric, and ``metric_per_case``.
+        The content of ``summary.json``, which is ``mean`` by branch and metric, and ``metric_per_case``.
 
     Raises:
         ValueError: if there is no case.
@@ -63,7 +63,7 @@ def metrics_table(means: Mapping[str, Mapping[str, float | None]], headings: Map
 
     Args:
         means: by branch and metric.
-        headings: of branches, for people; a branch without one is shown by its own name.
+        headings: names of the branches as people read them; a branch that is not among them is shown by its own.
     """
     names = list(dict.fromkeys(chain.from_iterable(means.values())))
     rows = [["", *names]]

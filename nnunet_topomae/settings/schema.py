@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Number:
-    """Accepts numbers from ``low`` to ``high``; a bound may be open."""
+    """Accepts numbers from ``low`` to ``high``; ``low_open`` and ``high_open`` leave out the bound itself."""
 
     low: float
     high: float = float("inf")
@@ -26,7 +26,7 @@ class Number:
     high_open: bool = False
 
     def accepts(self, value: Any) -> bool:
-        """Whether ``value`` is a number (not a bool) in range, whole if asked."""
+        """Whether ``value`` is a number in the range, and a whole one if asked; true and false are no numbers."""
         kind = int if self.integer else (int, float)
         if isinstance(value, bool) or not isinstance(value, kind):
             return False
@@ -130,10 +130,10 @@ Accepted = Number | Flag | Subset | Grid | Identifiers | Choice | Name
 
 
 def setting(default: Any, accepted: Accepted, meaning: str, source: str) -> Any:
-    """A dataclass field that knows what it accepts and how the reference describes it.
+    """A dataclass field that knows which values it accepts and how the reference describes it.
 
     Args:
-        default: for plans that do not have the key.
+        default: the value where plans do not have the key.
         accepted: what the value may be.
         meaning: what the value does, for the reference.
         source: where the default comes from, such as a section of a paper.
@@ -147,11 +147,11 @@ def block(kind: type) -> Any:
 
 
 def with_default(config_class: type, name: str, default: Any, source: str) -> Any:
-    """A field of a parent class with another default.
+    """A field like that of a parent class, but with another default.
 
     Args:
         config_class: the parent class.
-        name: of the field.
+        name: the field's name.
         default, source: see :func:`setting`.
     """
     (field,) = (field for field in dataclasses.fields(config_class) if field.name == name)
@@ -169,8 +169,20 @@ def read_block(config_class: type[Config], values: Mapping[str, Any], name: str)
         values: the block as read from JSON.
         name: of the block, for messages, such as ``pretraining``.
 
+    Returns:
+        The settings, an instance of ``config_class``.
+
     Raises:
         ValueError: names the unknown or out-of-range key and what would be accepted.
+
+    Example:
+        >>> from nnunet_topomae.settings import FinetuningConfig, read_block
+        >>> config = read_block(FinetuningConfig, {"drop_path": 0.2}, "finetuning")
+        >>> config.drop_path, config.layer_decay
+        (0.2, 0.75)
+        >>> read_block(FinetuningConfig, {"drop_path": 2}, "finetuning")
+        Traceback (most recent call last):
+        ValueError: finetuning.drop_path in the plans must be a number of at least 0 and below 1, got 2
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"{name} must be a block of settings, got {values!r}")
@@ -193,7 +205,7 @@ def _read_value(field: dataclasses.Field, value: Any, name: str) -> Any:
 
 
 def to_block(config: Any) -> dict[str, Any]:
-    """The block of a plans file that :func:`read_block` turns into ``config``: plain JSON types."""
+    """Write settings as a block of a plans file, in plain JSON types; :func:`read_block` reads it back."""
     return {
         key: list(value) if isinstance(value, tuple) else to_block(value) if dataclasses.is_dataclass(value) else value
         for key, value in ((field.name, getattr(config, field.name)) for field in dataclasses.fields(config))

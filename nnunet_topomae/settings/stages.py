@@ -10,19 +10,19 @@ from nnunet_topomae.settings.schema import Flag, Identifiers, Name, Number, sett
 class StageConfig:
     """What pre-training and fine-tuning have in common."""
 
-    num_epochs: int = setting(1000, Number(1, integer=True), "epochs", "planner: passes of SelfMedMAE, at most 1000")
+    num_epochs: int = setting(1000, Number(1, integer=True), "number of epochs", "nnU-Net; planners compute it")
     num_iterations_per_epoch: int = setting(250, Number(1, integer=True), "training steps per epoch", "nnU-Net")
     num_val_iterations_per_epoch: int = setting(50, Number(1, integer=True), "validation batches per epoch", "nnU-Net")
     base_lr: float = setting(
-        6.4e-3, Number(0, low_open=True), "learning rate = base_lr x batch size / 256", "paper, III-B"
+        6.4e-3, Number(0, low_open=True), "the learning rate is base_lr x batch size / 256", "paper, III-B"
     )
     weight_decay: float = setting(
-        0.005, Number(0), "weight decay of AdamW; none on biases, norms and other 1D parameters", "paper, III-B"
+        0.005, Number(0), "weight decay of AdamW; biases, norms and other 1D parameters have none", "paper, III-B"
     )
     warmup_epochs: float = setting(
         50,
         Number(0),
-        "epochs in which the learning rate rises linearly; then it falls to 0 on a cosine, per iteration",
+        "epochs in which the learning rate rises linearly; then it falls to 0 along a cosine",
         "MAE: 5 % of all epochs",
     )
     seed: int = setting(
@@ -38,7 +38,10 @@ class PretrainingConfig(StageConfig):
     """What the ``pretraining`` blocks of all methods have in common."""
 
     datasets: Sequence[int] = setting(
-        (), Identifiers(), "other datasets whose images take part, preprocessed with the same plans", "ours"
+        (),
+        Identifiers(),
+        "IDs of other datasets whose images take part; they must be preprocessed with the same plans",
+        "ours",
     )
 
 
@@ -47,7 +50,7 @@ class FinetuningConfig(StageConfig):
     """The ``finetuning`` block."""
 
     base_lr: float = setting(
-        1e-1, Number(0, low_open=True), "learning rate = base_lr x batch size / 256", "paper, III-B"
+        1e-1, Number(0, low_open=True), "the learning rate is base_lr x batch size / 256", "paper, III-B"
     )
     layer_decay: float = setting(
         0.75,

@@ -1,4 +1,4 @@
-"""Persistent homology of volumes and the 2-Wasserstein distance of their diagrams, differentiable."""
+"""Persistence diagrams of volumes, the Wasserstein distance between them, and a loss made of both; differentiable."""
 
 from nnunet_topomae.topology.loss import TopologicalLoss
 from nnunet_topomae.topology.persistence import persistence_diagrams

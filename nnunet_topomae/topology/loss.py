@@ -30,11 +30,22 @@ class TopologicalLoss(nn.Module):
     Args:
         grid: (d, h, w) cells to which crops are averaged before the filtration; None keeps every voxel. Where a grid
             does not divide a crop, the last cell of that axis is smaller.
-        tolerance: relative gap to each optimal matching that is allowed; 0 for the optimum.
-        num_threads: at most; None for one a core, at most 16.
+        tolerance: largest relative error allowed in the distance of two diagrams; 0 for exact distances.
+        num_threads: most threads to use; None for one per core, but no more than 16.
 
     Raises:
         ValueError: for a grid, tolerance or number of threads out of range.
+
+    Example:
+        The crop has two bright spots, of values 3 and 2 with 1 between them; the reconstruction lost the second. That
+        component, born at 2 and merged with the other at 1, lies half its persistence from the diagonal.
+
+        >>> import torch
+        >>> from nnunet_topomae.topology import TopologicalLoss
+        >>> crop = torch.tensor([3.0, 1.0, 2.0, 0.0]).reshape(1, 1, 1, 1, 4)
+        >>> reconstruction = torch.tensor([3.0, 1.0, 1.0, 0.0]).reshape(1, 1, 1, 1, 4)
+        >>> TopologicalLoss()(crop, reconstruction, crop)
+        [tensor(0.5000), tensor(0.)]
     """
 
     def __init__(self, grid: Sequence[int] | None = None, tolerance: float = 0.0, num_threads: int | None = None):
@@ -62,7 +73,7 @@ class TopologicalLoss(nn.Module):
 
     @torch.compiler.disable
     def start(self, target: Tensor, *reconstructions: Tensor) -> "PendingLoss":
-        """The same, but return at once: threads compute while the caller and the GPU go on.
+        """Start what :meth:`forward` computes and return at once; threads work while the caller and the GPU go on.
 
         Raises:
             ValueError: for other shapes, or a grid larger than the crop. NaN or inf is raised with the result.
@@ -80,14 +91,14 @@ class TopologicalLoss(nn.Module):
     def _volumes(self, crops: Tensor) -> Tensor:
         """Every sample and channel as a volume on the grid, (B * C, d, h, w), at least float32.
 
-        A copy, so that callers may change their tensors before the loss is read.
+        It is a copy, so that callers may change their tensors before the loss is read.
         """
         copies = crops.to(torch.promote_types(crops.dtype, torch.float32), copy=self.grid is None)
         return pool_to_grid(copies, self.grid).flatten(0, 1)
 
 
 def _check(crops: dict[str, Tensor]) -> None:
-    """Crops must be alike.
+    """Make sure that all crops are batches of volumes of one shape.
 
     Raises:
         ValueError: names the first that is no batch of floating point volumes or of another shape than the target.
@@ -104,13 +115,13 @@ def _check(crops: dict[str, Tensor]) -> None:
 
 
 class PendingLoss:
-    """A topological loss that threads are at work on."""
+    """A topological loss that threads are still computing."""
 
     def __init__(self, comparisons: "list[list[Comparison]]"):
         self._comparisons = comparisons
 
     def result(self) -> list[Tensor]:
-        """Wait; what :class:`TopologicalLoss` gives.
+        """Wait for the threads, then return what :meth:`TopologicalLoss.forward` returns.
 
         Raises:
             ValueError: for NaN or inf.
@@ -120,12 +131,12 @@ class PendingLoss:
 
 @cache
 def _thread_pool(num_threads: int) -> ThreadPoolExecutor:
-    """Shared by all losses. Jobs wait only for jobs submitted before them, so a single thread suffices."""
+    """The threads that all losses share. Jobs wait only for jobs submitted earlier, so even one thread suffices."""
     return ThreadPoolExecutor(num_threads, thread_name_prefix="topology")
 
 
 class Diagrams:
-    """The persistence diagrams of one volume, twice: as arrays to be matched and as tensors with gradients.
+    """The persistence diagrams of one volume, both as arrays to be matched and as tensors with gradients.
 
     Args:
         volume: (d, h, w).
@@ -159,7 +170,7 @@ class Comparison:
 
     Args:
         target, other: diagrams of the volumes.
-        tolerance: relative gap that is allowed.
+        tolerance: see :class:`TopologicalLoss`.
         pool: whose threads find the matchings.
     """
 
@@ -171,14 +182,14 @@ class Comparison:
         return match(self.target.points(dimension), self.other.points(dimension), _METRIC, tolerance)
 
     def distance(self) -> Tensor:
-        """L_topo of one volume."""
+        """The topological loss of one volume."""
         pairs = zip(self.target.tensors(), self.other.tensors(), self._matchings, strict=True)
         distances = [matching_distance(x, y, matching.result(), _METRIC) for x, y, matching in pairs]
         return torch.linalg.vector_norm(torch.stack(distances))
 
 
 def pool_to_grid(crops: Tensor, grid: Sequence[int] | None) -> Tensor:
-    """Average crops (B, C, D, H, W) to a grid (d, h, w) of equal cells, the last of an axis smaller if need be.
+    """Average crops (B, C, D, H, W) to a grid (d, h, w) of equal cells; the last cell of an axis may be smaller.
 
     Raises:
         ValueError: see :func:`check_grid`.
@@ -189,10 +200,10 @@ def pool_to_grid(crops: Tensor, grid: Sequence[int] | None) -> Tensor:
 
 
 def check_grid(crop_size: Sequence[int], grid: Sequence[int] | None) -> tuple[int, ...]:
-    """Voxels of a cell per axis that bring a crop to a grid; 1 without a grid.
+    """Size of the cells, in voxels per axis, that divide a crop into a grid; 1 on every axis without a grid.
 
     Raises:
-        ValueError: if none can, as for a grid larger than the crop.
+        ValueError: if no cells of equal size give that grid, for example because it is larger than the crop.
     """
     cell = tuple(-(-size // cells) for size, cells in zip(crop_size, grid or crop_size, strict=True))
     fitting = tuple(-(-size // c) for size, c in zip(crop_size, cell, strict=True))
@@ -205,9 +216,10 @@ def check_grid(crop_size: Sequence[int], grid: Sequence[int] | None) -> tuple[in
 
 
 def choose_grid(crop_size: Sequence[int], spacing: Sequence[float]) -> tuple[int, ...] | None:
-    """The finest grid of at most 24^3 cells that are near isotropic in mm; None if the crop itself is one.
+    """The finest grid of at most 24^3 cells that are nearly cubes in mm; None if the crop is small enough as it is.
 
-    The shortest edges of the cells grow first, those of equal length together.
+    Cells start as single voxels. Their shortest edges grow by a voxel, edges of equal length together, until few enough
+    cells are left.
     """
     cell = np.ones(3, dtype=int)
     grid = np.array(crop_size)

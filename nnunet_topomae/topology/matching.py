@@ -1,13 +1,15 @@
-"""Optimal matchings of persistence diagrams, with proof.
+"""Optimal matchings of persistence diagrams, with a proof that they are optimal.
 
-Points may be matched to each other or sent to the diagonal: optimal transport, with the diagonal as one more point on
-either side. POT's network simplex solves it for a set of pairs and gives potentials (duals) alpha and beta. A complete
-search then finds every other pair whose potentials exceed its cost. Those would improve the matching and join the set,
-until none is left: the matching is optimal. Feasible potentials also bound the optimum from below, which certifies a
-matching before that.
+Every point of a diagram is matched to a point of the other one or sent to the diagonal. That is optimal transport, with
+the diagonal as one more point on either side. POT's network simplex solves it for a small set of pairs and returns a
+potential (dual price) for every point: alpha for those of the first diagram, beta for those of the second. A complete
+search then finds every other pair whose potentials sum to more than its cost. Such pairs could improve the matching, so
+they join the set, and the problem is solved again. When there are none left, the matching is optimal. Before that,
+potentials bound the optimum from below, which certifies how far from optimal the matching is at most.
 
-Few pairs suffice if the first ones are good. So the points are first snapped to coarse lattices, where they merge into
-few points with masses; potentials carried from lattice to finer lattice to the diagrams tell which pairs matter.
+Few pairs suffice if the first ones are well chosen. So the points are first snapped to coarse lattices, where many of
+them merge into one with a mass. The potentials found on a lattice tell which pairs matter on the next finer one, and
+those of the finest lattice which pairs of the diagrams matter.
 """
 
 import math
@@ -24,28 +26,30 @@ from scipy.spatial import cKDTree
 from nnunet_topomae.topology.metric import Metric, Points, Values
 from nnunet_topomae.topology.search import Indices, Tree, pairs_below_potentials
 
-_FEW_PAIRS = 100_000  # of all points, up to which every pair that can pay takes part from the start
+_FEW_PAIRS = 100_000  # up to so many pairs of points, all that can be worth matching take part from the start
 _LATTICES = (1 / 32, 1 / 128, 1 / 512, 1 / 2048)  # cells, relative to the range of births and deaths
-_EXTENT = (0.001, 0.999)  # quantiles that make this range; a single bright voxel does not stretch it
-_MERGES = 0.95  # share of the points that may be left on a lattice; finer ones are not worth it
+_EXTENT = (0.001, 0.999)  # quantiles that bound this range, so that a single bright voxel does not stretch it
+_MERGES = 0.95  # lattices that leave a larger share of the points, and finer ones, are not worth solving
 _LATTICE_TOLERANCE = 0.03
-_NEIGHBOURS = 3  # nearest ones, from either side, that take part from the start
+_NEIGHBOURS = 3  # every point is paired with so many nearest ones of the other diagram from the start
 _PROMISING = 15  # pairs per point that potentials of a lattice propose
-_JOIN_SHARE = 0.9  # a pair joins if it exceeds by this share of the most of its row or its column
-_PROVABLE = 1e-9  # relative gap; rounding of doubles adds up to about as much over many points
+_JOIN_SHARE = 0.9  # a pair joins if its excess is this share of the largest in its row or its column
+_PROVABLE = 1e-9  # smallest relative gap asked for; rounding errors of many points add up to about as much
 _WORTH_A_WARNING = 1e-6
-_NEARLY = 1e-4  # relative gap, below which the rounding of POT's potentials matters
+_NEARLY = 1e-4  # relative gap below which the rounding errors of POT's potentials matter
 _MAX_SWEEPS = 200
 _MAX_PIVOTS, _OPTIMAL = 10**12, 1  # of POT
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """A matching and what proves how good it is.
+    """A matching of two diagrams, and bounds that prove how good it is.
 
     Attributes:
-        lower_bound, upper_bound: of the distance; the matching attains the upper one.
-        x_indices, y_indices: matched points; all others go to the diagonal.
+        lower_bound: the distance is at least this.
+        upper_bound: the distance by this matching.
+        x_indices: matched points of the first diagram; all its others go to the diagonal.
+        y_indices: the points of the second diagram that they are matched to, in the same order.
     """
 
     lower_bound: float
@@ -55,22 +59,23 @@ class Certificate:
 
     @property
     def gap(self) -> float:
-        """Certified relative gap, upper / lower - 1; 0 for two distances of 0."""
+        """Largest relative error that the distance can have, which is upper / lower bound - 1; 0 if both are 0."""
         if self.upper_bound <= self.lower_bound:
             return 0.0
         return self.upper_bound / self.lower_bound - 1 if self.lower_bound > 0 else math.inf
 
 
 def match(x: Points, y: Points, metric: Metric, tolerance: float) -> Certificate:
-    """A matching whose distance is within ``tolerance`` of the least.
+    """Find a matching whose distance is larger than the smallest possible one by at most ``tolerance``.
 
     Args:
-        x, y: (N, 2) and (M, 2) finite float64.
-        metric: of the plane.
-        tolerance: relative gap of distances; 0 for the optimum, up to the rounding of doubles (1e-9).
+        x: a diagram (N, 2), finite float64.
+        y: the other diagram, (M, 2).
+        metric: what it costs to move a point.
+        tolerance: relative to the distance; 0 for the optimum, up to the rounding errors of doubles (1e-9).
     """
     scale = max((np.abs(points).max() for points in (x, y) if points.any()), default=1.0)
-    x, y = x / scale, y / scale  # else powers of very small or large values would leave the range of doubles
+    x, y = x / scale, y / scale  # else powers of very small or large values would underflow or overflow
     if len(x) == 0 or len(y) == 0:
         total = metric.to_diagonal(x).sum() + metric.to_diagonal(y).sum()
         distance = float(scale * total ** (1 / metric.order))
@@ -101,10 +106,10 @@ class Merged:
 
     Attributes:
         points: (n, 2), all different.
-        mass: (n,) how many points of the diagram each stands for.
-        members: (N,) for each point of the diagram, which one stands for it.
-        to_diagonal: (n,) cost of sending one there.
-        cell: of the lattice; 0 without.
+        mass: (n,) how many points of the diagram each of them stands for.
+        members: (N,) for each point of the diagram, the index of the one that stands for it.
+        to_diagonal: (n,) cost of sending one of them to the diagonal.
+        cell: edge of the lattice's cells; 0 without a lattice.
     """
 
     points: Points
@@ -126,11 +131,11 @@ class Merged:
         return len(self.points)
 
     def on_lattice(self, cell: float, metric: Metric) -> "Merged":
-        """The diagram on a lattice."""
+        """The diagram snapped to a lattice."""
         return Merged.of(self.points[self.members], metric, cell)
 
     def draw(self, points: Indices) -> Indices:
-        """A different point of the diagram for each time that a merged point is named."""
+        """Replace merged points by points of the diagram, a different one each time that a merged point is named."""
         by_point = np.argsort(self.members, kind="stable")
         first = np.searchsorted(self.members[by_point], np.arange(len(self)))
         order = np.argsort(points, kind="stable")
@@ -154,7 +159,18 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Plan:
-    """How often which points are matched, and potentials that no way to the diagonal and no pair in use costs less."""
+    """A solution for some of the pairs: a matching, and potentials of the points that bound its cost from below.
+
+    Potentials are feasible: for every pair in use they sum to no more than its cost, and none exceeds the cost of
+    sending its point to the diagonal.
+
+    Attributes:
+        rows: matched points of x.
+        columns: the points of y that they are matched to.
+        mass: how often each of these pairs is matched.
+        alpha: potentials of the points of x.
+        beta: potentials of the points of y.
+    """
 
     rows: Indices
     columns: Indices
@@ -165,7 +181,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Hint:
-    """Potentials known from a coarser lattice, and by how much they may be off."""
+    """Potentials known from a coarser lattice, and how wrong they may be."""
 
     alpha: Values
     beta: Values
@@ -173,7 +189,7 @@ class Hint:
 
     @classmethod
     def carried(cls, plan: Plan, coarse: "Problem", fine: "Problem") -> "Hint":
-        """From the points of a lattice to those of a finer one, by way of the diagram's points."""
+        """Give the points of a finer lattice the potentials of a coarser one, by way of the diagram's points."""
 
         def carry(potentials: Values, source: Merged, target: Merged) -> Values:
             carried = np.empty(len(target))
@@ -186,7 +202,7 @@ class Hint:
 
 @dataclass(frozen=True)
 class Problem:
-    """Transport between two sets of points with masses, any of which may go to the diagonal."""
+    """Optimal transport between two sets of points with masses, any of which may go to the diagonal."""
 
     x: Merged
     y: Merged
@@ -194,17 +210,17 @@ class Problem:
 
     @cached_property
     def trees(self) -> tuple[Tree, Tree]:
-        """For searches."""
+        """The points of both sides, arranged for searches."""
         return Tree.of(self.x.points), Tree.of(self.y.points)
 
     @property
-    def few(self) -> bool:
-        """Whether all pairs can be used at once."""
+    def is_small(self) -> bool:
+        """Whether there are so few pairs that all can be used at once."""
         return len(self.x) * len(self.y) <= _FEW_PAIRS
 
     def on_lattices(self) -> "list[Problem]":
-        """The problem on lattices, coarse to fine, as far as they merge points; none for a small one."""
-        if self.few:
+        """The problem on lattices, coarse to fine, as long as they merge points; none if the problem is small."""
+        if self.is_small:
             return []
         extent = np.ptp(np.quantile(np.concatenate([self.x.points, self.y.points]), _EXTENT))
         levels = []
@@ -216,10 +232,10 @@ class Problem:
         return levels
 
     def solve(self, tolerance: float, hint: Hint | None) -> tuple[Plan, float, float]:
-        """Solve for a growing set of pairs, until the relative gap of distances is certified.
+        """Solve for a growing set of pairs, until the relative error of the distance is proven to be small enough.
 
         Returns:
-            A plan, and the lower and the upper bound of the cost; the plan attains the upper one.
+            A plan, and the lower and the upper bound of the cost; the upper one is the cost of the plan.
         """
         pairs = self._first_pairs(hint)
         start = None if hint is None else (hint.alpha, hint.beta)
@@ -243,11 +259,11 @@ class Problem:
             joining = excess >= _JOIN_SHARE * np.minimum(most_of_row[rows], most_of_column[columns])
             before = len(pairs)
             pairs = self._pairs(np.r_[pairs.rows, rows[joining]], np.r_[pairs.columns, columns[joining]])
-            if len(pairs) == before and upper > known / 2:  # else solve again, rounded at the smaller scale
+            if len(pairs) == before and upper > known / 2:  # else solve again, with smaller rounding errors
                 return best, lower, upper
 
     def _pairs(self, rows: Indices, columns: Indices) -> Pairs:
-        """Those that can pay, each once."""
+        """The pairs that cost less than sending both points to the diagonal, each once."""
         keys = np.sort(rows * len(self.y) + columns)
         rows, columns = np.divmod(keys[np.diff(keys, prepend=-1) > 0], len(self.y))  # much faster than np.unique
         cost = self.metric.costs(self.x.points[rows], self.y.points[columns])
@@ -255,8 +271,8 @@ class Problem:
         return Pairs(rows[pays], columns[pays], cost[pays])
 
     def _first_pairs(self, hint: Hint | None) -> Pairs:
-        """All if they are few; else the nearest ones, and those that a hint proposes."""
-        if self.few:
+        """All pairs if they are few; else pairs of nearest points, and those that a hint proposes."""
+        if self.is_small:
             rows, columns = np.indices((len(self.x), len(self.y))).reshape(2, -1)
             return self._pairs(rows, columns)
         groups = [
@@ -275,8 +291,9 @@ class Problem:
     def _transport(self, pairs: Pairs, start: tuple[Values, Values] | None, known: float) -> Plan:
         """Optimal transport along the pairs and to the diagonal, which is point n of x and point m of y.
 
-        POT rounds at the scale of the dearest way. Ways that cost more than a whole plan that is ``known`` are in no
-        better one; they are given that cost, which leaves potentials feasible, and all are scaled to at most 1.
+        POT's rounding errors grow with the largest cost. A pair that costs more than a whole plan already ``known`` is
+        in no better plan, so its cost is lowered to that; potentials that are feasible for lowered costs are feasible
+        for the real ones, too. Then all costs are scaled to at most 1.
 
         Raises:
             RuntimeError: if the network simplex fails.
@@ -302,10 +319,11 @@ class Problem:
         return Plan(rows, columns, mass, self._highest_alpha(pairs, beta), beta)
 
     def _sharpened(self, plan: Plan, pairs: Pairs) -> Plan:
-        """The plan with its potentials computed anew, the highest of x that it allows; POT's carry rounding of 1e-12.
+        """The plan with its potentials computed anew, because those of POT have rounding errors of 1e-12.
 
-        A matched pair costs just what its potentials sum to, so those of y follow from those of x, which sink until no
-        pair in use costs less. Feasible even before that.
+        In an optimal plan the potentials of a matched pair sum to just its cost, so those of y follow from those of x.
+        Those of x start as high as they can be and are lowered until for no pair in use they sum to more than its cost.
+        The result is feasible even if the sweeps end before that.
         """
         matched = self.metric.costs(self.x.points[plan.rows], self.y.points[plan.columns])
         left_over = np.bincount(plan.columns, plan.mass, len(self.y)) < self.y.mass
@@ -321,17 +339,17 @@ class Problem:
         return replace(plan, alpha=sunk, beta=beta)
 
     def _highest_alpha(self, pairs: Pairs, beta: Values) -> Values:
-        """The highest feasible potentials of x for those of y."""
+        """The highest potentials of x that are feasible with those of y."""
         alpha = self.x.to_diagonal.copy()
         np.minimum.at(alpha, pairs.rows, pairs.cost - beta[pairs.columns])
         return alpha
 
     def _dual_value(self, plan: Plan) -> float:
-        """A lower bound of the cost if the potentials are feasible for all pairs."""
+        """What the potentials sum to: a lower bound of the cost, if they are feasible for all pairs."""
         return float(self.x.mass @ plan.alpha + self.y.mass @ plan.beta)
 
     def _cost(self, plan: Plan) -> float:
-        """Of the matched points, and of sending all others to the diagonal."""
+        """Cost of matching the points that the plan matches, and of sending all others to the diagonal."""
         total = plan.mass @ self.metric.costs(self.x.points[plan.rows], self.y.points[plan.columns])
         for points, matched in ((self.x, plan.rows), (self.y, plan.columns)):
             total += (points.mass - np.bincount(matched, plan.mass, len(points))) @ points.to_diagonal
@@ -339,7 +357,7 @@ class Problem:
 
 
 def _nearest(points: Points, others: Points, norm: float) -> tuple[Indices, Indices]:
-    """The nearest others of every point."""
+    """Pairs of every point with the nearest of the others."""
     count = min(_NEIGHBOURS, len(others))
     _, found = cKDTree(others).query(points, list(range(1, count + 1)), p=norm)
     return np.repeat(np.arange(len(points)), count), found.ravel()

@@ -57,12 +57,12 @@ class Metric:
         return self.cost(offsets[:, 0], offsets[:, 1])
 
     def tensor_costs(self, x: Tensor, y: Tensor) -> Tensor:
-        """The same of tensors, differentiable."""
+        """What :meth:`costs` computes, of tensors and differentiable."""
         return torch.linalg.vector_norm(x - y, ord=self.norm, dim=1) ** self.order
 
 
 def check_tolerance(tolerance: float) -> None:
-    """Refuse what is no relative gap.
+    """Make sure that a tolerance is in range.
 
     Raises:
         ValueError: unless it is at least 0 and below 1.

@@ -17,8 +17,8 @@ def persistence_diagrams(volume: Tensor, dimensions: Sequence[int] = DIMENSIONS)
     """Diagrams of the super-level set filtration of a volume, computed by Cubical Ripser.
 
     The cubical complex has the voxels as its vertices (V-construction). A feature is born at a high value and dies at
-    a lower one, so birth > death. The component born at the maximum never dies; it is closed at the minimum of the
-    volume, and passes gradients to both voxels. A constant volume has empty diagrams.
+    a lower one, so birth > death. The component born at the maximum never dies; its death is set to the minimum of the
+    volume, and it passes gradients to both voxels. A constant volume has empty diagrams.
 
     Args:
         volume: (D, H, W), floating point, on any device. Computed on the CPU.
@@ -30,6 +30,18 @@ def persistence_diagrams(volume: Tensor, dimensions: Sequence[int] = DIMENSIONS)
 
     Raises:
         ValueError: if the volume is not 3D, not floating point, or holds NaN or inf; for an unknown dimension.
+
+    Example:
+        Two bright spots in a row of voxels. That of value 2 merges with the brighter one at the value between them, 1;
+        that of value 3 lasts to the minimum, 0. There are neither loops nor voids.
+
+        >>> import torch
+        >>> from nnunet_topomae.topology import persistence_diagrams
+        >>> components, loops, voids = persistence_diagrams(torch.tensor([[[3.0, 1.0, 2.0, 0.0]]]))
+        >>> sorted(components.tolist())
+        [[2.0, 1.0], [3.0, 0.0]]
+        >>> len(loops), len(voids)
+        (0, 0)
     """
     return values_at(volume, persistence_pairs(volume, dimensions))
 

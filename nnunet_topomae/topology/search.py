@@ -1,4 +1,4 @@
-"""Complete search for pairs of points whose potentials exceed the cost of matching them."""
+"""Complete search for pairs of points whose potentials sum to more than the cost of matching them."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +13,7 @@ Indices = npt.NDArray[np.int64]
 Boxes = tuple[Points, Points]  # lowest and highest corner of every box
 
 _LEAF = 8  # points
-_LEAVES_AT_ONCE = 1 << 14  # pairs of leaves whose points are compared in one go; bounds memory
+_LEAVES_AT_ONCE = 1 << 14  # so many pairs of leaves are compared in one go, which bounds memory
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ def pairs_below_potentials(
 ) -> tuple[Indices, Indices, Values]:
     """All pairs with alpha_i + beta_j - cost_ij > margin.
 
-    Descends both trees at once; a pair of nodes is left when its boxes are too far apart for the highest potentials
-    within.
+    Descends both trees at once. A pair of nodes is given up where even the highest potentials within it sum to less
+    than the distance between their boxes costs.
 
     Returns:
         i and j of the pairs, and by how much their potentials exceed the cost.

@@ -40,24 +40,38 @@ def wasserstein_distance(
 ) -> Tensor | tuple[Tensor, Certificate]:
     """Wasserstein distance of two persistence diagrams; by default W2 with ground metric L-infinity (Gu et al., II-A).
 
-    W(x, y)^order = min over partial matchings of the sum of |x_i - y_j|^order over matched points and of the distance
-    to the diagonal, to the same power, over unmatched ones.
+    The distance to the power of ``order`` is the smallest sum, over all ways to match points, of these costs: for
+    matched points their distance, for all others the distance to the diagonal, each to the power of ``order``.
 
     Args:
-        x, y: (N, 2) and (M, 2), rows of finite (birth, death), floating point; either may be empty. Births may lie
-            above deaths, as in super-level filtrations, or below, but alike in both.
+        x: a diagram (N, 2), rows of finite (birth, death), floating point; may be empty. Births may lie above deaths,
+            as in super-level filtrations, or below, but alike in both diagrams.
+        y: the other diagram, (M, 2).
         order: power of the distance, at least 1.
         ground: norm in the plane: "inf", or p of an Lp norm.
-        tolerance: relative gap to the optimum that is allowed; 0 for the optimum itself.
+        tolerance: largest relative error of the distance that is allowed; 0 for the exact distance.
         return_certificate: also return bounds and the matching.
 
     Returns:
         A scalar of x's type and device. Its gradient is that of the matching held fixed, and 0 where the distance is 0.
-        With ``return_certificate`` also a :class:`Certificate`. A gap that stays above the tolerance, which values of
-        too different sizes can bring about, is warned of.
+        With ``return_certificate`` also a :class:`~nnunet_topomae.topology.matching.Certificate`. If values differ so
+        much in size that rounding errors exceed the tolerance, a warning says so.
 
     Raises:
         ValueError: for another shape, NaN or inf, or an order, norm or tolerance out of range.
+
+    Example:
+        (3, 0) is matched to (3, 1), at a distance of 1. (2, 1) goes to the diagonal, half its persistence away. So the
+        distance is sqrt(1 + 0.25).
+
+        >>> import torch
+        >>> from nnunet_topomae.topology import wasserstein_distance
+        >>> x, y = torch.tensor([[3.0, 0.0], [2.0, 1.0]]), torch.tensor([[3.0, 1.0]])
+        >>> wasserstein_distance(x, y)
+        tensor(1.1180)
+        >>> _, proof = wasserstein_distance(x, y, tolerance=0.01, return_certificate=True)
+        >>> proof.x_indices.tolist(), proof.y_indices.tolist(), proof.gap <= 0.01
+        ([0], [0], True)
     """
     metric = Metric(order, ground)
     check_tolerance(tolerance)
@@ -83,7 +97,7 @@ def matching_distance(x: Tensor, y: Tensor, matching: Certificate, metric: Metri
 
 
 def _scale(*diagrams: Tensor) -> Tensor:
-    """The largest value in size, as a tensor, which spares the GPU a wait; 1 if there is none but 0."""
+    """The largest absolute value, or 1 if all are 0; as a tensor, because reading it would make the GPU wait."""
     largest = torch.stack([points.detach().abs().max() for points in diagrams if len(points)] or [torch.ones(())]).max()
     return largest.where(largest > 0, 1)
 

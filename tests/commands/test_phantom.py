@@ -5,7 +5,7 @@ import pytest
 import SimpleITK as sitk
 from scipy.ndimage import label
 
-from nnunet_topomae.phantom import LABELS, make_case, write_dataset
+from nnunet_topomae.commands.phantom import LABELS, make_case, write_dataset
 
 
 def test_structures_have_the_topology_they_are_named_for():

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from commands import Site
+from console import Site
 
 
 @pytest.mark.slow

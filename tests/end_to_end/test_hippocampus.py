@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from commands import PLANS, Site
+from console import PLANS, Site
 
 DATASET = "Dataset004_Hippocampus"
 DATA = Path(os.environ.get("NNUNET_TOPOMAE_TEST_DATA", Path(__file__).parents[3] / "shared" / "data")) / "hippocampus"

@@ -14,7 +14,7 @@ FIND_TRAINER = (
     "os.environ['nnUNet_extTrainer'] = subprocess.check_output([{script!r}, 'trainers'], text=True).strip();"
     "from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find;"
     "print([find(n).__name__ for n in ('TopoMAEPretrainer', 'FusedFinetuneTrainer')]);"
-    "from nnunet_topomae.cli import find_planner;"
+    "from nnunet_topomae.commands.cli import find_planner;"
     "print(find_planner('TopoMAEPlanner').__name__)"
 )
 

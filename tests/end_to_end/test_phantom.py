@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from commands import PLANS, Site
-from nnunet_topomae.phantom import write_dataset
+from console import PLANS, Site
+from nnunet_topomae.commands.phantom import write_dataset
 
 DATASET = "Dataset997_Phantom"
 

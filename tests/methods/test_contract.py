@@ -1,13 +1,16 @@
-"""What every pretext task must do; a new method joins METHODS in tests/tiny.py."""
+"""What every method must do; a new one joins METHODS in tests/tiny.py."""
 
+import dataclasses
+import pickle
 from math import prod
 
+import numpy as np
 import pytest
 import torch
 
-from tiny import METHODS, TINY_CROP, make_crops, make_masks, make_method, make_network
-
-KEYPOINTS = torch.zeros(2, 9, 3)
+from nnunet_topomae.methods import to_float32
+from nnunet_topomae.settings import read_block, to_block
+from tiny import MASKED_METHODS, METHODS, TINY_CROP, Volumes, draw_batch, make_method, make_network
 
 
 @pytest.fixture(params=METHODS)
@@ -20,14 +23,24 @@ def task(method):
     return make_method(method)
 
 
-def _train(task, steps):
+@pytest.fixture(params=MASKED_METHODS)
+def masked_task(request):
+    return make_method(request.param)
+
+
+@pytest.fixture
+def images():
+    return Volumes()
+
+
+def _train(task, images, steps):
     """Losses of a few steps as the trainer makes them, on one batch."""
-    crop, given = make_crops(), make_masks(task)
+    drawn = draw_batch(task, images)
     optimizer = torch.optim.AdamW([p for p in task.parameters() if p.requires_grad], lr=3e-3)
     totals = []
     for step in range(steps):
-        mask = task.choose_mask(crop, given, step / steps)
-        total = task.loss_terms(task(crop, mask).to_float32(), crop, mask, KEYPOINTS)["total"]
+        batch = task.choose(drawn, step / steps)
+        total = task.loss_terms(to_float32(task(batch)), batch)["total"]
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
@@ -36,42 +49,37 @@ def _train(task, steps):
     return totals
 
 
-def test_loss_falls_on_a_tiny_set(task):
-    totals = _train(task, 25)
+def test_an_item_depends_on_its_random_generator_alone(task, images):
+    first, again, other = (draw_batch(task, images, seed) for seed in (1, 1, 2))
+    assert all(torch.equal(again[name], tensor) for name, tensor in first.items())
+    assert any(not torch.equal(other[name], tensor) for name, tensor in first.items())
+
+
+def test_the_example_is_like_what_is_drawn(task):
+    drawn, example = draw_batch(task, Volumes(channels=3)), task.views().example(2, 3)
+    described = [{name: (t.shape, t.dtype) for name, t in batch.items()} for batch in (drawn, example)]
+    assert described[0] == described[1]
+
+
+def test_views_reach_the_processes_of_the_loader(task, images):
+    sent = pickle.loads(pickle.dumps(task.views()))
+    item = sent.draw(images, "large", np.random.default_rng(0), True)
+    assert all(tensor.isfinite().all() for tensor in item.values())
+
+
+def test_loss_falls_on_a_tiny_set(task, images):
+    totals = _train(task, images, 25)
     assert sum(totals[-3:]) < 0.9 * sum(totals[:3])
 
 
-def test_a_fixed_seed_gives_the_same_run(method):
+def test_a_fixed_seed_gives_the_same_run(method, images):
     runs = []
     for _ in range(2):
         torch.manual_seed(3)
         task = make_method(method)
-        runs.append((_train(task, 4), task.state_dict()))
+        runs.append((_train(task, images, 4), task.state_dict()))
     assert runs[0][0] == runs[1][0]
     assert all(torch.equal(runs[1][1][name], tensor) for name, tensor in runs[0][1].items())
-
-
-@pytest.mark.parametrize("progress", [0.0, 0.4, 1.0])
-def test_masks_hide_exactly_the_asked_share(task, progress):
-    mask = task.choose_mask(make_crops(3), make_masks(task, 3), progress)
-    assert mask.dtype == torch.bool
-    assert mask.shape == (3, *task.mask_grid)
-    assert mask.flatten(1).sum(dim=1).tolist() == [round(task.config.mask_ratio * prod(task.mask_grid))] * 3
-
-
-def test_hidden_voxels_do_not_reach_the_network(task):
-    task.eval()
-    crop, mask = make_crops(), make_masks(task)
-    hidden = mask
-    for axis, size in enumerate(task.patch_size, start=1):
-        hidden = hidden.repeat_interleave(size, dim=axis)
-    changed = torch.where(hidden[:, None], torch.rand_like(crop), crop)
-    assert not torch.equal(changed, crop)
-    with torch.no_grad():
-        outputs = task(crop, mask), task(changed, mask)
-    for before, after in zip(*outputs, strict=True):
-        for branch, prediction in before.items():
-            assert torch.equal(prediction, after[branch]), branch
 
 
 def test_state_dict_is_a_superset_of_the_downstream_networks(method, task):
@@ -82,36 +90,77 @@ def test_state_dict_is_a_superset_of_the_downstream_networks(method, task):
             assert weights[name].shape == tensor.shape, name
 
 
-def test_frozen_parameters_are_the_untrained_ones_and_all_others_get_gradients(task):
-    crop, mask = make_crops(), make_masks(task)
-    task.loss_terms(task(crop, mask), crop, mask, KEYPOINTS)["total"].backward()
+def test_frozen_parameters_are_the_untrained_ones_and_all_others_get_gradients(task, images):
+    batch = draw_batch(task, images)
+    task.loss_terms(task(batch), batch)["total"].backward()
     without = [name for name, parameter in task.named_parameters() if parameter.grad is None]
     assert without == task.untrained_parameters()
 
 
-def test_masks_are_one_patch_grid_over_the_crop(task):
-    covered = [n * size for n, size in zip(task.mask_grid, task.patch_size, strict=True)]
-    assert covered == list(TINY_CROP)
+def test_fixed_parameters_are_the_sine_cosine_positions_of_vits(method, task):
+    expected = {"vit.pos_embed", "teacher.vit.pos_embed"} & {name for name, _ in task.named_parameters()}
+    assert set(task.fixed_parameters()) == expected
 
 
-def test_images_are_like_the_crop(task):
-    crop, mask = make_crops(channels=1), make_masks(task)
-    images = task.images(task(crop, mask), crop)
-    assert {image.shape for image in images.values()} == {crop.shape}
+def test_the_report_has_pictures_and_figures(task, images):
+    task.eval()
+    with torch.no_grad():
+        batch = {name: tensor[:1] for name, tensor in draw_batch(task, images, mirror=False).items()}
+        report = task.shown(to_float32(task(batch)), batch)
+    assert {volume.shape for volume in report.columns.values()} == {(1, *TINY_CROP)}
+    assert set(report.metrics) <= set(task.headings)
+    for figures in report.metrics.values():
+        assert all(value is not None and np.isfinite(value) for value in figures.values())
+
+
+def test_what_the_planner_sets_can_be_read_again(task):
+    planned = task.planned(task.config_class(), (96, 96, 96), (1.5, 1.5, 1.5))
+    assert read_block(task.config_class, to_block(planned), "pretraining") == planned
+    assert dataclasses.is_dataclass(task.for_memory(planned))
 
 
 def test_several_channels(method):
-    task = make_method(method, channels=3)
-    crop, mask = make_crops(channels=3), make_masks(task)
-    terms = task.loss_terms(task(crop, mask), crop, mask, KEYPOINTS)
-    assert terms["total"].isfinite()
+    batch = draw_batch(task := make_method(method, channels=3), Volumes(channels=3))
+    assert task.loss_terms(task(batch), batch)["total"].isfinite()
 
 
-def test_compiles_without_a_break(method, task):
+def test_compiles_without_a_break(task, images):
     task.eval()
-    crop, mask = make_crops(), make_masks(task)
+    batch = draw_batch(task, images)
     with torch.no_grad():
-        expected = task(crop, mask)
-        compiled = torch.compile(task, backend="aot_eager", fullgraph=True)(crop, mask)
-    for branch, prediction in expected.reconstructions.items():
-        torch.testing.assert_close(compiled.reconstructions[branch], prediction)
+        expected = task(batch)
+        compiled = torch.compile(task, backend="aot_eager", fullgraph=True)(batch)
+    torch.testing.assert_close(compiled, expected)
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.4, 1.0])
+def test_masks_hide_exactly_the_asked_share(masked_task, images, progress):
+    mask = masked_task.choose(draw_batch(masked_task, images), progress)["mask"]
+    assert mask.dtype == torch.bool
+    assert mask.shape == (2, *masked_task.mask_grid)
+    hidden = round(masked_task.config.mask_ratio * prod(masked_task.mask_grid))
+    assert mask.flatten(1).sum(dim=1).tolist() == [hidden] * 2
+
+
+def test_hidden_voxels_do_not_reach_the_network(masked_task, images):
+    masked_task.eval()
+    batch = draw_batch(masked_task, images)
+    hidden = batch["mask"]
+    for axis, size in enumerate(masked_task.patch_size, start=1):
+        hidden = hidden.repeat_interleave(size, dim=axis)
+    changed = torch.where(hidden[:, None], torch.rand_like(batch["crop"]), batch["crop"])
+    assert not torch.equal(changed, batch["crop"])
+    with torch.no_grad():
+        before, after = masked_task(batch), masked_task({**batch, "crop": changed})
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+
+
+def test_masks_are_one_patch_grid_over_the_crop(masked_task):
+    covered = [n * size for n, size in zip(masked_task.mask_grid, masked_task.patch_size, strict=True)]
+    assert covered == list(TINY_CROP)
+
+
+def test_images_are_like_the_crop(masked_task, images):
+    batch = draw_batch(masked_task, images)
+    reconstructed = masked_task.images(masked_task(batch), batch)
+    assert {image.shape for image in reconstructed.values()} == {batch["crop"].shape}

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from nnunet_topomae.masking import hardest_patches_mask, mask_to_voxels, num_hidden_patches, random_patch_mask
+from nnunet_topomae.methods.masking import hardest_patches_mask, mask_to_voxels, num_hidden_patches, random_patch_mask
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,13 @@
 import pytest
 import torch
-from torch import nn
 
-from nnunet_topomae.config import SpatialConfig, TopologyConfig, TopoMAEConfig
+from nnunet_topomae.methods.topomae import SpatialConfig, TopologyConfig, TopoMAE, TopoMAEConfig
 from nnunet_topomae.networks import FusedViTUNETRPP
-from nnunet_topomae.networks.adaptation import adapt_weights, resize
+from nnunet_topomae.networks.grids import resize
+from nnunet_topomae.networks.resizing import adapt_weights
 from nnunet_topomae.networks.unetrpp import EPABlock
 from nnunet_topomae.networks.vit import ViTEncoder
-from nnunet_topomae.pretext import TopoMAE
-from tiny import TINY_NETWORK, make_masks
+from tiny import TINY_NETWORK, make_batch
 
 LARGER = {"crop_size": [32, 16, 48]}
 FINER = {"vit": {**TINY_NETWORK["vit"], "patch_size": [4, 2, 4]}}
@@ -25,7 +24,7 @@ def _task(channels=1, **changes):
 def _smooth_crops(task, channels=1, batch_size=4):
     size = [grid * patch for grid, patch in zip(task.mask_grid, task.patch_size, strict=True)]
     coarse = torch.rand(batch_size, channels, *(s // 8 for s in size))
-    return nn.functional.interpolate(coarse, size, mode="trilinear")
+    return torch.nn.functional.interpolate(coarse, size, mode="trilinear")
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +33,9 @@ def trained():
     task = _task()
     optimizer = torch.optim.AdamW([p for p in task.parameters() if p.requires_grad], lr=2e-3)
     for step in range(60):
-        crops = _smooth_crops(task)
-        masks = make_masks(task, batch_size=4, seed=step)
+        batch = make_batch(task, _smooth_crops(task), seed=step)
         optimizer.zero_grad()
-        task.loss_terms(task(crops, masks), crops, masks, torch.zeros(4, 9, 3))["total"].backward()
+        task.loss_terms(task(batch), batch)["total"].backward()
         optimizer.step()
     return task
 
@@ -104,11 +102,11 @@ def test_a_carried_network_reconstructs_better_than_a_fresh_one(trained, changes
     result = adapt_weights(trained.state_dict(), trained, target, (1, channels), fixed=["vit.pos_embed"])
     assert all(name.startswith("pyramid.") for name in result.fresh), result.fresh
     target.load_state_dict(result.weights)
-    crops, masks = _smooth_crops(target, channels), make_masks(target, batch_size=4)
+    batch = make_batch(target, _smooth_crops(target, channels))
     errors = {}
     for name, task in (("fresh", fresh.eval()), ("carried", target.eval())):
         with torch.no_grad():
-            terms = task.loss_terms(task(crops, masks), crops, masks, torch.zeros(4, 9, 3))
+            terms = task.loss_terms(task(batch), batch)
         errors[name] = {term: value.item() for term, value in terms.items()}
     for term in ("vit_mse", "unetrpp_mse"):
         assert errors["carried"][term] < 0.5 * errors["fresh"][term], (term, errors)

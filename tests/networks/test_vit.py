@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from nnunet_topomae.masking import mask_to_voxels
+from nnunet_topomae.methods.masking import mask_to_voxels
 from nnunet_topomae.networks import ViTEncoder, ViTMaskedAutoencoder
 from nnunet_topomae.networks.vit import ViTDecoder, sincos_positions, visible_indices
 

@@ -1,13 +1,16 @@
 import json
 import os
+from pathlib import Path
 
 import pytest
 
-from nnunet_topomae import cli, trainers
-from nnunet_topomae.demo import shrink_configuration
-from nnunet_topomae.nnunet.planning import PLANS_NAME
-from nnunet_topomae.phantom import write_dataset
-from workspace import CROP, DATASET, NETWORK, SETTINGS, Workspace
+from nnunet_topomae import trainers
+from nnunet_topomae.commands import cli
+from nnunet_topomae.commands.demo import shrink_configuration
+from nnunet_topomae.commands.phantom import write_dataset
+from workspace import CROP, DATASET, NETWORK, PLANS, SETTINGS, Workspace
+
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"  # a user's own trainers
 
 
 @pytest.fixture(scope="session")
@@ -18,7 +21,7 @@ def workspace(tmp_path_factory):
     for name in ("raw", "preprocessed", "results"):
         (folder / name).mkdir()
         os.environ[f"nnUNet_{name}"] = str(folder / name)
-    os.environ["nnUNet_extTrainer"] = str(trainers.FOLDER)
+    os.environ["nnUNet_extTrainer"] = os.pathsep.join((str(trainers.FOLDER), str(EXAMPLES)))
     write_dataset(folder / "raw" / DATASET, num_training=5, num_test=0)
     assert (
         cli.main(["plan_and_preprocess", "-d", "998", "-c", "3d_fullres", "-np", "1", "-npfp", "1", "--no_pbar"]) == 0
@@ -26,7 +29,7 @@ def workspace(tmp_path_factory):
     space = Workspace(folder)
     plans = space.plans()
     shrink_configuration(plans["configurations"]["3d_fullres"], CROP, NETWORK, SETTINGS)
-    (space.preprocessed / f"{PLANS_NAME}.json").write_text(json.dumps(plans))
+    (space.preprocessed / f"{PLANS}.json").write_text(json.dumps(plans))
     yield space
     os.environ.clear()
     os.environ.update(saved)

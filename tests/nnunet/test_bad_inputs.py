@@ -15,7 +15,7 @@ import pytest
 import torch
 from nnunetv2.run.run_training import maybe_load_checkpoint
 
-from nnunet_topomae import cli
+from nnunet_topomae.commands import cli
 from workspace import DATASET
 
 PLANS = "nnUNetTopoMAEPlans"

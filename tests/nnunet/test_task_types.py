@@ -9,9 +9,9 @@ import SimpleITK as sitk
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-from nnunet_topomae import cli
-from nnunet_topomae.demo import shrink_configuration
-from nnunet_topomae.nnunet.planning import PLANS_NAME, choose_patch_size
+from nnunet_topomae.commands import cli
+from nnunet_topomae.commands.demo import shrink_configuration
+from nnunet_topomae.planners.topomae_planner import TopoMAEPlanner, choose_patch_size
 from workspace import NETWORK, SCHEDULE, Workspace
 
 NUM_CASES = 5
@@ -114,11 +114,11 @@ def test_from_planning_to_prediction(workspace, tmp_path, task):
     for key, value in task.expect.items():
         assert configuration[key] == value
     _shrink(task, configuration)
-    (space.preprocessed / f"{PLANS_NAME}.json").write_text(json.dumps(plans))
+    (space.preprocessed / f"{TopoMAEPlanner.default_plans_name}.json").write_text(json.dumps(plans))
 
     pretrainer = space.trainer("TopoMAEPretrainer")
     pretrainer.run_training()
-    crop = pretrainer.crops_of(pretrainer.get_tr_and_val_datasets()[0], 0, mirror=True)[0]["data"]
+    crop = pretrainer.stream(pretrainer.get_tr_and_val_datasets()[0], 0, mirror=True)[0]["crop"]
     assert tuple(crop.shape) == (len(task.channels), *task.crop)
     assert 0 <= crop.min() < crop.max() <= 1
     finetuner = space.trainer("FusedFinetuneTrainer")

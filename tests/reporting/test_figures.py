@@ -2,25 +2,27 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from nnunet_topomae.reporting.figures import Curve, Reconstruction, plane_names, save_progress, save_reconstructions
+from nnunet_topomae.reporting.figures import Curve, Geometry, plane_names, save_columns, save_progress
 
 
-def _reconstruction(value=1.0):
-    volumes = {name: np.random.rand(1, 6, 8, 10).astype(np.float32) * value for name in ("input", "masked", "ViT")}
-    return Reconstruction("case_1", volumes, (3.0, 1.0, 1.0), plane_names())
+def _columns(value=1.0):
+    return {name: np.random.rand(1, 6, 8, 10).astype(np.float32) * value for name in ("input", "masked", "ViT")}
+
+
+GEOMETRY = Geometry((3.0, 1.0, 1.0), plane_names())
 
 
 @pytest.mark.parametrize("value", [1.0, 0.0])  # a constant crop has no grey scale of its own
-def test_reconstructions_are_drawn(tmp_path, value):
+def test_volumes_are_drawn_in_columns(tmp_path, value):
     file = tmp_path / "reconstructions.png"
-    save_reconstructions([_reconstruction(value), _reconstruction(value)], file)
+    save_columns({"case_1": _columns(value), "case_2": _columns(value)}, GEOMETRY, file)
     assert imread(file).std() > 0
     assert [f.name for f in tmp_path.iterdir()] == [file.name]
 
 
 def test_nothing_to_draw_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="no reconstruction to draw"):
-        save_reconstructions([], tmp_path / "x.png")
+    with pytest.raises(ValueError, match="there is no case to draw"):
+        save_columns({}, GEOMETRY, tmp_path / "x.png")
 
 
 def test_planes_follow_the_transposition_of_the_plans():

@@ -1,9 +1,7 @@
-import math
-
 import numpy as np
 import pytest
 
-from nnunet_topomae.reporting.metrics import keypoint_error, mean_of, reconstruction_metrics
+from nnunet_topomae.reporting.metrics import mean_of, reconstruction_metrics
 
 
 def test_mse_and_psnr_count_hidden_voxels_only():
@@ -26,13 +24,6 @@ def test_perfect_reconstruction():
 def test_crops_too_thin_for_ssim_have_none():
     crop = np.random.rand(1, 2, 8, 8).astype(np.float32)
     assert reconstruction_metrics(crop, crop, np.ones((1, 2, 8, 8), bool))["SSIM"] is None
-
-
-def test_keypoint_error_in_mm():
-    actual = np.zeros((9, 3), np.float32)
-    predicted = actual + np.array([0.3, 0.4, 0], np.float32)
-    assert keypoint_error(predicted, actual, (20, 20, 80)) == pytest.approx(5.0)  # 3 mm and 4 mm
-    assert keypoint_error(predicted, actual, (20, 10, 80)) == pytest.approx(math.hypot(3, 2))
 
 
 def test_means_leave_out_what_is_missing():

@@ -1,19 +1,11 @@
-import dataclasses
 import json
-from pathlib import Path
 
 import pytest
 
-from nnunet_topomae.config import (
-    AnatoMaskConfig,
-    FinetuningConfig,
-    MAEConfig,
-    SparKConfig,
-    TopoMAEConfig,
-    UNetFinetuningConfig,
-    read_block,
-    to_block,
-)
+from nnunet_topomae.methods.mae import MAEConfig
+from nnunet_topomae.methods.spark import AnatoMaskConfig, SparKConfig
+from nnunet_topomae.methods.topomae import TopoMAEConfig
+from nnunet_topomae.settings import FinetuningConfig, UNetFinetuningConfig, read_block, to_block
 
 CONFIG_CLASSES = [TopoMAEConfig, MAEConfig, SparKConfig, AnatoMaskConfig, FinetuningConfig, UNetFinetuningConfig]
 
@@ -62,20 +54,3 @@ def test_left_out_keys_take_their_defaults():
 def test_bad_keys_are_named(block, message):
     with pytest.raises(ValueError, match=message.replace("?", r"\?").split("[")[0]):
         read_block(TopoMAEConfig, block, "pretraining")
-
-
-def _keys(config_class, prefix):
-    for field in dataclasses.fields(config_class):
-        if "block" in field.metadata:
-            yield from _keys(field.metadata["block"], f"{prefix}{field.name}.")
-        else:
-            yield f"{prefix}{field.name}", field
-
-
-@pytest.mark.parametrize("config_class", CONFIG_CLASSES)
-def test_the_reference_describes_every_key(config_class):
-    lines = (Path(__file__).parents[1] / "docs" / "reference.md").read_text().splitlines()
-    for name, field in _keys(config_class, ""):
-        row = next((line for line in lines if line.startswith(f"| `{name}` |")), "")
-        assert str(field.metadata["accepted"]) in row, name
-        assert field.metadata["meaning"] in row, name

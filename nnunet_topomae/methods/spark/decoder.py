@@ -17,8 +17,10 @@ class Densify(nn.Module):
     """Fills hidden positions of a feature map with a learned token per channel, after a norm, and projects it.
 
     Args:
-        channels, output_channels: of the feature map and of the decoder at its scale.
-        deepest: whether it is the coarsest scale, whose projection is 1^3, or none if the channels agree.
+        channels: of the feature map.
+        output_channels: of the decoder at the scale of the feature map.
+        deepest: whether this is the coarsest scale. Its projection is a 1^3 convolution, or none if the channels
+            agree; at other scales it is a 3^3 convolution.
     """
 
     def __init__(self, channels: int, output_channels: int, deepest: bool):
@@ -37,7 +39,15 @@ class Densify(nn.Module):
         return {"mask_token"}
 
     def forward(self, features: Tensor, visible: Tensor | None) -> Tensor:
-        """(B, channels, d, h, w) and what is visible of it, None for everything, to (B, output_channels, d, h, w)."""
+        """Fill and project a feature map.
+
+        Args:
+            features: (B, channels, d, h, w).
+            visible: (B, 1, d, h, w) bool; None if everything is.
+
+        Returns:
+            (B, output_channels, d, h, w).
+        """
         if visible is None:
             visible = torch.ones_like(features[:, :1], dtype=torch.bool)
         normalised = masked_instance_norm(features, visible, self.norm)
@@ -69,9 +79,9 @@ class SparKDecoder(nn.Module):
 
     Args:
         features_per_stage: channels of the encoder's stages, finest first.
-        strides: between them; the first is 1 on every axis.
-        width: channels at the fifth scale, 16 x coarser than the crop as published, and at all beyond; halved at each
-            finer one, to no less than 8.
+        strides: of the encoder's stages; the first is 1 on every axis.
+        width: channels at the fifth and all coarser scales; each finer scale has half as many, but no less than 8. As
+            published, the fifth scale is 16 x coarser than the crop.
         output_channels: of the reconstruction.
     """
 
@@ -90,7 +100,7 @@ class SparKDecoder(nn.Module):
         self.output = nn.Conv3d(widths[0], output_channels, 1)
 
     def forward(self, features: Sequence[Tensor], hidden: HiddenPatches) -> Tensor:
-        """Features of all stages, finest first, and what is hidden, to (B, output_channels, D, H, W)."""
+        """Reconstruct a crop, (B, output_channels, D, H, W), from the features of all stages, finest first."""
         x = None
         for densify, upsample, skip in zip(
             reversed(self.densify), reversed(self.upsample), reversed(features[1:]), strict=True

@@ -1,8 +1,8 @@
 """Convolutional encoders that see visible patches only: SparK's sparse convolution, done densely (Tian et al., 3.1).
 
-Hidden voxels are 0; so they are again after every convolution and pooling, at every resolution, and norms take their
-statistics over what is visible. The encoder itself stays as it is: forward hooks do this, and nothing while no mask is
-set. Nothing is saved in time or memory.
+Hidden voxels are set to 0, and set to 0 again after every convolution and pooling, at every resolution; norms take
+their statistics over visible voxels only. Forward hooks do this; the encoder itself is not changed, and while no mask
+is set the hooks do nothing. This saves neither time nor memory.
 """
 
 import torch
@@ -37,27 +37,27 @@ class HiddenPatches:
         return ~mask_to_voxels(self.mask, [size // patches for size, patches in zip(shape, grid, strict=True)])
 
     def zero_hidden(self, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        """A forward hook of convolutions and pooling."""
+        """Set hidden voxels to 0: the forward hook of convolutions and pooling."""
         visible = self.visible_at(output)
         return output if visible is None else output * visible
 
     def normalise_visible(self, module: nn.InstanceNorm3d, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        """A forward hook of instance norms."""
+        """Take statistics over visible voxels only: the forward hook of instance norms."""
         visible = self.visible_at(output)
         return output if visible is None else masked_instance_norm(inputs[0], visible, module)
 
 
 def hide_in(encoder: nn.Module) -> HiddenPatches:
-    """Hook a mask into an encoder.
+    """Make an encoder hide patches.
 
     Args:
         encoder: of 3D convolutions, pooling, instance norms and activations that map 0 to 0.
 
     Returns:
-        What the mask is to be set on.
+        The object whose ``mask`` says what is hidden.
 
     Raises:
-        ValueError: for a layer of another kind, of which it is not known how to hide something from it.
+        ValueError: for a layer of another kind, from which patches cannot be hidden.
     """
     hidden = HiddenPatches()
     for name, module in encoder.named_modules():
@@ -76,7 +76,7 @@ def masked_instance_norm(features: Tensor, visible: Tensor, norm: nn.InstanceNor
     Args:
         features: (B, C, D, H, W).
         visible: (B, 1, D, H, W) bool.
-        norm: whose weight, bias and epsilon are taken.
+        norm: the layer whose weight, bias and epsilon are used.
     """
     values = features.float()
     count = visible.sum(dim=(2, 3, 4), keepdim=True)

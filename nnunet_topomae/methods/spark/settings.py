@@ -17,13 +17,13 @@ class SparKConfig(MaskedConfig):
     decoder_width: int = setting(
         512,
         Number(8, integer=True),
-        "channels of the light decoder at the fifth scale and beyond, halved at each finer one",
+        "channels of the light decoder at the fifth and all coarser scales; each finer scale has half as many",
         "AnatoMask",
     )
 
 
 @dataclass(frozen=True)
 class AnatoMaskConfig(SparKConfig):
-    """The ``pretraining`` block of AnatoMask: SparK's with another default."""
+    """The ``pretraining`` block of AnatoMask: that of SparK, with another default of ``mask_source``."""
 
     mask_source: str = with_default(MaskedConfig, "mask_source", "anatomask", "AnatoMask")

@@ -20,7 +20,7 @@ _LARGEST_PATCH = 16
 
 
 class SparK(NormalisedReconstruction):
-    """Pre-trains the encoder of a U-Net; its decoder stays as it is, a light one reconstructs.
+    """Pre-trains the encoder of a U-Net; a light decoder reconstructs, the U-Net's own decoder is not trained.
 
     Args:
         network: PlainConvUNet or ResidualEncoderUNet, 3D.
@@ -53,7 +53,7 @@ class SparK(NormalisedReconstruction):
             self.decoder.seg_layers[-1].out_channels,
         )
         trained = set(self.encoder.parameters())
-        for parameter in self.decoder.parameters():  # nnU-Net's decoders hold the encoder
+        for parameter in self.decoder.parameters():  # nnU-Net's decoders hold the encoder, too
             parameter.requires_grad_(parameter in trained)
 
     @property
@@ -79,7 +79,7 @@ class AnatoMask(SparK):
 def choose_patch_size(strides: Sequence[Sequence[int]]) -> Size:
     """The cumulative stride of the coarsest stage at which no axis exceeds 16.
 
-    Coarser stages see whole patches, so nothing is hidden from them.
+    A voxel of a coarser stage covers several whole patches, so nothing is hidden from these stages.
     """
     cumulative = accumulate(strides, lambda a, b: [i * j for i, j in zip(a, b, strict=True)])
     return size_of(next(stride for stride in reversed(list(cumulative)) if max(stride) <= _LARGEST_PATCH))

@@ -15,8 +15,8 @@ def crop_keypoints(
     """The eight corners and the centre of a crop, relative to the volume it was taken from.
 
     Coordinates are those of voxel borders: a crop that covers the whole volume has its corners at exactly -1 and 1.
-    Along an axis where the crop reaches beyond the volume (padding), the interval that is scaled to [-1, 1] is
-    widened to the union of both, so that every target stays within reach of tanh.
+    Along an axis where a padded crop reaches beyond the volume, -1 and 1 are the outer ends of both, so that tanh can
+    still predict every key point.
 
     Args:
         crop_start: first voxel of the crop per axis (z, y, x); negative where the crop is padded.
@@ -24,11 +24,20 @@ def crop_keypoints(
         volume_shape: voxels per axis.
 
     Returns:
-        (9, 3) float32 in [-1, 1]: corners in lexicographic order (z slowest; low before high), then the centre;
-        each row is (z, y, x).
+        Corners in lexicographic order (z slowest; low before high), then the centre, (9, 3) float32 in [-1, 1]; each
+        row is (z, y, x).
 
     Raises:
         ValueError: if a shape is not positive.
+
+    Example:
+        A crop of half the volume's length, at its beginning: its first corner is that of the volume, its last corner
+        is the volume's centre, and its own centre lies half-way between.
+
+        >>> from nnunet_topomae.methods.topomae.keypoints import crop_keypoints
+        >>> points = crop_keypoints((0, 0, 0), (2, 2, 2), (4, 4, 4))
+        >>> points[[0, 7, 8]].tolist()
+        [[-1.0, -1.0, -1.0], [0.0, 0.0, 0.0], [-0.5, -0.5, -0.5]]
     """
     start, shape, volume = (np.asarray(values, dtype=np.float64) for values in (crop_start, crop_shape, volume_shape))
     if (shape <= 0).any() or (volume <= 0).any():

@@ -11,34 +11,40 @@ BRANCHES = ("vit", "unetrpp")
 
 @dataclass(frozen=True)
 class SpatialConfig:
-    """``pretraining.spatial``."""
+    """``pretraining.spatial``: whether the branches say where a crop lies."""
 
     enabled: bool = setting(
         default=True,
         accepted=Flag(),
-        meaning="predict the nine key points of a crop",
-        source="paper, II-B; off: Table VI",
+        meaning="predict where the crop lies in its volume (nine key points)",
+        source="paper, II-B; without: Table VI",
     )
 
 
 @dataclass(frozen=True)
 class TopologyConfig:
-    """``pretraining.topology``."""
+    """``pretraining.topology``: whether and how topology is compared."""
 
     enabled: bool = setting(
         default=True,
         accepted=Flag(),
-        meaning="compare persistence diagrams of crop and reconstruction",
+        meaning="ask the reconstruction to keep the topology of the crop (persistence diagrams)",
         source="paper, II-A",
     )
     weight: float = setting(
-        0.1, Number(0), "factor on the topological terms, whose size grows with the crop", "ours, see docs/losses.md"
+        0.1, Number(0), "factor on the topological terms, which grow with the crop", "ours, see docs/losses.md"
     )
     grid: Sequence[int] | None = setting(
-        None, Grid(), "cells a crop is averaged to before the filtration; null: every voxel", "ours; paper: null"
+        None,
+        Grid(),
+        "cells per axis that a crop is averaged to before its diagrams are computed; null: every voxel",
+        "ours; paper: null",
     )
     tolerance: float = setting(
-        0.0, Number(0, 1, high_open=True), "relative gap allowed to the optimal matching; 0: exact", "ours; paper: 0"
+        0.0,
+        Number(0, 1, high_open=True),
+        "largest relative error allowed in the distance of two diagrams; 0: exact",
+        "ours; paper: 0",
     )
 
 
@@ -47,8 +53,8 @@ class TopoMAEConfig(MaskedConfig):
     """The ``pretraining`` block of TopoMAE."""
 
     branches: Sequence[str] = setting(BRANCHES, Subset(BRANCHES), "networks to pre-train", "paper, II-C; Table VI")
-    lambda1: float = setting(0.5, Number(0, 1), "weight of UNETR++ against the ViT", "paper, II-C")
-    lambda2: float = setting(0.1, Number(0, 0.5), "weight of the topological and of the spatial loss", "paper, II-C")
-    lambda3: float = setting(0.1, Number(0), "weight of both consistency losses", "paper, II-C")
+    lambda1: float = setting(0.5, Number(0, 1), "share of UNETR++ in the loss; the ViT has the rest", "paper, II-C")
+    lambda2: float = setting(0.1, Number(0, 0.5), "weight of the topological and of the spatial term", "paper, II-C")
+    lambda3: float = setting(0.1, Number(0), "weight of both consistency terms", "paper, II-C")
     spatial: SpatialConfig = block(SpatialConfig)
     topology: TopologyConfig = block(TopologyConfig)

@@ -57,7 +57,7 @@ class KeypointHead(nn.Module):
 
 
 class TopoMAE(MaskedReconstruction):
-    """Reconstruction, topology, key points and consistency of two branches (Gu et al., equation for L).
+    """Two branches reconstruct a crop, keep its topology, say where it lies, and agree (Gu et al., equation for L).
 
     Args:
         network: the fused network, built with as many classes as the crop has channels. UNETR++'s full-resolution
@@ -107,7 +107,7 @@ class TopoMAE(MaskedReconstruction):
 
     @property
     def patch_size(self) -> tuple[int, int, int]:
-        """The ViT's patches; both branches share the mask."""
+        """The patches of the ViT, voxels per axis; both branches share the mask."""
         return self.vit.patch_size
 
     def views(self) -> KeypointViews:
@@ -141,7 +141,7 @@ class TopoMAE(MaskedReconstruction):
         return output.reconstructions
 
     def loss_terms(self, output: Prediction, batch: Batch) -> dict[str, Tensor]:
-        """The eight terms of L, those that are switched on, and ``total``; see :meth:`PretextTask.loss_terms`."""
+        """Those of the eight terms of L that are switched on, and ``total``; see :meth:`PretextTask.loss_terms`."""
         crop, keypoints, hidden = batch["crop"], batch["keypoints"], self.hidden_voxels(batch)
         composed = [compose(crop, r, hidden) for r in output.reconstructions.values()]
         topology = self.topological_loss.start(crop, *composed) if self.config.topology.enabled else None
@@ -160,7 +160,7 @@ class TopoMAE(MaskedReconstruction):
         return {"total": torch.stack([weights[name] * term for name, term in terms.items()]).sum(), **terms}
 
     def shown(self, output: Prediction, batch: Batch) -> CaseReport:
-        """As of every masked method, with the topological distance and the error of the key points in mm."""
+        """What every masked method shows, the topological distance, and the error of the key points in mm."""
         report = super().shown(output, batch)
         crop, hidden = batch["crop"], self.hidden_voxels(batch)
         distances = self.topological_loss(crop, *(compose(crop, r, hidden) for r in output.reconstructions.values()))

@@ -14,9 +14,10 @@ class KeypointViews(CropViews):
     """A random crop, a random mask, and the nine key points that say where the crop lies in its volume."""
 
     def draw(self, images: ImageSource, case: str, rng: np.random.Generator, mirror: bool) -> dict[str, Tensor]:
-        """As :meth:`CropViews.draw`, with ``keypoints`` (9, 3) in [-1, 1], which move with a mirrored volume.
+        """What :meth:`CropViews.draw` gives, and where the crop lies.
 
-        ``extent`` (3,) is the length in mm of the interval that they are scaled by.
+        ``keypoints`` (9, 3) are scaled to [-1, 1] and mirrored with the volume; ``extent`` (3,) is the length in mm of
+        the interval that is scaled.
         """
         crop, place = random_crop(images.load(case), self.crop_size, rng, mirror)
         extent = scaled_interval(*place)[1] * np.asarray(images.spacing)

@@ -12,15 +12,15 @@ _NIFTI = (".nii", ".nii.gz")
 
 
 def inspect(file: Path, reader: BaseReaderWriter) -> tuple[str | None, tuple[int, ...]]:
-    """Read an image once and look what is wrong with it.
+    """Read an image once and look for defects.
 
     Args:
         file: one channel of a case, or its label.
-        reader: of the dataset.
+        reader: nnU-Net's reader of the dataset.
 
     Returns:
-        The end of a sentence that begins with the file's name, None if nothing is wrong; and voxels per axis, none if
-        the file cannot be read.
+        What is wrong with the file, worded so that it can follow the file's name in a sentence, or None if nothing is;
+        and the voxels per axis, an empty tuple if the file cannot be read.
     """
     try:
         values, spacing = _nifti(file) if file.name.endswith(_NIFTI) else _other(file, reader)

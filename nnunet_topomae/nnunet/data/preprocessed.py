@@ -27,7 +27,7 @@ class JoinedCases:
     """Preprocessed cases of several folders, to be used like those of one.
 
     Args:
-        parts: their cases; one that is in several parts is taken from the last.
+        parts: the cases of each folder; one that is in several folders is taken from the last of them.
     """
 
     def __init__(self, *parts: "Cases"):
@@ -36,12 +36,12 @@ class JoinedCases:
         self.source_folder: str = " and ".join(sorted({str(part.source_folder) for part in parts}))
 
     def load_case(self, case: str) -> tuple:
-        """What nnU-Net's dataset of that case gives."""
+        """What ``load_case`` of nnU-Net's dataset returns for that case."""
         return self._part[case].load_case(case)
 
 
 class PrefixedCases:
-    """Preprocessed cases of one folder under longer names, so that those of several datasets stay distinct."""
+    """Preprocessed cases of one folder under longer names, so that cases of several datasets stay distinct."""
 
     def __init__(self, cases: nnUNetBaseDataset, prefix: str):
         self._cases, self._prefix = cases, prefix
@@ -49,7 +49,7 @@ class PrefixedCases:
         self.source_folder = cases.source_folder
 
     def load_case(self, case: str) -> tuple:
-        """What nnU-Net's dataset of that case gives."""
+        """What ``load_case`` of nnU-Net's dataset returns for that case."""
         return self._cases.load_case(case.removeprefix(self._prefix))
 
 
@@ -61,9 +61,9 @@ class PlannedDataset:
     """A dataset with plans, in nnU-Net's folder of preprocessed data.
 
     Attributes:
-        folder: of the preprocessed dataset.
-        plans: read from it.
-        description: its dataset.json.
+        folder: the folder of the preprocessed dataset.
+        plans: its plans.
+        description: the content of its dataset.json.
     """
 
     folder: Path
@@ -90,14 +90,14 @@ class PlannedDataset:
 
     @property
     def num_channels(self) -> int:
-        """Channels of its images."""
+        """Number of channels of its images."""
         return len(channel_names(self.description))
 
     def configurations(self, names: Sequence[str] | None) -> list[str]:
-        """The 3D configurations asked for, by default all of the plans that can be pre-trained, so no cascade.
+        """The 3D configurations asked for; by default all that can be pre-trained, which the cascade cannot.
 
         Raises:
-            ValueError: for one that the plans do not have.
+            ValueError: names a configuration that the plans do not have.
         """
         available = [
             name
@@ -112,20 +112,20 @@ class PlannedDataset:
         return list(names or available)
 
     def labelled_folder(self, configuration: str) -> Path:
-        """Of the cases that nnU-Net preprocessed."""
+        """Folder of the cases that nnU-Net preprocessed."""
         return self.folder / self.plans.get_configuration(configuration).data_identifier
 
     def unlabelled_folder(self, configuration: str) -> Path:
-        """Beside the folder of labelled cases, out of sight of nnU-Net's own trainers."""
+        """Folder of the cases without labels, beside that of labelled cases; nnU-Net's own trainers do not see it."""
         folder = self.labelled_folder(configuration)
         return folder.with_name(f"{folder.name}_unlabelled")
 
     def labelled_cases(self, configuration: str) -> list[str]:
-        """Names, sorted."""
+        """Names of the labelled cases, sorted."""
         return _cases_in(self.labelled_folder(configuration))
 
     def unlabelled_cases(self, configuration: str) -> list[str]:
-        """Names, sorted."""
+        """Names of the cases without labels, sorted."""
         return _cases_in(self.unlabelled_folder(configuration))
 
     def open_all(self, configuration: str) -> list[Cases]:
@@ -165,7 +165,7 @@ class PlannedDataset:
 
 
 def _cases_in(folder: Path) -> list[str]:
-    """Cases of a preprocessed folder; none if there is no such folder."""
+    """Names of the cases in a preprocessed folder; none if there is no such folder."""
     if not folder.is_dir() or not any(folder.glob("*.pkl")):
         return []
     return sorted(infer_dataset_class(str(folder)).get_identifiers(str(folder)))

@@ -15,8 +15,8 @@ class PretrainingCases:
     """The cases of a dataset that pre-training may use, labelled or not.
 
     Attributes:
-        dataset: that the plans were made for.
-        configuration: of the plans.
+        dataset: the dataset that the plans were made for.
+        configuration: name of the configuration in these plans.
     """
 
     dataset: PlannedDataset
@@ -33,7 +33,9 @@ class PretrainingCases:
         return self.dataset.unlabelled_cases(self.configuration)
 
     def split_unlabelled(self, fold: int) -> tuple[list[str], list[str]]:
-        """Unlabelled cases to train and to validate on, for datasets without labels; nnU-Net's rule for labelled ones.
+        """Split unlabelled cases into cases to train and to validate on, by nnU-Net's rule for labelled ones.
+
+        For datasets that have no labels.
 
         Raises:
             ValueError: if there are fewer cases than folds.

@@ -18,12 +18,15 @@ _MAX_NAMED = 5
 
 
 def channel_names(description: Mapping[str, Any]) -> list[str]:
-    """Of a dataset.json, in order."""
+    """Names of the channels that a dataset.json describes, in their order."""
     return list(description.get("channel_names", description.get("modality", {})).values())
 
 
 def read_dataset(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """Description and training cases of a raw dataset: ``images`` and ``label`` of each, as nnU-Net finds them.
+    """Read the description of a raw dataset, and find its training cases as nnU-Net does.
+
+    Returns:
+        The content of dataset.json, and the files of every case under ``images`` and ``label``.
 
     Raises:
         FileNotFoundError, ValueError: if dataset.json is missing or incomplete, or there is no case.
@@ -48,10 +51,10 @@ def read_dataset(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]
 
 
 def check_dataset(folder: Path, num_threads: int, *, show_progress: bool) -> None:
-    """Read every file of every training case.
+    """Make sure that every file of every training case can be used, by reading it.
 
     Raises:
-        FileNotFoundError, ValueError: as :func:`read_dataset`; names the files that cannot be used.
+        FileNotFoundError, ValueError: as :func:`read_dataset`; a ValueError also names files that cannot be used.
     """
     description, cases = read_dataset(folder)
     num_channels = len(channel_names(description))

@@ -14,12 +14,12 @@ _PARTS = ("train", "val", "test")
 
 
 def write_split(dataset_id: int, shares: str, seed: int, *, overwrite: bool) -> tuple[Path, dict[str, list[str]]]:
-    """Write ``splits_final.json``, which nnU-Net reads, with one split. nnU-Net leaves its test cases alone.
+    """Write one split into ``splits_final.json``, which nnU-Net reads. nnU-Net leaves the test cases in it alone.
 
     Args:
-        dataset_id: of a raw dataset with a preprocessed folder.
+        dataset_id: ID of a raw dataset that has a preprocessed folder.
         shares: see :func:`part_sizes`.
-        seed: of the shuffling.
+        seed: cases are shuffled by it.
         overwrite: whether an existing file is replaced.
 
     Returns:
@@ -46,15 +46,15 @@ def write_split(dataset_id: int, shares: str, seed: int, *, overwrite: bool) -> 
 
 
 def part_sizes(shares: str, num_cases: int) -> list[int]:
-    """Cases of each part.
+    """Number of cases in each part.
 
     Args:
         shares: numbers of cases, "18/12" or "70/10/20", or percentages, "80:20" or "80:15:5"; for training and
             validation, and test if there are three.
-        num_cases: of the dataset.
+        num_cases: number of cases in the dataset.
 
     Raises:
-        ValueError: if the shares are of another form, do not sum up, or leave training or validation without a case.
+        ValueError: if the shares have another form, have another sum, or leave training or validation without a case.
     """
     separator = ":" if ":" in shares else "/"
     if not re.fullmatch(rf"\d+({separator}\d+){{1,2}}", shares):

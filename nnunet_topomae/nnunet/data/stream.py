@@ -40,14 +40,14 @@ class CaseImages:
 
 
 class ItemStream(Dataset):
-    """The n-th item of an endless stream: its case and everything drawn from it depend on the seed and n alone.
+    """An endless stream of items. The case of item n and all that is drawn from it depend on the seed and n alone.
 
     So an interrupted run goes on with the very items it would have seen, whatever the number of workers.
 
     Args:
-        views: what a method draws.
-        images: to draw from.
-        seed: of the stream, a sequence of integers.
+        views: what the method draws.
+        images: the images to draw from.
+        seed: integers that tell this stream from others.
         mirror: whether items may be mirrored.
     """
 
@@ -61,7 +61,7 @@ class ItemStream(Dataset):
         return self._draw(case, rng)
 
     def of_case(self, case: str) -> dict[str, Any]:
-        """An item of a certain case, always the same."""
+        """An item of a given case, the same in every call."""
         return self._draw(case, np.random.default_rng((*self.seed, list(self.images.identifiers).index(case))))
 
     def _draw(self, case: str, rng: np.random.Generator) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def endless_batches(stream: ItemStream, sampler: StreamSampler, batch_size: int,
             sampler=sampler,
             num_workers=get_allowed_n_proc_DA(),
             pin_memory=pin_memory,
-            generator=torch.Generator(),  # else making the loader would advance the random state of dropout
+            generator=torch.Generator(),  # else making the loader would change the random state that dropout uses
         )
     )
 

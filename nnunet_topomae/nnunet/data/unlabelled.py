@@ -1,4 +1,4 @@
-"""Images without labels: preprocessed like nnU-Net's cases, kept beside them, used by pre-training alone."""
+"""Images without labels: preprocessed like labelled cases, kept beside them, and used by pre-training only."""
 
 import multiprocessing
 import re
@@ -17,7 +17,7 @@ from nnunet_topomae.nnunet.data.preprocessed import PlannedDataset
 
 
 def find_images(folder: Path, file_ending: str, num_channels: int) -> tuple[dict[str, list[Path]], dict[str, str]]:
-    """Images named as nnU-Net names them, CASE_0000.nii.gz with one file a channel.
+    """Find images named as nnU-Net names them: CASE_0000.nii.gz, one file per channel.
 
     Returns:
         The files of every complete case in the order of channels, and what is wrong with every other case.
@@ -47,7 +47,7 @@ def find_images(folder: Path, file_ending: str, num_channels: int) -> tuple[dict
 def add(
     dataset: PlannedDataset, images: Path, configurations: Sequence[str], num_processes: int, *, show_progress: bool
 ) -> tuple[dict[str, int], dict[str, str]]:
-    """Check, crop, normalise and resample images that are not there yet, in parallel.
+    """Check, crop, normalise and resample those images of a folder that have not been added yet, in parallel.
 
     Returns:
         How many cases were added per configuration, and what is wrong with the others.
@@ -79,7 +79,7 @@ def add(
 
 
 def _add_case(dataset: PlannedDataset, configuration: str, case: str, files: list[Path]) -> str | None:
-    """Preprocess a case, in a process of its own; what is wrong with it, or None."""
+    """Preprocess a case, in a process of its own; returns what is wrong with it, or None."""
     reader = dataset.plans.image_reader_writer_class()
     for file in files:
         defect, _ = inspect(file, reader)
@@ -93,9 +93,9 @@ def _add_case(dataset: PlannedDataset, configuration: str, case: str, files: lis
         settings.preprocessor_class(verbose=False).run_case_save(
             str(temporary / case), [str(file) for file in files], None, dataset.plans, settings, dataset.description
         )
-        for file in sorted(temporary.iterdir(), reverse=True):  # last the image, by which a case is found
+        for file in sorted(temporary.iterdir(), reverse=True):  # the image last, as a case counts once that is there
             file.replace(folder / file.name)
-    except Exception as error:  # any error of a reader or of resampling belongs to this case, the others go on
+    except Exception as error:  # whatever a reader or resampling raises concerns this case only
         return f"cannot be preprocessed: {type(error).__name__}: {error}"
     finally:
         shutil.rmtree(temporary)
@@ -114,5 +114,5 @@ def remove(dataset: PlannedDataset, case: str, configurations: Sequence[str]) ->
         raise ValueError(f"there is no unlabelled case {case} in {folders}")
     for name in holding:
         folder = dataset.unlabelled_folder(name)
-        for file in sorted({*folder.glob(f"{case}.*"), *folder.glob(f"{case}_seg.*")}):  # first the image
+        for file in sorted({*folder.glob(f"{case}.*"), *folder.glob(f"{case}_seg.*")}):  # the image first
             file.unlink()

@@ -1,1 +1,1 @@
-"""Plans: crops, strides, batch sizes, epochs; how they are made and how they are read."""
+"""Plans: how they are made (crops, strides, batch sizes, epochs) and how they are read."""

@@ -1,4 +1,4 @@
-"""Crops, strides and patches that fit the voxels of a dataset."""
+"""Crops, strides and patches that suit the spacing and the size of a dataset's images."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -21,10 +21,10 @@ PerAxis = Sequence[float] | npt.NDArray[Any]  # nnU-Net hands over arrays
 
 
 def shrinking_crops(spacing: PerAxis, median_shape: PerAxis) -> Iterator[tuple[Size, Strides]]:
-    """Crops with their strides as nnU-Net tries them, from the largest on.
+    """Crops with their strides in the order in which nnU-Net tries them, from the largest on.
 
-    The first has the aspect of the voxels at the volume of 256^3 and is no larger than the images; each next one is
-    shorter along the axis that is longest relative to the images.
+    The first has about 256^3 voxels and the same length in mm along every axis, but is no larger than the images. Each
+    next one is shorter along that axis along which it covers the largest share of the images.
     """
     aspect = 1 / np.asarray(spacing)
     size = np.minimum(np.round(aspect * (256**3 / aspect.prod()) ** (1 / 3)), median_shape)
@@ -39,9 +39,10 @@ def shrinking_crops(spacing: PerAxis, median_shape: PerAxis) -> Iterator[tuple[S
 
 
 def fit_strides(spacing: PerAxis, crop_size: PerAxis) -> tuple[Size, Strides, Size]:
-    """UNETR++'s strides for a crop, by nnU-Net's rules for pooling: thin axes are left alone until voxels are even.
+    """UNETR++'s strides for a crop, by nnU-Net's rules for pooling.
 
-    Of n halvings the first n - 3, but at least one, make the stem.
+    An axis along which voxels are long is not halved before the voxels of the other axes are about as long. Of n
+    halvings the first n - 3, but at least one, make the stem.
 
     Returns:
         The crop padded to be divisible, five strides that start with 1, and what each axis is divisible by.
@@ -57,10 +58,11 @@ def fit_strides(spacing: PerAxis, crop_size: PerAxis) -> tuple[Size, Strides, Si
 
 
 def choose_patch_size(crop_size: Sequence[int], spacing: PerAxis) -> Size:
-    """ViT patches that divide the crop, give about 200 tokens, and are near isotropic in mm.
+    """ViT patches that divide the crop, give about 200 tokens, and are nearly cubes in mm.
 
-    Both deviations are weighed alike, in squared octaves; of equals, the larger patches win. Axes of an odd number of
-    voxels get patches of 1.
+    The number of tokens and the shape of patches weigh alike: the squared logarithms (base 2) of both deviations are
+    added. Of patches that are equally good the larger ones are taken. An axis of an odd number of voxels has patches
+    of 1.
     """
     options = [[p for p in _PATCH_SIZES if size % p == 0 and size > p] or [1] for size in crop_size]
 

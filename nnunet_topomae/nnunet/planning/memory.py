@@ -27,10 +27,10 @@ def trace_step(build: Callable[[], nn.Module], loss: Callable[[Any], Tensor], *,
 
     Args:
         build: makes the network.
-        loss: of a batch, a scalar.
-        cuda: whether for a step in mixed precision on CUDA, else for one in float32 on the CPU. PyTorch disables CUDA's
-            autocast where there is no GPU, so the CPU's stands in and plans do not depend on the machine they are made
-            on.
+        loss: computes the loss of a batch, a scalar, with the network.
+        cuda: true for a step in mixed precision on CUDA, false for one in float32 on the CPU. PyTorch switches CUDA's
+            autocast off where there is no GPU. The CPU's is used in its place, so that plans are the same on any
+            machine.
     """
     autocast = torch.autocast("cpu", torch.bfloat16) if cuda else nullcontext()
     with FakeTensorMode(), torch.device("cpu"):
@@ -49,7 +49,10 @@ def trace_step(build: Callable[[], nn.Module], loss: Callable[[Any], Tensor], *,
 
 
 def _forget_gradient(parameter: Tensor) -> None:
-    """Gradients of weights are counted apart: they grow while activations are freed, and peak when all are gone."""
+    """Drop the gradient of a weight as soon as it is there; all of them are counted apart.
+
+    They grow while activations are freed, so together they are largest when no activation is left.
+    """
     parameter.grad = None
 
 
@@ -57,7 +60,7 @@ class _LiveMemory(TorchDispatchMode):
     """Follows the storages that operations make, until they are freed.
 
     Args:
-        own: tensors of the network, views of which are nothing new.
+        own: tensors of the network, which are not counted, nor are views of them.
 
     Attributes:
         peak: the most bytes that were alive at once.

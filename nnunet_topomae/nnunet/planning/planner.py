@@ -32,21 +32,23 @@ _PRETRAINING_PASSES, _FINETUNING_PASSES = 10_000, 5_000  # over all cases; SelfM
 
 
 class PretrainingPlanner(ExperimentPlanner, ABC):
-    """Plans for a network with a ViT and a method; arguments as nnU-Net's planner.
+    """Plans the pre-training and fine-tuning of a network with a ViT; takes the arguments of nnU-Net's planner.
 
-    There is no 2D and no cascaded configuration. Subclasses say what is planned for, and may fix what is decided here
-    otherwise.
+    There is no 2D and no cascaded configuration. Subclasses name the network and the method. They may also fix what is
+    otherwise decided here, such as the crop size.
 
     Attributes:
-        network_class, task_class: what is planned for.
-        pretrainer, finetuner: names of the trainers for it.
-        default_plans_name: of the plans.
+        network_class: the network that is planned for.
+        task_class: the method that is planned for.
+        pretrainer: name of the trainer that pre-trains.
+        finetuner: name of the trainer that fine-tunes.
+        default_plans_name: name of the plans.
         vit: width, depth and heads of the ViT.
-        target_spacing: mm per voxel (z, y, x) of 3d_fullres; None as nnU-Net decides.
+        target_spacing: mm per voxel (z, y, x) of 3d_fullres; None to let nnU-Net decide.
         intensity_range: HU that CT is clipped to; None for the 0.5 and 99.5 percentiles of the foreground.
         crop_size: voxels (z, y, x); None for the largest that fits into the memory.
-        max_epochs: of either stage; 1000 is nnU-Net's own number.
-        warmup_share: of all epochs.
+        max_epochs: most epochs of either stage; 1000 is nnU-Net's own number.
+        warmup_share: share of all epochs in which the learning rate rises.
     """
 
     network_class: ClassVar[type[nn.Module]]
@@ -88,8 +90,8 @@ class PretrainingPlanner(ExperimentPlanner, ABC):
         """Keyword arguments of the network, JSON types.
 
         Args:
-            crop_size: voxels per axis; must be among the arguments.
-            strides: five strides that divide the crop by nnU-Net's rules, the first of which is 1.
+            crop_size: voxels per axis; must be among the keyword arguments.
+            strides: five strides chosen by nnU-Net's rules for pooling, the first of which is 1.
             patch_size: voxels per axis of the ViT's patches.
         """
 
@@ -115,7 +117,7 @@ class PretrainingPlanner(ExperimentPlanner, ABC):
                 properties.update(percentile_00_5=low, percentile_99_5=high, mean=low, std=high - low)
 
     def determine_normalization_scheme_and_whether_mask_is_used_for_norm(self) -> tuple[list[str], list[bool]]:
-        """nnU-Net's choice per channel, with min-max scaling in place of z-scores: reconstruction wants [0, 1]."""
+        """nnU-Net's choice per channel, but min-max scaling in place of z-scores: reconstruction needs [0, 1]."""
         schemes, _ = super().determine_normalization_scheme_and_whether_mask_is_used_for_norm()
         to_unit = {ZScoreNormalization.__name__: RescaleTo01Normalization.__name__}
         return [to_unit.get(scheme, scheme) for scheme in schemes], [False] * len(schemes)
@@ -135,7 +137,7 @@ class PretrainingPlanner(ExperimentPlanner, ABC):
         return super().plan_experiment()
 
     def save_plans(self, plans: dict[str, Any]) -> None:
-        """Leave out what cannot be trained here, then save as nnU-Net."""
+        """Leave out the configurations that cannot be trained here, then save as nnU-Net does."""
         plans["configurations"] = {
             name: configuration
             for name, configuration in plans["configurations"].items()
@@ -213,7 +215,7 @@ class PretrainingPlanner(ExperimentPlanner, ABC):
             return self._finetuning_fits(sizes(candidate))
 
         first = 0 if finetuning_fits(candidates[0]) else bisect_left(candidates, True, lo=1, key=finetuning_fits)
-        while first < len(candidates) and not self._pretraining_fits(sizes(candidates[first])):  # seldom the larger one
+        while first < len(candidates) and not self._pretraining_fits(sizes(candidates[first])):  # seldom needs more
             first += 1
         if first == len(candidates):
             crop = "no crop fits" if self.crop_size is None else f"two crops of {self.crop_size} do not fit"
@@ -243,12 +245,12 @@ class PretrainingPlanner(ExperimentPlanner, ABC):
         return trace_finetuning(sizes) <= self.UNet_vram_target_GB * GIB
 
     def pretraining_config(self, crop_size: Size, spacing: Sequence[float], batch_size: int) -> PretrainingConfig:
-        """Defaults of the method; epochs from its passes over the data; what the method itself plans."""
+        """Default settings of the method, with the planned number of epochs and what the method itself plans."""
         schedule = self._schedule(self.task_class.config_class(), _PRETRAINING_PASSES, batch_size)
         return self.task_class.planned(schedule, crop_size, spacing)
 
     def finetuning_config(self, batch_size: int) -> FinetuningConfig:
-        """Defaults of the paper; epochs from its passes over the data."""
+        """Default settings of fine-tuning, with the planned number of epochs."""
         return self._schedule(FinetuningConfig(), _FINETUNING_PASSES, batch_size)
 
     def _schedule(self, config: Any, passes: int, batch_size: int) -> Any:

@@ -1,4 +1,4 @@
-"""Reads our part of nnU-Net's plans, and refuses plans that cannot work before anything is written."""
+"""Reads the settings that plans hold, and refuses plans that cannot be trained before anything is written."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -32,11 +32,11 @@ def check_plans(
     """Read the settings of a training, and refuse plans and configurations that cannot be trained.
 
     Args:
-        plans: of a file.
-        configuration_name: of the plans.
+        plans: the content of a plans file.
+        configuration_name: name of a configuration of these plans.
         blocks: names and classes of the blocks that are read.
-        build: makes the network from the configuration and the settings; called on the meta device, to find what
-            cannot be built.
+        build: makes the network from the configuration and the settings; called on the meta device, to find out
+            whether it can be built.
 
     Returns:
         The settings by the name of their block.
@@ -91,10 +91,10 @@ def build_network(
     """The network that a configuration names, with initial weights.
 
     Args:
-        configuration: of the plans.
-        input_channels, num_classes: of the network.
-        deep_supervision: whether it gives outputs of several resolutions.
-        overrides: replace its keyword arguments.
+        configuration: a configuration of the plans.
+        input_channels, num_classes: channels that go in, and classes that come out.
+        deep_supervision: whether the network gives outputs of several resolutions.
+        overrides: keyword arguments of the network, in place of those in the plans.
     """
     return get_network_from_plans(
         configuration.network_arch_class_name,

@@ -23,10 +23,10 @@ _DEFAULT_PROCESSES = {"3d_fullres": 4, "3d_lowres": 8}  # nnU-Net's
 def extract_fingerprint(
     dataset_id: int, num_processes: int, *, verify: bool, clean: bool, verbose: bool, show_progress: bool
 ) -> None:
-    """nnU-Net's fingerprint of a dataset whose files are sound; an existing one is kept unless ``clean``.
+    """Check the files of a dataset, then let nnU-Net extract its fingerprint; an existing one is kept unless ``clean``.
 
     Raises:
-        FileNotFoundError, ValueError: see :func:`check_dataset`.
+        FileNotFoundError, ValueError: see :func:`~nnunet_topomae.nnunet.data.raw.check_dataset`.
     """
     dataset_name = convert_id_to_dataset_name(dataset_id)
     if clean or not (Path(nnUNet_preprocessed) / dataset_name / "dataset_fingerprint.json").is_file():
@@ -37,7 +37,7 @@ def extract_fingerprint(
 
 
 def check_preprocessor(name: str) -> None:
-    """Make sure that nnU-Net finds a preprocessor, before plans name it.
+    """Make sure that nnU-Net has a preprocessor of that name, before plans name it.
 
     Raises:
         ValueError: if there is none.

@@ -20,12 +20,12 @@ class StepSizes:
     """What the memory of a training step depends on.
 
     Attributes:
-        network_class: of the plans.
+        network_class: class of the network.
         arguments: keyword arguments of the network as JSON, with its ``crop_size``.
-        num_channels: of the images.
-        num_classes: of the segmentation; has no bearing on pre-training.
-        batch_size: crops.
-        cuda: whether for mixed precision on CUDA; see :func:`trace_step`.
+        num_channels: channels of the images.
+        num_classes: classes of the segmentation; pre-training does not depend on it.
+        batch_size: number of crops.
+        cuda: see :func:`~nnunet_topomae.nnunet.planning.memory.trace_step`.
     """
 
     network_class: type[nn.Module]
@@ -48,7 +48,7 @@ class StepSizes:
 
 @lru_cache(maxsize=256)
 def trace_pretraining(task_class: type[PretextTask], sizes: StepSizes) -> float:
-    """Bytes of a pre-training step of a method with its default settings."""
+    """Bytes that a pre-training step takes, by a method with its default settings."""
     config = task_class.for_memory(task_class.config_class())
 
     def build() -> PretextTask:
@@ -64,7 +64,7 @@ def trace_pretraining(task_class: type[PretextTask], sizes: StepSizes) -> float:
 
 @lru_cache(maxsize=256)
 def trace_finetuning(sizes: StepSizes) -> float:
-    """Bytes of a fine-tuning step."""
+    """Bytes that a fine-tuning step takes."""
 
     def loss(network: nn.Module) -> Tensor:
         outputs = network(torch.empty(sizes.batch_size, sizes.num_channels, *sizes.crop_size))

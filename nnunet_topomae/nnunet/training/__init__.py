@@ -1,1 +1,1 @@
-"""The two stages: what they share, pre-training, and fine-tuning."""
+"""The two stages: what they share, pre-training, fine-tuning; and adapting a pre-training to other plans."""

@@ -1,4 +1,4 @@
-"""Fine-tuning of a pre-trained network: nnU-Net's own training with another start, optimiser and schedule."""
+"""Fine-tuning of a pre-trained network: nnU-Net's training from other weights, with another optimiser and schedule."""
 
 import inspect
 from collections.abc import Sequence
@@ -27,8 +27,8 @@ class FinetuneTrainer(StageTrainer):
     """Starts from the checkpoint that pre-training left for the same dataset, plans, configuration and fold.
 
     Attributes:
-        pretrainers: names of the trainers whose checkpoints can be taken; None for every pre-training trainer there is
-            in the folders of ``nnUNet_extTrainer``.
+        pretrainers: names of the trainers whose checkpoints can be used; None for all pre-training trainers in the
+            folders of ``nnUNet_extTrainer``.
     """
 
     block = FINETUNING
@@ -45,16 +45,17 @@ class FinetuneTrainer(StageTrainer):
         *,
         deep_supervision: bool = True,
     ) -> nn.Module:
-        """The network of the plans, with stochastic depth if it takes that; see :meth:`StageTrainer.build`."""
+        """Make the network of the plans, with stochastic depth if it has any; see :meth:`StageTrainer.build`."""
         network_class: Any = locate(configuration.network_arch_class_name)
         has_drop_path = network_class is not None and "drop_path" in inspect.signature(network_class).parameters
         overrides = {"drop_path": config.drop_path} if has_drop_path else {}
         return build_network(configuration, num_channels, num_classes, deep_supervision=deep_supervision, **overrides)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Where a network names its layers, the learning rate falls by ``layer_decay`` per layer towards the input.
+        """Groups whose learning rate falls by the factor ``layer_decay`` from layer to layer towards the input.
 
-        Networks name them as in timm, by a method ``group_matcher``; parts in no layer have the full learning rate.
+        A network says which layers it has by a method ``group_matcher``, as in timm; parts that are in none of them
+        have the full learning rate. In a network without this method, all parts have it.
         """
         exempt = no_weight_decay(self.module)
         if not hasattr(self.module, "group_matcher"):
@@ -66,7 +67,7 @@ class FinetuneTrainer(StageTrainer):
         ]
 
     def on_train_start(self) -> None:
-        """Hand the pre-trained weights over, unless nnU-Net has loaded weights already."""
+        """Load the pre-trained weights, unless nnU-Net has loaded weights already, then start."""
         if not self.was_initialized:
             self.initialize()
             self.load_pretrained_weights()
@@ -86,7 +87,7 @@ class FinetuneTrainer(StageTrainer):
         self.print_to_log_file(f"Pre-trained weights: {file}\n{result.report(self.module)}")
 
     def find_pretrained_checkpoint(self) -> Path:
-        """The checkpoint of this fold, else that of fold ``all``, which has seen the validation images.
+        """The checkpoint of this fold; if there is none, that of fold ``all``, which has seen the validation images.
 
         Raises:
             ValueError: if there is neither, or there are several; names the command that makes one.
@@ -117,7 +118,7 @@ class FinetuneTrainer(StageTrainer):
         return sorted(find_pretrainers(external_folders()))
 
     def _checkpoints(self, pretrainers: Sequence[str], fold: int | str) -> dict[str, Path]:
-        """Those that exist, by the name of their trainer."""
+        """The checkpoints that exist, by the name of their trainer."""
         plans = self.plans_manager
         files = {
             name: Path(
@@ -142,12 +143,15 @@ class FinetuneTrainer(StageTrainer):
         )
 
     def train_step(self, batch: dict) -> dict:
-        """nnU-Net's step, then one of the schedule."""
+        """nnU-Net's training step, then a step of the learning rate."""
         result = super().train_step(batch)
         self.on_iteration_end()
         return result
 
     def checkpoint(self) -> dict[str, Any]:
-        """As nnU-Net's trainer would write it, so that prediction needs the package but no variable of its user."""
+        """Names nnU-Net's own trainer, so that ``nnUNetv2_predict`` works where ``nnUNet_extTrainer`` is not set.
+
+        Prediction needs this package all the same, as the plans name its network.
+        """
         name = nnUNetTrainer.__name__
         return {**super().checkpoint(), "trainer_name": name, "finetuned_by": type(self).__name__}

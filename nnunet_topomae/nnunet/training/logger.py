@@ -1,4 +1,4 @@
-"""The log of a pre-training: one value per epoch of whatever terms the method's loss has."""
+"""The log of a pre-training: a value per epoch for each term of the method's loss."""
 
 from collections.abc import Mapping
 from pathlib import Path

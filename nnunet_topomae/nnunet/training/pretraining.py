@@ -38,7 +38,7 @@ class Pretrainer(StageTrainer):
     """Pre-trains the network of the plans on the images of the training cases; labels are never used.
 
     Attributes:
-        task_class: the method, set by subclasses.
+        task_class: the pre-training method, set by subclasses.
     """
 
     block = PRETRAINING
@@ -50,7 +50,7 @@ class Pretrainer(StageTrainer):
 
     @classmethod
     def blocks(cls) -> dict[str, type]:
-        """Also that of fine-tuning, for which it would be late after hours of pre-training."""
+        """The ``finetuning`` block is checked too, so that no mistake in it shows only after hours of training."""
         return {**super().blocks(), FINETUNING: FinetuningConfig}
 
     @classmethod
@@ -63,12 +63,15 @@ class Pretrainer(StageTrainer):
         *,
         deep_supervision: bool = False,
     ) -> PretextTask:
-        """The task around the network of the plans, which gets a class per channel; see :meth:`StageTrainer.build`."""
+        """Make the task around the plans' network, which gets as many classes as there are channels.
+
+        See :meth:`StageTrainer.build`.
+        """
         network = build_network(configuration, num_channels, num_channels, deep_supervision=False)
         return cls.task_class.build(network, config, configuration.patch_size)
 
     def initialize(self) -> None:
-        """Without labels: no oversampling of foreground, no deep supervision, a log of the task's own terms."""
+        """Switch off what needs labels (oversampling of foreground, deep supervision), and log the task's own terms."""
         self.oversample_foreground_percent = 0.0
         self.enable_deep_supervision = False
         self.logger.local_logger = PretrainingLogger()
@@ -84,17 +87,17 @@ class Pretrainer(StageTrainer):
 
     @property
     def task(self) -> PretextTask:
-        """The method's module without the wrappers around it."""
+        """The method, without the wrappers of DDP and torch.compile."""
         return unwrap(self.network)
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """nnU-Net's split; without labels, unlabelled cases are split in the same way and no file is written."""
+        """nnU-Net's split. A dataset without labels is split in the same way, but no file is written."""
         if not self.cases.without_labels or self.fold == "all":
             return super().do_split()
         return self.cases.split_unlabelled(int(self.fold))
 
     def get_tr_and_val_datasets(self) -> tuple[Cases, Cases]:
-        """Cases to train on, see :meth:`PretrainingCases.training`, and the fold's validation cases."""
+        """All cases to train on, with unlabelled ones and those of other datasets, and the fold's validation cases."""
         training, validation = super().get_tr_and_val_datasets()
         return self.cases.training(training, validation.identifiers, self.config.datasets), validation
 
@@ -103,10 +106,10 @@ class Pretrainer(StageTrainer):
         return param_groups_weight_decay(self.network, self.weight_decay, no_weight_decay(self.network))
 
     def _build_loss(self) -> None:
-        """The loss belongs to the task."""
+        """Nothing to build: the loss is part of the task."""
 
     def on_train_start(self) -> None:
-        """Start, and at the start of a new training let the method prepare itself."""
+        """Start; before the first epoch of a new training, let the method prepare itself."""
         super().on_train_start()
         if self.current_epoch == 0:
             images = CaseImages(self.get_tr_and_val_datasets()[0], self.configuration_manager.spacing)
@@ -144,7 +147,7 @@ class Pretrainer(StageTrainer):
         }
 
     def autocast(self) -> AbstractContextManager:
-        """Half precision on CUDA, as nnU-Net."""
+        """Mixed precision on CUDA, as nnU-Net does."""
         return torch.autocast("cuda") if self.device.type == "cuda" else nullcontext()
 
     def train_step(self, batch: dict) -> dict[str, np.ndarray]:
@@ -180,7 +183,7 @@ class Pretrainer(StageTrainer):
             ) from error
 
     def optimise(self, loss: Tensor) -> None:
-        """Backward pass, gradient clipping and step, scaled in mixed precision."""
+        """Backward pass, gradient clipping and optimiser step; losses are scaled in mixed precision."""
         self.optimizer.zero_grad(set_to_none=True)
         if self.grad_scaler is None:
             loss.backward()
@@ -203,7 +206,7 @@ class Pretrainer(StageTrainer):
         self.log_terms(val_outputs, "val")
 
     def log_terms(self, outputs: list[dict], split: str) -> None:
-        """Means over batches and processes, under ``train_<term>`` and ``val_<term>``; totals under nnU-Net's names."""
+        """Log means over batches and processes as ``train_<term>`` and ``val_<term>``; totals under nnU-Net's names."""
         means = {name: float(np.mean([output[name] for output in outputs])) for name in outputs[0]}
         if self.is_ddp:
             gathered: list[dict] = [{}] * dist.get_world_size()
@@ -235,7 +238,7 @@ class Pretrainer(StageTrainer):
         self.current_epoch += 1
 
     def checkpoint(self) -> dict[str, Any]:
-        """Adds the names of parameters that pre-training does not train, and of those that are meant to stay so."""
+        """Adds the names of parameters that pre-training does not train, and which of them are fixed on purpose."""
         return {
             **super().checkpoint(),
             UNTRAINED: self.task.untrained_parameters(),
@@ -243,7 +246,7 @@ class Pretrainer(StageTrainer):
         }
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """Instead of segmentations: ``validation/`` with pictures and figures of what the method shows of each case."""
+        """Write pictures and figures of every validation case into ``validation/``, where nnU-Net segments cases."""
         if self.local_rank != 0:
             return
         self.network.eval()
@@ -256,7 +259,7 @@ class Pretrainer(StageTrainer):
             self.print_to_log_file(f"  {line}")
 
     def _reports(self) -> Iterator[tuple[str, CaseReport]]:
-        """What the method shows of one item per validation case, always the same items."""
+        """What the method shows of every validation case, by one item that is the same in every report."""
         cases = self.get_tr_and_val_datasets()[1]
         stream = self.stream(cases, _REPORT_STREAM, mirror=False)
         for case in tqdm(cases.identifiers, "Validating", leave=False, disable=None):
@@ -276,7 +279,7 @@ def find_pretrainers(folders: Iterable[Path]) -> dict[str, type[Pretrainer]]:
     """All pre-training trainers that are defined in folders such as trainers/, by name.
 
     Args:
-        folders: of Python files; those that do not speak of a ``Pretrainer`` are not imported.
+        folders: they hold Python files; files in which the word ``Pretrainer`` does not occur are not imported.
     """
     found: dict[str, type[Pretrainer]] = {}
     for file in (file for folder in folders for file in sorted(folder.glob("*.py"))):

@@ -4,9 +4,9 @@ import math
 
 
 def warmup_cosine(iteration: int, warmup: float, total: float) -> float:
-    """Factor on the learning rate: linear from 0 over ``warmup`` iterations, then half a cosine to 0 at ``total``.
+    """Factor on the learning rate: rises linearly for ``warmup`` iterations, then falls on a cosine to 0 at ``total``.
 
-    The warm-up counts iterations from 1, so that the first one already learns.
+    The first iteration has a factor above 0, so that it already learns.
     """
     if iteration < warmup:
         return (iteration + 1) / (warmup + 1)

@@ -30,9 +30,9 @@ class StageTrainer(nnUNetTrainer, ABC):
     """An nnU-Net trainer that is configured by a block of its plans.
 
     Attributes:
-        block: the block's name, set by subclasses.
-        config_class: of the block, set by subclasses.
-        betas: of AdamW.
+        block: name of the block, set by subclasses.
+        config_class: dataclass that describes the block, set by subclasses.
+        betas: coefficients of AdamW's running averages.
     """
 
     block: str
@@ -69,7 +69,7 @@ class StageTrainer(nnUNetTrainer, ABC):
             The settings by the name of their block.
 
         Raises:
-            ValueError: see :func:`check_plans`.
+            ValueError: see :func:`nnunet_topomae.nnunet.planning.plans.check_plans`.
         """
         return check_plans(plans, configuration, cls.blocks(), lambda c, settings: cls.build(c, settings[cls.block], 1))
 
@@ -89,13 +89,13 @@ class StageTrainer(nnUNetTrainer, ABC):
         *,
         deep_supervision: bool = True,
     ) -> nn.Module:
-        """What is trained, with initial weights.
+        """Make what is trained, with initial weights.
 
         Args:
-            configuration: of the plans.
+            configuration: a configuration of the plans.
             config: the settings of the stage.
-            num_channels: of the images.
-            num_classes: of the segmentation.
+            num_channels: channels of the images.
+            num_classes: classes of the segmentation.
             deep_supervision: whether the network gives outputs of several resolutions.
         """
 
@@ -107,7 +107,7 @@ class StageTrainer(nnUNetTrainer, ABC):
         num_output_channels: int,
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
-        """What nnU-Net trains; see :meth:`build`."""
+        """Make what nnU-Net trains; see :meth:`build`."""
         return self.build(
             configuration_manager,
             self.config,
@@ -128,7 +128,7 @@ class StageTrainer(nnUNetTrainer, ABC):
             check_fits(read_checkpoint(file), self.module, file)
 
     def on_train_start(self) -> None:
-        """Make sure that all voxels of all cases are finite, then start as nnU-Net does."""
+        """Make sure that no case holds NaN or inf, then start as nnU-Net does."""
         if not self.was_initialized:
             self.initialize()
         check_finite(JoinedCases(*self.get_tr_and_val_datasets()), show_progress=self.local_rank == 0)
@@ -136,17 +136,17 @@ class StageTrainer(nnUNetTrainer, ABC):
 
     @abstractmethod
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Groups for the optimiser, with their own learning rate and weight decay."""
+        """Groups of parameters for the optimiser, each with its own learning rate and weight decay."""
 
     def configure_optimizers(self) -> tuple[Optimizer, LambdaLR]:
-        """AdamW; linear warm-up, then cosine to zero, per iteration."""
+        """AdamW, whose learning rate rises linearly, then falls to 0 along a cosine; it changes in every iteration."""
         optimizer = AdamW(self.parameter_groups(), lr=self.initial_lr, weight_decay=self.weight_decay, betas=self.betas)
         per_epoch = self.num_iterations_per_epoch
         warmup, total = self.config.warmup_epochs * per_epoch, self.num_epochs * per_epoch
         return optimizer, LambdaLR(optimizer, lambda iteration: warmup_cosine(iteration, warmup, total))
 
     def on_train_epoch_start(self) -> None:
-        """As nnU-Net's, but the learning rate changes per iteration and terminals get a progress bar."""
+        """What nnU-Net does, but the learning rate is not changed here, and terminals show a progress bar."""
         self.network.train()
         learning_rate = max(self.lr_scheduler.get_last_lr())
         self.print_to_log_file("")
@@ -164,7 +164,7 @@ class StageTrainer(nnUNetTrainer, ABC):
         self.progress.update()
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
-        """Close the progress bar, then as nnU-Net."""
+        """Close the progress bar, then do what nnU-Net does."""
         self.progress.close()
         super().on_train_epoch_end(train_outputs)
 
@@ -174,7 +174,7 @@ class StageTrainer(nnUNetTrainer, ABC):
         return unwrap(self.network)
 
     def checkpoint(self) -> dict[str, Any]:
-        """Everything that nnU-Net saves, the schedule and the random state."""
+        """Everything that nnU-Net saves, and beside it the state of the schedule and of the random generators."""
         return {
             WEIGHTS: self.module.state_dict(),
             "optimizer_state": self.optimizer.state_dict(),
@@ -232,7 +232,7 @@ class StageTrainer(nnUNetTrainer, ABC):
         self._restore_random_state(checkpoint["random_state"])
 
     def _restore_schedule(self, iteration: int) -> None:
-        """Set the schedule to an iteration; the learning rates follow the present plans."""
+        """Go on with the schedule at an iteration, with the learning rates of the present plans."""
         self.lr_scheduler.last_epoch = iteration
         rates = [
             base * f(iteration)
@@ -256,7 +256,7 @@ def unwrap(network: nn.Module) -> Any:
 
 
 def requested_weights() -> Path | None:
-    """The file after ``-pretrained_weights`` on the command line; nnU-Net tells trainers nothing of it."""
+    """The file after ``-pretrained_weights`` on the command line, which nnU-Net does not pass on to trainers."""
     if "-pretrained_weights" not in sys.argv[:-1]:
         return None
     return Path(sys.argv[sys.argv.index("-pretrained_weights") + 1])

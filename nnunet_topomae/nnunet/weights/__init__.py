@@ -1,1 +1,1 @@
-"""Weights on disk: checkpoints, handing them over to fine-tuning, and adapting them to other plans."""
+"""Weights on disk: checkpoints, and handing them over to fine-tuning."""

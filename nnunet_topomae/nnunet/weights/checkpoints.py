@@ -1,4 +1,4 @@
-"""Reading and writing checkpoints: plain types only, no code, never half-written."""
+"""Reading and writing checkpoints that hold tensors and plain types only, no code, and are never half-written."""
 
 import pickle
 import zipfile
@@ -16,7 +16,7 @@ WEIGHTS = "network_weights"  # nnU-Net's key
 UNTRAINED, FIXED = (
     "untrained_parameters",
     "fixed_parameters",
-)  # names that pre-training writes; FIXED are some of UNTRAINED
+)  # lists of names that pre-training writes; those in FIXED are in UNTRAINED, too
 
 
 def write_checkpoint(checkpoint: Mapping[str, Any], file: Path) -> None:

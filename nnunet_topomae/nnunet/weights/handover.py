@@ -1,4 +1,4 @@
-"""Handing pre-trained weights over to the network that is fine-tuned, with a report of what became of every part."""
+"""Loads pre-trained weights into the network that is fine-tuned, and reports what became of every part."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -18,10 +18,11 @@ class HandOver:
     """What became of the tensors of a network when pre-trained weights were loaded into it; their names.
 
     Attributes:
-        loaded: as they were pre-trained.
-        adapted: resized, repeated or divided first.
-        fresh: left at their initial values.
-        why_fresh: why tensors outside the segmentation heads are fresh, to be read after "12 tensors of decoder, ".
+        loaded: tensors loaded as they were pre-trained.
+        adapted: tensors that were resized, repeated or divided before.
+        fresh: tensors left at their initial values.
+        why_fresh: why tensors other than those of segmentation heads are fresh, worded so that it can follow
+            "12 tensors of decoder, ".
     """
 
     loaded: list[str]
@@ -31,7 +32,7 @@ class HandOver:
 
     def report(self, network: nn.Module) -> str:
         """A table: how many parameters per part of the network were loaded, adapted and left fresh."""
-        tensors = (*network.named_parameters(), *network.named_buffers())  # each once, whatever its names
+        tensors = (*network.named_parameters(), *network.named_buffers())  # each once, even if it has several names
         sizes = {name: tensor.numel() for name, tensor in tensors}
         columns = {"loaded": self.loaded, "adapted": self.adapted, "fresh": self.fresh}
         lines = [f"  {'part':<24}{''.join(f'{column:>14}' for column in columns)}   (parameters)"]
@@ -64,9 +65,9 @@ def hand_over(checkpoint: Mapping[str, Any], network: nn.Module, file: Path) -> 
 
 
 def fixed_parameters(checkpoint: Mapping[str, Any]) -> list[str]:
-    """Names of the parameters that pre-training did not train because their values are meant to stay.
+    """Names of the parameters that pre-training left at their initial values on purpose.
 
-    Checkpoints of version 0.1 do not name them; the only ones there are the sine-cosine positions of the ViT.
+    Checkpoints of version 0.1 do not name them. There, only the sine-cosine positions of the ViT are such parameters.
     """
     if FIXED in checkpoint:
         return list(checkpoint[FIXED])
@@ -74,7 +75,7 @@ def fixed_parameters(checkpoint: Mapping[str, Any]) -> list[str]:
 
 
 def check_fits(checkpoint: Mapping[str, Any], network: nn.Module, file: Path) -> list[str]:
-    """Every tensor of the network, segmentation heads aside, must be in the checkpoint with its shape.
+    """Make sure that a checkpoint has every tensor of the network, except segmentation heads, in the right shape.
 
     Returns:
         Names of these tensors.

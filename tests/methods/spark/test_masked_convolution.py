@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_topomae.masking import mask_to_voxels, random_patch_mask
-from nnunet_topomae.networks.masked_conv import hide_in, masked_instance_norm
-from nnunet_topomae.pretext.spark import choose_patch_size
+from nnunet_topomae.methods.masking import mask_to_voxels, random_patch_mask
+from nnunet_topomae.methods.spark.masked_convolution import hide_in, masked_instance_norm
+from nnunet_topomae.methods.spark.task import choose_patch_size
 from tiny import make_network, make_spark
 
 CROP = (16, 16, 32)
@@ -89,7 +89,7 @@ def test_patches_are_the_cumulative_stride_up_to_16(strides, patch):
 
 
 def test_stages_coarser_than_the_patches_see_everything(monkeypatch):
-    monkeypatch.setattr("nnunet_topomae.pretext.spark._LARGEST_PATCH", 4)
+    monkeypatch.setattr("nnunet_topomae.methods.spark.task._LARGEST_PATCH", 4)
     task = make_spark()
     assert task.patch_size == (2, 4, 4)
     task.hidden.mask = torch.rand(1, *task.mask_grid) < 0.5

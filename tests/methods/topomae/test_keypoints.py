@@ -1,9 +1,12 @@
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nnunet_topomae.keypoints import crop_keypoints, mirrored_start, scaled_interval
+from nnunet_topomae.methods.crops import mirrored_start
+from nnunet_topomae.methods.topomae.keypoints import crop_keypoints, keypoint_error, scaled_interval
 
 sizes = st.tuples(*[st.integers(1, 60)] * 3)
 
@@ -52,3 +55,10 @@ def test_interval_turns_errors_into_voxels():
 def test_empty_shapes_are_refused():
     with pytest.raises(ValueError, match="shapes must be positive"):
         crop_keypoints((0, 0, 0), (0, 4, 4), (8, 8, 8))
+
+
+def test_keypoint_error_in_mm():
+    actual = np.zeros((9, 3), np.float32)
+    predicted = actual + np.array([0.3, 0.4, 0], np.float32)
+    assert keypoint_error(predicted, actual, (20, 20, 80)) == pytest.approx(5.0)  # 3 mm and 4 mm
+    assert keypoint_error(predicted, actual, (20, 10, 80)) == pytest.approx(math.hypot(3, 2))

@@ -3,12 +3,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nnunet_topomae.config import SpatialConfig, TopologyConfig, TopoMAEConfig
-from nnunet_topomae.masking import mask_to_voxels
+from nnunet_topomae.methods.masking import mask_to_voxels
+from nnunet_topomae.methods.topomae import SpatialConfig, TopologyConfig, TopoMAE, TopoMAEConfig
+from nnunet_topomae.methods.topomae.task import loss_weights
 from nnunet_topomae.networks import UNETRPP
-from nnunet_topomae.pretext import TopoMAE
-from nnunet_topomae.pretext.topomae import loss_weights
-from tiny import TINY_CROP, TINY_NETWORK, make_crops, make_masks, make_task
+from tiny import TINY_CROP, TINY_NETWORK, make_batch, make_crops, make_task
 
 TERMS = [
     "vit_mse",
@@ -24,10 +23,9 @@ TERMS = [
 
 def _terms(config, crop=None):
     task = make_task(config)
-    crop = make_crops() if crop is None else crop
-    mask = make_masks(task)
-    output = task(crop, mask)
-    return task, output, crop, mask, task.loss_terms(output, crop, mask, torch.full((2, 9, 3), 0.5))
+    batch = {**make_batch(task, crop), "keypoints": torch.full((2, 9, 3), 0.5)}
+    output = task(batch)
+    return task, output, batch, task.loss_terms(output, batch)
 
 
 def test_eight_terms_and_their_sum_by_the_papers_formula():
@@ -50,8 +48,9 @@ def test_eight_terms_and_their_sum_by_the_papers_formula():
 
 
 def test_terms_by_hand():
-    _, output, crop, mask, terms = _terms(TopoMAEConfig())
-    hidden = mask_to_voxels(mask, (4, 4, 8)).expand_as(crop)
+    _, output, batch, terms = _terms(TopoMAEConfig())
+    crop = batch["crop"]
+    hidden = mask_to_voxels(batch["mask"], (4, 4, 8)).expand_as(crop)
     vit, unetrpp = output.reconstructions["vit"], output.reconstructions["unetrpp"]
     assert terms["vit_mse"].item() == pytest.approx((vit - crop)[hidden].square().mean().item(), rel=1e-5)
     assert terms["reconstruction_consistency"].item() == pytest.approx(
@@ -72,7 +71,7 @@ def test_terms_by_hand():
     ],
 )
 def test_switches_of_the_ablation(changes, left_out):
-    task, _, _, _, terms = _terms(replace(TopoMAEConfig(), **changes))
+    task, _, _, terms = _terms(replace(TopoMAEConfig(), **changes))
     assert set(terms) == {"total", *TERMS} - left_out
     terms["total"].backward()
     assert [name for name, p in task.named_parameters() if p.requires_grad and p.grad is None] == []
@@ -86,22 +85,20 @@ def test_a_single_branch_has_all_of_the_weight():
 
 def test_hidden_voxels_reach_neither_branch():
     task = make_task().eval()
-    mask = make_masks(task, batch_size=1)
-    hidden = mask_to_voxels(mask, task.patch_size)
-    crop = make_crops(1)
-    other = torch.where(hidden, torch.rand_like(crop), crop)
-    a, b = task(crop, mask), task(other, mask)
+    batch = make_batch(task, make_crops(1))
+    other = torch.where(task.hidden_voxels(batch), torch.rand_like(batch["crop"]), batch["crop"])
+    a, b = task(batch), task({**batch, "crop": other})
     for group_a, group_b in zip(a, b, strict=True):
         for branch in ("vit", "unetrpp"):
             assert torch.equal(group_a[branch], group_b[branch])
 
 
 def test_topological_gradient_reaches_hidden_voxels_only():
-    task, output, crop, mask, _ = _terms(TopoMAEConfig())
+    task, output, batch, _ = _terms(TopoMAEConfig())
     prediction = output.reconstructions["vit"].detach().requires_grad_()
     detached = output._replace(reconstructions={"vit": prediction, "unetrpp": prediction.detach()})
-    task.loss_terms(detached, crop, mask, torch.zeros(2, 9, 3))["vit_topological"].backward()
-    hidden = mask_to_voxels(mask, task.patch_size)
+    task.loss_terms(detached, batch)["vit_topological"].backward()
+    hidden = task.hidden_voxels(batch)
     assert prediction.grad[~hidden].abs().max() == 0
     assert prediction.grad[hidden].abs().max() > 0
 
@@ -115,9 +112,8 @@ def test_a_constant_crop_trains():
 
 def test_several_channels():
     task = make_task(channels=3)
-    mask = make_masks(task)
-    crop = make_crops(channels=3)
-    assert torch.isfinite(task.loss_terms(task(crop, mask), crop, mask, torch.zeros(2, 9, 3))["total"])
+    batch = make_batch(task, make_crops(channels=3))
+    assert torch.isfinite(task.loss_terms(task(batch), batch)["total"])
 
 
 def test_another_network_is_refused():

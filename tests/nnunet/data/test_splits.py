@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from nnunet_topomae import cli
-from nnunet_topomae.nnunet.splits import part_sizes
+from nnunet_topomae.commands import cli
+from nnunet_topomae.nnunet.data.splits import part_sizes
 
 
 @pytest.mark.parametrize(

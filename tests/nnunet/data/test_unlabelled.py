@@ -7,11 +7,11 @@ import nibabel
 import numpy as np
 import pytest
 
-from nnunet_topomae import cli
+from nnunet_topomae.commands import cli
+from nnunet_topomae.commands.phantom import write_dataset
 from nnunet_topomae.nnunet import unlabelled
-from nnunet_topomae.nnunet.dataset import PlannedDataset
-from nnunet_topomae.nnunet.planning import PLANS_NAME
-from nnunet_topomae.phantom import write_dataset
+from nnunet_topomae.nnunet.data.preprocessed import PlannedDataset
+from nnunet_topomae.planners.topomae_planner import TopoMAEPlanner
 from workspace import Workspace
 
 ADD = ["add_unlabelled", "-d", "998", "-c", "3d_fullres", "--no_pbar"]
@@ -31,7 +31,7 @@ def images(workspace, tmp_path):
 
 
 def _folder(workspace) -> Path:
-    return workspace.preprocessed / f"{PLANS_NAME}_3d_fullres_unlabelled"
+    return workspace.preprocessed / f"{TopoMAEPlanner.default_plans_name}_3d_fullres_unlabelled"
 
 
 def _write(file, voxels, zooms=(1.0, 1.0, 1.0)):
@@ -71,7 +71,7 @@ def test_new_images_are_added_and_ill_ones_named(workspace, images, capsys):
 
 
 def test_a_case_that_is_half_moved_does_not_count(workspace, images, monkeypatch):
-    dataset = PlannedDataset.of(998, PLANS_NAME)
+    dataset = PlannedDataset.of(998, TopoMAEPlanner.default_plans_name)
     moved = []
 
     def fail_at_last(self, destination):
@@ -96,7 +96,7 @@ def test_pretraining_draws_from_both_and_fine_tuning_from_labelled_cases_alone(w
     assert set(training.identifiers) == {*before[0].identifiers, "extra_0", "extra_1", "extra_2"}
     assert validation.identifiers == before[1].identifiers
     assert "Crops are drawn from 4 labelled and 3 unlabelled cases" in Path(trainer.log_file).read_text()
-    drawn = {trainer.crops_of(training, 0, mirror=True)[i]["case"] for i in range(60)}
+    drawn = {trainer.stream(training, 0, mirror=True)[i]["case"] for i in range(60)}
     assert drawn == set(training.identifiers)
     finetuner = workspace.trainer("FusedFinetuneTrainer")
     assert not any("extra" in case for part in finetuner.get_tr_and_val_datasets() for case in part.identifiers)
@@ -156,7 +156,7 @@ def test_a_dataset_without_labels_can_be_pretrained(workspace, tmp_path):
     dataset = workspace.preprocessed.with_name("Dataset997_Unlabelled")
     dataset.mkdir()
     plans = workspace.plans() | {"dataset_name": dataset.name}
-    (dataset / f"{PLANS_NAME}.json").write_text(json.dumps(plans))
+    (dataset / f"{TopoMAEPlanner.default_plans_name}.json").write_text(json.dumps(plans))
     for name in ("dataset.json", "dataset_fingerprint.json"):
         shutil.copy(workspace.preprocessed / name, dataset)
     images = tmp_path / "source" / "imagesTr"

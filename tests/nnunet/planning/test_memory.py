@@ -1,13 +1,15 @@
 import json
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
+from nnunet_topomae.methods.topomae import TopoMAE
 from nnunet_topomae.networks import FusedViTUNETRPP
-from nnunet_topomae.nnunet.memory import CONTEXT, trace_step
-from nnunet_topomae.nnunet.planning import trace_finetuning, trace_pretraining
-from nnunet_topomae.pretext import TopoMAE
+from nnunet_topomae.nnunet.planning.memory import CONTEXT, trace_step
+from nnunet_topomae.nnunet.planning.traces import StepSizes, trace_finetuning, trace_pretraining
 from tiny import TINY_NETWORK
 
 WIDTH, BATCH = 1000, 500
@@ -50,10 +52,10 @@ def test_frozen_weights_have_neither_gradients_nor_moments():
     assert peak == pytest.approx(4 * WIDTH * WIDTH + 16 * WIDTH, rel=0.01)
 
 
-@pytest.mark.parametrize("trace", [trace_pretraining, trace_finetuning])
+@pytest.mark.parametrize("trace", [partial(trace_pretraining, TopoMAE), trace_finetuning])
 def test_steps_of_real_networks(trace):
-    arguments = json.dumps(TINY_NETWORK)
-    one, four = (trace(FusedViTUNETRPP, TopoMAE, arguments, 1, 3, batch_size) for batch_size in (4, 16))
-    full = trace(FusedViTUNETRPP, TopoMAE, arguments, 1, 3, 16, False)
-    assert CONTEXT < one < four
-    assert four - CONTEXT < full  # half precision takes less
+    few = StepSizes(FusedViTUNETRPP, json.dumps(TINY_NETWORK), num_channels=1, num_classes=3, batch_size=4)
+    many = replace(few, batch_size=16)
+    full = trace(replace(many, cuda=False))
+    assert CONTEXT < trace(few) < trace(many)
+    assert trace(many) - CONTEXT < full  # half precision takes less

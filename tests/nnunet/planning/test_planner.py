@@ -3,17 +3,13 @@ import json
 import numpy as np
 import pytest
 
-from nnunet_topomae.cli import find_planner
-from nnunet_topomae.config import TopoMAEConfig
-from nnunet_topomae.nnunet import planning
-from nnunet_topomae.nnunet.memory import GIB
-from nnunet_topomae.nnunet.planning import (
-    TopoMAEPlanner,
-    choose_patch_size,
-    epochs_for,
-    fit_strides,
-    shrinking_crops,
-)
+from nnunet_topomae.commands.cli import find_planner
+from nnunet_topomae.methods.topomae import TopoMAEConfig
+from nnunet_topomae.nnunet.planning import planner as planner_module
+from nnunet_topomae.nnunet.planning.geometry import choose_patch_size, fit_strides, shrinking_crops
+from nnunet_topomae.nnunet.planning.memory import GIB
+from nnunet_topomae.nnunet.planning.planner import epochs_for
+from nnunet_topomae.planners.topomae_planner import TopoMAEPlanner
 from nnunet_topomae.trainers.mae_pretrainer import MAEPretrainer
 from nnunet_topomae.trainers.topomae_pretrainer import TopoMAEPretrainer
 
@@ -24,11 +20,11 @@ DATASET = "Dataset777_Planned"
 def _quick_traces(monkeypatch):
     """About what a trace gives; tests/nnunet/test_memory.py has real ones."""
 
-    def trace(network_class, task_class, arguments, num_channels, num_classes, batch_size, cuda=True):
-        return 1.5 * GIB + 1100 * batch_size * np.prod(json.loads(arguments)["crop_size"])
+    def trace(sizes):
+        return 1.5 * GIB + 1100 * sizes.batch_size * np.prod(sizes.crop_size)
 
-    monkeypatch.setattr(planning, "trace_pretraining", trace)
-    monkeypatch.setattr(planning, "trace_finetuning", trace)
+    monkeypatch.setattr(planner_module, "trace_pretraining", lambda task_class, sizes: trace(sizes))
+    monkeypatch.setattr(planner_module, "trace_finetuning", trace)
 
 
 @pytest.mark.parametrize(

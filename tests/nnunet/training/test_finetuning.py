@@ -5,7 +5,7 @@ import torch
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.run.run_training import maybe_load_checkpoint
 
-from nnunet_topomae.nnunet.checkpoints import read_checkpoint
+from nnunet_topomae.nnunet.weights.checkpoints import read_checkpoint
 
 FUSED = "FusedFinetuneTrainer"
 
@@ -13,7 +13,7 @@ FUSED = "FusedFinetuneTrainer"
 @pytest.fixture
 def log(monkeypatch):
     """Everything a trainer prints."""
-    from nnunet_topomae.nnunet.finetuning import FinetuneTrainer
+    from nnunet_topomae.nnunet.training.finetuning import FinetuneTrainer
 
     lines = []
     monkeypatch.setattr(

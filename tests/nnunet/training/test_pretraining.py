@@ -5,8 +5,8 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from nnunet_topomae.nnunet.checkpoints import read_checkpoint
-from nnunet_topomae.nnunet.training import warmup_cosine
+from nnunet_topomae.nnunet.training.schedule import warmup_cosine
+from nnunet_topomae.nnunet.weights.checkpoints import read_checkpoint
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_only_training_cases_of_the_fold_are_drawn(workspace, pretrained):
     split = json.loads((workspace.preprocessed / "splits_final.json").read_text())[0]
     training, validation = pretrained.get_tr_and_val_datasets()
     assert sorted(training.identifiers) == sorted(split["train"])
-    drawn = {pretrained.crops_of(training, 0, mirror=True)[i]["case"] for i in range(30)}
+    drawn = {pretrained.stream(training, 0, mirror=True)[i]["case"] for i in range(30)}
     assert drawn == set(split["train"])
     assert not drawn & set(validation.identifiers)
 
@@ -50,7 +50,7 @@ def test_labels_are_not_used(workspace, pretrained, monkeypatch):
     training, _ = pretrained.get_tr_and_val_datasets()
     volume, _, _, properties = training.load_case(training.identifiers[0])
     monkeypatch.setattr(training, "load_case", lambda case: (volume, None, None, {"class_locations": None}))
-    assert pretrained.crops_of(training, 0, mirror=True)[0]["data"].isfinite().all()
+    assert pretrained.stream(training, 0, mirror=True)[0]["crop"].isfinite().all()
 
 
 def test_every_term_is_logged_once_an_epoch(pretrained):
@@ -84,6 +84,6 @@ def test_checkpoint_of_other_plans_cannot_be_continued(workspace, pretrained):
 
 def test_reconstruction_that_is_not_finite_names_the_cases(pretrained):
     batch = next(pretrained.get_dataloaders()[0])
-    batch["data"][:] = torch.nan
+    batch["crop"][:] = torch.nan
     with pytest.raises(ValueError, match=r"epoch \d, cases phantom_.*NaN or inf.*lower pretraining.base_lr"):
         pretrained.validation_step(batch)

@@ -1,20 +1,9 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from nnunet_topomae.nnunet.checkpoints import hand_over, read_checkpoint, to_plain, write_checkpoint
-
-
-def _network(width=3):
-    network = nn.Module()
-    network.encoder = nn.Linear(2, width)
-    network.pyramid = nn.Linear(2, 2)
-    network.decoder = nn.Module()
-    network.decoder.seg_layers = nn.ModuleList([nn.Linear(2, 4)])
-    return network
+from nnunet_topomae.nnunet.weights.checkpoints import read_checkpoint, to_plain, write_checkpoint
 
 
 def _write(tmp_path, content):
@@ -68,40 +57,3 @@ def test_truncated_file_is_refused(tmp_path):
     file.write_bytes(file.read_bytes()[:1500])
     with pytest.raises(ValueError, match="damaged, truncated or no checkpoint"):
         read_checkpoint(file)
-
-
-def test_hand_over_loads_all_but_heads_and_reports_what_was_never_trained():
-    source, target = _network(), _network()
-    checkpoint = {
-        "network_weights": {**source.state_dict(), "vit_decoder.weight": torch.rand(2)},
-        "untrained_parameters": ["pyramid.weight", "pyramid.bias"],
-    }
-    head = target.decoder.seg_layers[0].weight.clone()
-    result = hand_over(checkpoint, target, Path("x.pth"))
-    assert torch.equal(target.encoder.weight, source.encoder.weight)
-    assert torch.equal(target.pyramid.weight, source.pyramid.weight)
-    assert torch.equal(target.decoder.seg_layers[0].weight, head)
-    assert result.loaded == ["encoder.weight", "encoder.bias"]
-    assert result.fresh == [
-        "pyramid.weight",
-        "pyramid.bias",
-        "decoder.seg_layers.0.weight",
-        "decoder.seg_layers.0.bias",
-    ]
-    report = result.report(target)
-    assert "encoder                              9             0" in report
-    assert "2 tensors of segmentation heads; 2 tensors of pyramid" in report
-
-
-def test_another_architecture_is_refused_and_nothing_is_loaded():
-    target = _network(width=5)
-    before = target.pyramid.weight.clone()
-    weights = _network(width=3).state_dict()
-    del weights["pyramid.bias"]
-    with pytest.raises(
-        ValueError,
-        match=r"x.pth is of another architecture than the plans: 1 tensors are missing \(pyramid.bias\), "
-        r"2 have another shape \(encoder.weight \(3, 2\) instead of \(5, 2\)",
-    ):
-        hand_over({"network_weights": weights}, target, Path("x.pth"))
-    assert torch.equal(target.pyramid.weight, before)

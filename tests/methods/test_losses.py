@@ -1,6 +1,6 @@
 import torch
 
-from nnunet_topomae.pretext.base import compose, masked_mse
+from nnunet_topomae.methods.losses import compose, masked_mse
 
 
 def test_masked_mse_is_a_mean_over_hidden_voxels_of_all_channels():

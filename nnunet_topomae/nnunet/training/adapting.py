@@ -14,7 +14,7 @@ from nnunet_topomae.nnunet.weights.handover import HandOver, fixed_parameters
 
 
 def read_pretrained(file: Path) -> dict:
-    """A checkpoint of pre-training.
+    """Read a checkpoint of pre-training.
 
     Raises:
         ValueError: if it is damaged or was not written by pre-training.
@@ -31,15 +31,15 @@ def adapt(
     """Carry the weights of a checkpoint to the network that a dataset's plans name.
 
     Args:
-        file: the checkpoint's.
-        checkpoint: see :func:`read_pretrained`.
-        trainer: that wrote it.
-        dataset: to be fine-tuned on, or pre-trained on further.
-        configuration: of its plans.
-        output: file to write.
+        file: the file of the checkpoint.
+        checkpoint: its content; see :func:`read_pretrained`.
+        trainer: the trainer that wrote it.
+        dataset: the dataset to be fine-tuned on, or pre-trained on further.
+        configuration: name of a configuration of its plans.
+        output: the file to write.
 
     Returns:
-        A table of what was carried, adapted and left fresh.
+        A table that says how much was carried over, adapted and left fresh.
 
     Raises:
         ValueError: if the networks are of different classes, nothing can be carried, or the output exists.

@@ -7,11 +7,10 @@ import sys
 from pathlib import Path
 
 from nnunet_topomae import trainers
-from nnunet_topomae.demo import shrink_configuration
-from workspace import NETWORK
+from nnunet_topomae.commands.demo import shrink_configuration
+from tiny import PLANNED_NETWORK, SHORT_SCHEDULE
 
 PLANS = "nnUNetTopoMAEPlans"
-SCHEDULE = {"num_epochs": 1, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "warmup_epochs": 0}
 
 
 class Site:
@@ -62,8 +61,8 @@ class Site:
         plans = json.loads(file.read_text())
         configuration = plans["configurations"]["3d_fullres"]
         settings = {
-            "pretraining": {**SCHEDULE, "topology": {"grid": [size // 2 for size in crop_size]}},
-            "finetuning": SCHEDULE,
+            "pretraining": {**SHORT_SCHEDULE, "topology": {"grid": [size // 2 for size in crop_size]}},
+            "finetuning": SHORT_SCHEDULE,
         }
-        shrink_configuration(configuration, crop_size, NETWORK, settings)
+        shrink_configuration(configuration, crop_size, PLANNED_NETWORK, settings)
         file.write_text(json.dumps(plans))

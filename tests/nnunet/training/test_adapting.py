@@ -6,8 +6,8 @@ import pytest
 import torch
 from nnunetv2.run.run_training import maybe_load_checkpoint
 
-from nnunet_topomae import cli
-from nnunet_topomae.nnunet.checkpoints import read_checkpoint
+from nnunet_topomae.commands import cli
+from nnunet_topomae.nnunet.weights.checkpoints import read_checkpoint
 
 ADAPT = ["-d", "998", "-c", "3d_fullres", "-p"]
 
@@ -118,7 +118,7 @@ def test_several_datasets_are_pretrained_on_together(workspace, other_dataset):
     assert sorted(validation.identifiers) == sorted(own_validation)
     trainer.num_epochs = 1
     trainer.run_training()
-    drawn = {trainer.crops_of(training, 0, mirror=True)[i]["case"] for i in range(60)}
+    drawn = {trainer.stream(training, 0, mirror=True)[i]["case"] for i in range(60)}
     assert drawn == set(training.identifiers)
 
 

@@ -1,0 +1,122 @@
+"""The tables of settings in the documentation, which are made from the settings."""
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from nnunet_topomae.settings.schema import Choice, Number, block, setting
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+@pytest.fixture(scope="module")
+def tables():
+    spec = importlib.util.spec_from_file_location("settings_tables", DOCS / "settings_tables.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@dataclass(frozen=True)
+class Inner:
+    weight: float = setting(1e-5, Number(0), "a weight", "ours")
+
+
+@dataclass(frozen=True)
+class Outer:
+    count: int = setting(3, Number(1, 2**31 - 1, integer=True), "how many | of what", "a paper")
+    kind: str = setting("plain", Choice(("plain", "fancy")), "which", "ours")
+    inner: Inner = block(Inner)
+
+
+def region(request: str, content: str = "") -> str:
+    return f"# Page\n\n<!-- settings: {request} -->\n{content}<!-- end of settings -->\n\nText.\n"
+
+
+def test_pages_agree_with_the_settings(tables):
+    assert tables.update(DOCS, write=False) == []
+
+
+def test_there_are_tables_in_the_reference_and_on_the_methods_pages(tables):
+    with_tables = {
+        file.relative_to(DOCS).as_posix() for file in DOCS.rglob("*.md") if "<!-- settings" in file.read_text()
+    }
+    pages = {"reference.md", *(f"methods/{method}.md" for method in ("topomae", "spark", "anatomask", "mae"))}
+    assert pages <= with_tables
+
+
+def test_rows_of_a_class(tables):
+    assert [str(row) for row in tables.rows_of(Outer)] == [
+        "| `count` | how many \\| of what | a whole number of at least 1 and at most 2,147,483,647 | `3` | a paper |\n",
+        '| `kind` | which | one of plain, fancy | `"plain"` | ours |\n',
+        "| `inner.weight` | a weight | a number of at least 0 | `1e-5` | ours |\n",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("default", "expected"),
+    [
+        (None, "null"),
+        (True, "true"),
+        ((), "[]"),
+        (("vit", "unetrpp"), '["vit", "unetrpp"]'),
+        (0.0, "0"),
+        (0.0064, "0.0064"),
+        (1e-10, "1e-10"),
+        (1e-05, "1e-5"),
+        (250, "250"),
+    ],
+)
+def test_defaults_are_written_as_in_plans(tables, default, expected):
+    assert tables.as_written(default) == expected
+
+
+def test_only_what_differs_from_a_parent(tables):
+    text = tables.table(
+        "nnunet_topomae.settings.UNetFinetuningConfig only what differs from nnunet_topomae.settings.FinetuningConfig"
+    )
+    assert [line.split("`")[1] for line in text.splitlines()[2:]] == ["base_lr", "weight_decay"]
+
+
+def test_only_some_fields_and_blocks(tables):
+    text = tables.table("nnunet_topomae.methods.topomae.TopoMAEConfig only lambda3, spatial")
+    assert [line.split("`")[1] for line in text.splitlines()[2:]] == ["lambda3", "spatial.enabled"]
+
+
+def test_an_edited_table_is_noticed_and_mended(tables, tmp_path, capsys):
+    page = tmp_path / "methods" / "page.md"
+    page.parent.mkdir()
+    page.write_text(region("nnunet_topomae.methods.mae.MAEConfig only mask_ratio"))
+    assert tables.main([str(tmp_path)]) == 0
+    assert capsys.readouterr().out == "methods/page.md rewritten\n"
+    assert "| `0.75` | SelfMedMAE |" in page.read_text()
+    assert tables.main(["--check", str(tmp_path)]) == 0
+
+    page.write_text(page.read_text().replace("0.75", "0.7"))
+    assert tables.main(["--check", str(tmp_path)]) == 1
+    said = "methods/page.md differs from the settings; run python docs/settings_tables.py\n"
+    assert capsys.readouterr().out == said
+    assert "`0.7`" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (region("nnunet_topomae.settings.NoConfig"), "there is no class of settings nnunet_topomae.settings.NoConfig"),
+        (region("nnunet_topomae.methods.mae.MAE"), "there is no class of settings nnunet_topomae.methods.mae.MAE"),
+        (
+            region("nnunet_topomae.methods.topomae.SpatialConfig only weight"),
+            "nnunet_topomae.methods.topomae.SpatialConfig has no setting weight; it has enabled",
+        ),
+        (
+            "<!-- settings: nnunet_topomae.methods.mae.MAEConfig -->\n\ntext\n",
+            'the table "settings: nnunet_topomae.methods.mae.MAEConfig" has no line <!-- end of settings --> after it',
+        ),
+    ],
+)
+def test_what_cannot_be_filled_is_named(tables, tmp_path, capsys, text, message):
+    (tmp_path / "page.md").write_text(text)
+    assert tables.main(["--check", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"Error: page.md: {message}\n"
