@@ -55,11 +55,12 @@ def train(task: AnatoMask, image: torch.Tensor, steps: int, rng: np.random.Gener
     for step in range(steps):
         crops, progress = draw(image, task.crop_size[0], BATCH, rng), step / steps
         batch = task.choose({"crop": crops, "mask": random_masks(task, len(crops))}, progress)
-        loss = task.loss_terms(task(batch), batch)["total"]
+        output = task(batch)
+        loss = task.loss_terms(output, batch)["total"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        task.after_step(progress)
+        task.after_step(output, batch, progress)
         if step % 25 == 0:
             print(f"step {step}: loss {loss.item():.3f}", flush=True)
 

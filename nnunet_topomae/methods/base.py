@@ -141,7 +141,7 @@ class PretextTask(nn.Module, ABC):
 
         Args:
             batch: as drawn.
-            progress: share of the training that is done, in [0, 1).
+            progress: share of the training that is done at the start of the epoch, in [0, 1).
         """
         return batch
 
@@ -161,11 +161,13 @@ class PretextTask(nn.Module, ABC):
             ValueError: if the output is not finite.
         """
 
-    def after_step(self, progress: float) -> None:
-        """What follows an optimiser step, such as updating a moving average.
+    def after_step(self, output: Output, batch: Batch, progress: float) -> None:
+        """What follows an optimiser step, without gradient, such as updating a moving average or a queue.
 
         Args:
-            progress: share of the training that is done, in [0, 1).
+            output: of :meth:`forward` in this step, in float32.
+            batch: as given to :meth:`forward`.
+            progress: share of the training that is done at the start of the epoch, in [0, 1).
         """
 
     @abstractmethod

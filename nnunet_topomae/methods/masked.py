@@ -179,7 +179,7 @@ class MaskedReconstruction(PretextTask):
         mask = hardest_patches_mask(errors * batch["mask"], self.num_hidden, int(self.num_hidden * share))
         return {**batch, "mask": mask}
 
-    def after_step(self, progress: float) -> None:
+    def after_step(self, output: Output, batch: Batch, progress: float) -> None:
         """Let the teacher follow; see :meth:`PretextTask.after_step`."""
         if self.teacher is None:
             return

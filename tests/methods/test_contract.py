@@ -40,11 +40,12 @@ def _train(task, images, steps):
     totals = []
     for step in range(steps):
         batch = task.choose(drawn, step / steps)
-        total = task.loss_terms(to_float32(task(batch)), batch)["total"]
+        output = to_float32(task(batch))
+        total = task.loss_terms(output, batch)["total"]
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
-        task.after_step(step / steps)
+        task.after_step(output, batch, step / steps)
         totals.append(total.item())
     return totals
 

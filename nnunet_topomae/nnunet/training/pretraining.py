@@ -166,25 +166,31 @@ class Pretrainer(StageTrainer):
         inputs = self.to_device(batch)
         with torch.no_grad(), self.autocast():
             inputs = self.task.choose(inputs, progress)
-        terms = self.loss_terms(inputs, batch["case"])
+        output = self.predict(inputs)
+        terms = self.loss_terms(output, inputs, batch["case"])
         self.optimise(terms[_TOTAL])
-        self.task.after_step(progress)
+        with torch.no_grad():
+            self.task.after_step(output, inputs, progress)
         self.on_iteration_end()
         return self._to_numpy(terms, batch["case"])
 
     def validation_step(self, batch: dict) -> dict[str, np.ndarray]:
         """Every loss term by name."""
-        return self._to_numpy(self.loss_terms(self.to_device(batch), batch["case"]), batch["case"])
+        inputs = self.to_device(batch)
+        return self._to_numpy(self.loss_terms(self.predict(inputs), inputs, batch["case"]), batch["case"])
 
-    def loss_terms(self, inputs: Batch, cases: list[str]) -> dict[str, Tensor]:
-        """Forward pass in mixed precision, losses in float32.
-
-        Raises:
-            ValueError: names the cases of a batch whose output is not finite.
-        """
+    def predict(self, inputs: Batch) -> Output:
+        """Forward pass in mixed precision; the output is in float32."""
         with self.autocast():
             output: Output = self.network(inputs)
-        output = to_float32(output)
+        return to_float32(output)
+
+    def loss_terms(self, output: Output, inputs: Batch, cases: list[str]) -> dict[str, Tensor]:
+        """Every loss term by name.
+
+        Raises:
+            ValueError: names the cases of a batch for which the method cannot compute its loss.
+        """
         try:
             terms = self.task.loss_terms(output, inputs)
         except ValueError as error:
