@@ -13,7 +13,7 @@ from small_unet import SmallUNet
 from timm.optim import param_groups_layer_decay
 
 from nnunet_topomae.networks.resizing import adapt_weights
-from nnunet_topomae.networks.traits import fixed_parameters, grid_tensors, no_weight_decay
+from nnunet_topomae.networks.traits import constant_parameters, grid_tensors, no_weight_decay
 from tiny import Volumes, draw_batch
 
 CROP = (16, 16, 32)
@@ -60,7 +60,7 @@ def test_there_is_an_output_for_every_weight_of_nnunets_deep_supervision(archite
 def test_what_it_says_of_itself(architecture):
     network = build(architecture, 1, 3, True)
     assert no_weight_decay(network) == {"encoder.positions"}
-    assert fixed_parameters(network) == set()
+    assert constant_parameters(network) == set()
     assert {name: tensor.grid for name, tensor in grid_tensors(network).items()} == {"encoder.positions": (4, 4, 8)}
 
 
