@@ -2,6 +2,8 @@ import os
 
 os.environ.setdefault("nnUNet_n_proc_DA", "1")  # read by nnU-Net when it is imported
 os.environ.setdefault("nnUNet_def_n_proc", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:  # each process has one core; read by PyTorch when it is imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest

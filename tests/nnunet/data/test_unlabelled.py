@@ -9,7 +9,7 @@ import pytest
 
 from nnunet_topomae.commands import cli
 from nnunet_topomae.commands.phantom import write_dataset
-from nnunet_topomae.nnunet import unlabelled
+from nnunet_topomae.nnunet.data import unlabelled
 from nnunet_topomae.nnunet.data.preprocessed import PlannedDataset
 from nnunet_topomae.planners.topomae_planner import TopoMAEPlanner
 from workspace import Workspace
