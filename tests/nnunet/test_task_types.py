@@ -13,7 +13,8 @@ from nnunet_topomae.commands import cli
 from nnunet_topomae.commands.demo import shrink_configuration
 from nnunet_topomae.nnunet.planning.geometry import choose_patch_size
 from nnunet_topomae.planners.topomae_planner import TopoMAEPlanner
-from workspace import NETWORK, SCHEDULE, Workspace
+from tiny import PLANNED_NETWORK, SHORT_SCHEDULE
+from workspace import Workspace
 
 NUM_CASES = 5
 
@@ -97,9 +98,8 @@ TASKS = {
 
 def _shrink(task: Task, configuration: dict) -> None:
     patch = choose_patch_size(task.crop, task.spacing)
-    network = {**NETWORK, "vit": {**NETWORK["vit"], "patch_size": list(patch)}}
-    schedule = {**SCHEDULE, "num_epochs": 1, "warmup_epochs": 0}
-    settings = {"pretraining": {**schedule, "topology": {"grid": None}}, "finetuning": schedule}
+    network = {**PLANNED_NETWORK, "vit": {**PLANNED_NETWORK["vit"], "patch_size": list(patch)}}
+    settings = {"pretraining": {**SHORT_SCHEDULE, "topology": {"grid": None}}, "finetuning": SHORT_SCHEDULE}
     shrink_configuration(configuration, list(task.crop), network, settings)
 
 

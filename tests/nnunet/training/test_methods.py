@@ -9,8 +9,7 @@ from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.run.run_training import maybe_load_checkpoint
 
 from nnunet_topomae.nnunet.weights.checkpoints import read_checkpoint
-from tiny import SCHEDULE
-from workspace import CROP, NETWORK
+from tiny import PLANNED_CROP, PLANNED_NETWORK, SCHEDULE
 
 TRAINERS = {  # by name: trainer, plans
     "TopoMAE": ("TopoMAEPretrainer", "nnUNetTopoMAEPlans"),
@@ -41,7 +40,12 @@ def plans(workspace):
     workspace.write_plans("AnatoMaskMasks", lambda c: c["pretraining"].update(mask_source="anatomask"))
 
     def unetr(configuration):
-        arguments = {"crop_size": CROP, "strides": [[1] * 3, *[[2] * 3] * 3], "vit": NETWORK["vit"], "features": 4}
+        arguments = {
+            "crop_size": PLANNED_CROP,
+            "strides": [[1] * 3, *[[2] * 3] * 3],
+            "vit": PLANNED_NETWORK["vit"],
+            "features": 4,
+        }
         name = "nnunet_topomae.networks.unetr.UNETR"
         configuration["architecture"].update(network_class_name=name, arch_kwargs=arguments)
         configuration["pretraining"] = SCHEDULE

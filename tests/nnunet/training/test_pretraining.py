@@ -5,6 +5,8 @@ import pytest
 import torch
 from matplotlib.image import imread
 
+from nnunet_topomae.commands import cli
+from nnunet_topomae.nnunet.training.pretraining import external_folders, find_pretrainers
 from nnunet_topomae.nnunet.training.schedule import warmup_cosine
 from nnunet_topomae.nnunet.weights.checkpoints import read_checkpoint
 
@@ -87,3 +89,57 @@ def test_reconstruction_that_is_not_finite_names_the_cases(pretrained):
     batch["crop"][:] = torch.nan
     with pytest.raises(ValueError, match=r"epoch \d, cases phantom_.*NaN or inf.*lower pretraining.base_lr"):
         pretrained.validation_step(batch)
+
+
+OWN_TRAINER = """
+from nnunet_topomae.methods.topomae import TopoMAE
+from nnunet_topomae.nnunet.training.pretraining import Pretrainer
+
+class OwnPretrainer(Pretrainer):
+    task_class = TopoMAE
+"""
+
+
+@pytest.fixture
+def own_folder(tmp_path, monkeypatch):
+    """A user's folder with a trainer of theirs, the only one that ``nnUNet_extTrainer`` names."""
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "own_pretrainer.py").write_text(OWN_TRAINER)
+    monkeypatch.setenv("nnUNet_extTrainer", str(folder))
+    return folder
+
+
+def test_trainers_in_a_folder_of_the_user_are_found(own_folder):
+    found = find_pretrainers(external_folders())
+    assert list(found) == ["OwnPretrainer"]
+    assert found["OwnPretrainer"].config_class is found["OwnPretrainer"].task_class.config_class
+
+
+def test_files_that_do_not_speak_of_pretrainers_are_not_imported(own_folder):
+    (own_folder / "other.py").write_text('raise RuntimeError("imported")\n')
+    assert list(find_pretrainers([own_folder])) == ["OwnPretrainer"]
+    (own_folder / "other.py").write_text('raise RuntimeError("imported")  # a Pretrainer\n')
+    with pytest.raises(RuntimeError, match="imported"):
+        find_pretrainers([own_folder])
+
+
+def test_the_checkpoint_of_a_users_trainer_is_adapted(workspace, own_folder, tmp_path, capsys, monkeypatch):
+    def larger(configuration):
+        configuration["patch_size"] = configuration["architecture"]["arch_kwargs"]["crop_size"] = [32, 32, 48]
+        configuration["pretraining"]["topology"]["grid"] = None
+
+    trainer = workspace.trainer("OwnPretrainer")
+    trainer.num_epochs = 1
+    trainer.run_training()
+    checkpoint = workspace.checkpoint("OwnPretrainer")
+    plans = workspace.write_plans("LargerThanOwn", larger)
+    arguments = ["adapt", str(checkpoint), "-d", "998", "-p", plans, "-o", str(tmp_path / "adapted.pth")]
+    assert cli.main(arguments) == 0
+    adapted = read_checkpoint(tmp_path / "adapted.pth")
+    assert adapted["trainer_name"] == "OwnPretrainer"
+    assert adapted["init_args"]["plans"]["plans_name"] == plans
+
+    monkeypatch.setenv("nnUNet_extTrainer", "")
+    assert cli.main([*arguments[:-1], str(tmp_path / "again.pth")]) == 2
+    assert f"{checkpoint} was written by OwnPretrainer, which is none of the trainers in" in capsys.readouterr().err
