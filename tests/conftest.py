@@ -2,10 +2,18 @@ import os
 
 os.environ.setdefault("nnUNet_n_proc_DA", "1")  # read by nnU-Net when it is imported
 os.environ.setdefault("nnUNet_def_n_proc", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:  # each process has one core; read by PyTorch when it is imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
+
+EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"  # a user's own trainers
 
 
 def pytest_addoption(parser):
@@ -14,6 +22,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes minutes; runs with --runslow")
+    config.addinivalue_line("markers", "xdist_group(name): tests that pytest-xdist runs in one process")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -28,3 +37,44 @@ def pytest_collection_modifyitems(config, items):
 def _seeded():
     torch.manual_seed(0)
     np.random.seed(0)
+
+
+@pytest.fixture(scope="session")
+def planned(tmp_path_factory):
+    """nnU-Net's folders with a planned dataset, made once for all processes of pytest-xdist; only to be copied."""
+    from workspace import plan_phantoms  # here, as importing nnU-Net takes seconds that other tests need not wait
+
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # of the folders of all processes
+    folder = root / "planned"
+    with FileLock(root / "planned.lock"):
+        if not folder.is_dir():
+            unfinished = root / "unfinished"
+            plan_phantoms(unfinished)
+            unfinished.rename(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def workspace(planned, tmp_path_factory):
+    """A planned and preprocessed dataset for all tests of trainers; nnU-Net's environment points to it."""
+    from nnunet_topomae import trainers
+    from workspace import Workspace, nothing_to_wait_for, set_folders
+
+    folder = tmp_path_factory.mktemp("nnunet")
+    shutil.copytree(planned, folder, dirs_exist_ok=True)
+    with nothing_to_wait_for() as patch:
+        set_folders(patch, folder)
+        patch.setenv("nnUNet_extTrainer", os.pathsep.join((str(trainers.FOLDER), str(EXAMPLES))))
+        patch.setenv("nnUNet_n_proc_DA", "0")  # batches are made in this process; test_stream.py has others
+        yield Workspace(folder)
+
+
+@pytest.fixture(scope="session")
+def pretrained(workspace):
+    """A finished pre-training of fold 0."""
+    trainer = workspace.trainer("TopoMAEPretrainer")
+    trainer.run_training()
+    trainer.perform_actual_validation()
+    return trainer

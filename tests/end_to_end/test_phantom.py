@@ -12,6 +12,8 @@ from nnunet_topomae.commands.phantom import write_dataset
 
 DATASET = "Dataset997_Phantom"
 
+pytestmark = pytest.mark.xdist_group("phantom")
+
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):

@@ -11,8 +11,10 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from nnunet_topomae.commands import cli
 from nnunet_topomae.commands.demo import shrink_configuration
-from nnunet_topomae.planners.topomae_planner import TopoMAEPlanner, choose_patch_size
-from workspace import NETWORK, SCHEDULE, Workspace
+from nnunet_topomae.nnunet.planning.geometry import choose_patch_size
+from nnunet_topomae.planners.topomae_planner import TopoMAEPlanner
+from tiny import PLANNED_NETWORK, SHORT_SCHEDULE
+from workspace import Workspace
 
 NUM_CASES = 5
 
@@ -96,9 +98,8 @@ TASKS = {
 
 def _shrink(task: Task, configuration: dict) -> None:
     patch = choose_patch_size(task.crop, task.spacing)
-    network = {**NETWORK, "vit": {**NETWORK["vit"], "patch_size": list(patch)}}
-    schedule = {**SCHEDULE, "num_epochs": 1, "warmup_epochs": 0}
-    settings = {"pretraining": {**schedule, "topology": {"grid": None}}, "finetuning": schedule}
+    network = {**PLANNED_NETWORK, "vit": {**PLANNED_NETWORK["vit"], "patch_size": list(patch)}}
+    settings = {"pretraining": {**SHORT_SCHEDULE, "topology": {"grid": None}}, "finetuning": SHORT_SCHEDULE}
     shrink_configuration(configuration, list(task.crop), network, settings)
 
 
@@ -129,7 +130,7 @@ def test_from_planning_to_prediction(workspace, tmp_path, task):
     model = space.checkpoint("FusedFinetuneTrainer").parents[1]
     predictor.initialize_from_trained_model_folder(str(model), (0,), "checkpoint_final.pth")
     images = [str(raw / "imagesTr" / f"case_0_{channel:04d}.nii.gz") for channel in range(len(task.channels))]
-    predictor.predict_from_files([images], [str(tmp_path / "case_0.nii.gz")], num_processes_preprocessing=1)
+    predictor.predict_from_files_sequential([images], [str(tmp_path / "case_0.nii.gz")])
     predicted = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "case_0.nii.gz")))
     assert predicted.shape == task.shape
     assert set(np.unique(predicted)) <= {0, 1, 2, 3}

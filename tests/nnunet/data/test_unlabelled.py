@@ -1,6 +1,7 @@
 import gzip
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nibabel
@@ -9,12 +10,18 @@ import pytest
 
 from nnunet_topomae.commands import cli
 from nnunet_topomae.commands.phantom import write_dataset
-from nnunet_topomae.nnunet import unlabelled
+from nnunet_topomae.nnunet.data import unlabelled
 from nnunet_topomae.nnunet.data.preprocessed import PlannedDataset
 from nnunet_topomae.planners.topomae_planner import TopoMAEPlanner
 from workspace import Workspace
 
 ADD = ["add_unlabelled", "-d", "998", "-c", "3d_fullres", "--no_pbar"]
+
+
+@pytest.fixture
+def in_threads(monkeypatch):
+    """Cases are added in threads, as starting a process takes seconds; the first test below starts processes."""
+    monkeypatch.setattr(unlabelled, "ProcessPoolExecutor", lambda count, context: ThreadPoolExecutor(count))
 
 
 @pytest.fixture
@@ -86,7 +93,7 @@ def test_a_case_that_is_half_moved_does_not_count(workspace, images, monkeypatch
     assert dataset.unlabelled_cases("3d_fullres") == []
 
 
-def test_pretraining_draws_from_both_and_fine_tuning_from_labelled_cases_alone(workspace, images):
+def test_pretraining_draws_from_both_and_fine_tuning_from_labelled_cases_alone(workspace, images, in_threads):
     (images / "phantom_000_0000.nii.gz").unlink()
     before = workspace.trainer("TopoMAEPretrainer").get_tr_and_val_datasets()
     assert cli.main([*ADD, "-i", str(images), "-np", "1"]) == 0
@@ -102,7 +109,7 @@ def test_pretraining_draws_from_both_and_fine_tuning_from_labelled_cases_alone(w
     assert not any("extra" in case for part in finetuner.get_tr_and_val_datasets() for case in part.identifiers)
 
 
-def test_cases_are_preprocessed_as_nnunet_does(workspace, images):
+def test_cases_are_preprocessed_as_nnunet_does(workspace, images, in_threads):
     labelled = workspace.trainer("TopoMAEPretrainer").get_tr_and_val_datasets()[0]
     raw = workspace.folder / "raw" / "Dataset998_Phantom" / "imagesTr"
     case = labelled.identifiers[0]
@@ -113,7 +120,7 @@ def test_cases_are_preprocessed_as_nnunet_does(workspace, images):
     np.testing.assert_array_equal(training.load_case("copy")[0][:], labelled.load_case(case)[0][:])
 
 
-def test_list_and_remove(workspace, images, capsys):
+def test_list_and_remove(workspace, images, in_threads, capsys):
     (images / "phantom_000_0000.nii.gz").unlink()
     cli.main([*ADD, "-i", str(images), "-np", "1"])
     assert cli.main([*ADD, "--remove", "extra_1"]) == 0
@@ -129,7 +136,7 @@ def test_list_and_remove(workspace, images, capsys):
     assert "there is no unlabelled case extra_1" in capsys.readouterr().err
 
 
-def test_a_case_that_got_its_label_later_is_named(workspace, images):
+def test_a_case_that_got_its_label_later_is_named(workspace, images, in_threads):
     (images / "phantom_000_0000.nii.gz").unlink()
     assert cli.main([*ADD, "-i", str(images), "-np", "1"]) == 0
     for file in _folder(workspace).glob("extra_0*"):
@@ -151,7 +158,7 @@ def test_what_is_missing_is_named(workspace, arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_a_dataset_without_labels_can_be_pretrained(workspace, tmp_path):
+def test_a_dataset_without_labels_can_be_pretrained(workspace, in_threads, tmp_path):
     write_dataset(tmp_path / "source", num_training=6, num_test=0, seed=70)
     dataset = workspace.preprocessed.with_name("Dataset997_Unlabelled")
     dataset.mkdir()

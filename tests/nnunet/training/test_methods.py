@@ -5,17 +5,11 @@ import json
 import pytest
 import torch
 from matplotlib.image import imread
-from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
-from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners import (
-    nnUNetPlannerResEncM,
-)
-from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiment_dataset, preprocess_dataset
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.run.run_training import maybe_load_checkpoint
 
 from nnunet_topomae.nnunet.weights.checkpoints import read_checkpoint, write_checkpoint
-from tiny import SCHEDULE
-from workspace import CROP, NETWORK
+from tiny import PLANNED_CROP, PLANNED_NETWORK, SCHEDULE
 
 TRAINERS = {  # by name: trainer, plans
     "TopoMAE": ("TopoMAEPretrainer", "nnUNetTopoMAEPlans"),
@@ -31,8 +25,7 @@ TRAINERS = {  # by name: trainer, plans
 @pytest.fixture(scope="module")
 def plans(workspace):
     """nnU-Net's own plans with few features, and ours for every method."""
-    for planner in (ExperimentPlanner, nnUNetPlannerResEncM):
-        _, name = plan_experiment_dataset(998, planner)
+    for name in ("nnUNetPlans", "nnUNetResEncUNetMPlans"):
         file = workspace.preprocessed / f"{name}.json"
         content = json.loads(file.read_text())
         for configuration in content["configurations"].values():
@@ -44,11 +37,15 @@ def plans(workspace):
         full["pretraining"] = {**SCHEDULE, "decoder_width": 16}
         full["finetuning"] = SCHEDULE
         file.write_text(json.dumps(content))
-    preprocess_dataset(998, "nnUNetPlans", ("3d_fullres",), (1,))  # ResEnc shares its folder
     workspace.write_plans("AnatoMaskMasks", lambda c: c["pretraining"].update(mask_source="anatomask"))
 
     def unetr(configuration):
-        arguments = {"crop_size": CROP, "strides": [[1] * 3, *[[2] * 3] * 3], "vit": NETWORK["vit"], "features": 4}
+        arguments = {
+            "crop_size": PLANNED_CROP,
+            "strides": [[1] * 3, *[[2] * 3] * 3],
+            "vit": PLANNED_NETWORK["vit"],
+            "features": 4,
+        }
         name = "nnunet_topomae.networks.unetr.UNETR"
         configuration["architecture"].update(network_class_name=name, arch_kwargs=arguments)
         configuration["pretraining"] = SCHEDULE
@@ -61,7 +58,10 @@ def plans(workspace):
     (workspace.preprocessed / "CropContrastPlans.json").write_text(json.dumps(content))
 
 
-@pytest.fixture(scope="module", params=TRAINERS)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in TRAINERS],  # one training, one process
+)
 def trained(request, workspace, plans):
     """A finished pre-training and where it came from."""
     name, plans_name = TRAINERS[request.param]

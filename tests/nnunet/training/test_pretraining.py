@@ -5,7 +5,9 @@ import pytest
 import torch
 from matplotlib.image import imread
 
+from nnunet_topomae.commands import cli
 from nnunet_topomae.methods.topomae.views import KeypointViews
+from nnunet_topomae.nnunet.training.pretraining import external_folders, find_pretrainer, named_pretrainers
 from nnunet_topomae.nnunet.training.schedule import warmup_cosine
 from nnunet_topomae.nnunet.weights.checkpoints import read_checkpoint
 
@@ -152,3 +154,56 @@ def test_a_method_prepares_itself_before_anything_is_drawn_and_only_once(workspa
     resumed.load_checkpoint(str(workspace.checkpoint("TopoMAEPretrainer", plans, name="latest")))
     resumed.on_train_start()
     assert next(resumed.dataloader_train)["crop"].unique().tolist() == [4]
+
+
+OWN_TRAINER = """
+from nnunet_topomae.methods.topomae import TopoMAE
+from nnunet_topomae.nnunet.training.pretraining import Pretrainer
+
+class OwnPretrainer(Pretrainer):
+    task_class = TopoMAE
+"""
+
+
+@pytest.fixture
+def own_folder(tmp_path, monkeypatch):
+    """A user's folder with a trainer of theirs, the only one that ``nnUNet_extTrainer`` names."""
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "own_pretrainer.py").write_text(OWN_TRAINER)
+    monkeypatch.setenv("nnUNet_extTrainer", str(folder))
+    return folder
+
+
+def test_trainers_in_a_folder_of_the_user_are_found(own_folder, tmp_path):
+    found = find_pretrainer("OwnPretrainer", [tmp_path / "empty", *external_folders()])
+    assert found.__name__ == "OwnPretrainer"
+    assert found.config_class is found.task_class.config_class
+    assert find_pretrainer("TopoMAE", external_folders()) is None  # in the file, but no trainer
+    assert find_pretrainer("Other", external_folders()) is None
+
+
+def test_trainers_are_named_without_running_their_files(own_folder):
+    (own_folder / "broken.py").write_bytes(b'raise RuntimeError("\xe9")\nclass BrokenPretrainer(Pretrainer):\n')
+    assert named_pretrainers([own_folder]) == ["BrokenPretrainer", "OwnPretrainer"]
+
+
+def test_the_checkpoint_of_a_users_trainer_is_adapted(workspace, own_folder, tmp_path, capsys, monkeypatch):
+    def larger(configuration):
+        configuration["patch_size"] = configuration["architecture"]["arch_kwargs"]["crop_size"] = [32, 32, 48]
+        configuration["pretraining"]["topology"]["grid"] = None
+
+    trainer = workspace.trainer("OwnPretrainer")
+    trainer.num_epochs = 1
+    trainer.run_training()
+    checkpoint = workspace.checkpoint("OwnPretrainer")
+    plans = workspace.write_plans("LargerThanOwn", larger)
+    arguments = ["adapt", str(checkpoint), "-d", "998", "-p", plans, "-o", str(tmp_path / "adapted.pth")]
+    assert cli.main(arguments) == 0
+    adapted = read_checkpoint(tmp_path / "adapted.pth")
+    assert adapted["trainer_name"] == "OwnPretrainer"
+    assert adapted["init_args"]["plans"]["plans_name"] == plans
+
+    monkeypatch.setenv("nnUNet_extTrainer", "")
+    assert cli.main([*arguments[:-1], str(tmp_path / "again.pth")]) == 2
+    assert f"{checkpoint} was written by OwnPretrainer, which is none of the trainers in" in capsys.readouterr().err
