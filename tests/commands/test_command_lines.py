@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 SENTENCES = {  # after "Error: "; ours
     "2d": (
         ["plan_and_preprocess", "-d", "998", "-c", "2d"],
-        "-c 2d: TopoMAE is made for 3D images and has no 2d configuration; use 3d_fullres",
+        "-c 2d: these plans are for 3D images and have no 2d configuration; use 3d_fullres",
     ),
     "no such dataset": ([*PLAN, "555"], f"Could not find a dataset with the ID 555. {ANYTHING}"),  # all nnU-Net's
     "no such configuration": (
