@@ -33,6 +33,7 @@ def test_plan_pretrain_finetune_predict(tmp_path):
     plans = json.loads((site.folder / "preprocessed" / DATASET / f"{PLANS}.json").read_text())
     assert plans["configurations"]["3d_fullres"]["patch_size"] == [40, 56, 40]
     site.shrink_plans(DATASET, [40, 56, 40])  # larger than some cases, which are padded
+    site.environment["nnUNet_n_proc_DA"] = "0"  # test_phantom.py has processes that prepare batches
     site.train(4, "TopoMAEPretrainer", fold="all")
     output = site.train(4, "FusedFinetuneTrainer")
     assert "fold all, which has seen the images" in output

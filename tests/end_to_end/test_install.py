@@ -3,7 +3,6 @@
 import shutil
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 import pytest
@@ -34,9 +33,12 @@ def test_installed_package_is_found_by_nnunet(tmp_path, mode):
     packages = Path(_run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
     dependencies = tmp_path / "dependencies"  # all that is installed here, less the package itself
     dependencies.mkdir()
-    for entry in Path(sysconfig.get_path("purelib")).iterdir():
-        if "nnunet_topomae" not in entry.name:
-            (dependencies / entry.name).symlink_to(entry)
+    for entry in (
+        entry for folder in sys.path if Path(folder).name == "site-packages" for entry in Path(folder).iterdir()
+    ):
+        link = dependencies / entry.name
+        if "nnunet_topomae" not in entry.name and not link.is_symlink():
+            link.symlink_to(entry)
     (packages / "dependencies.pth").write_text(f"{dependencies}\n")
     target = [source] if mode == "wheel" else ["-e", source]
     _run(python, "-m", "pip", "install", "-q", "--no-deps", "--force-reinstall", *target)

@@ -1,4 +1,4 @@
-"""The README's commands on a phantom dataset, each in a fresh process; the tests build on each other in order."""
+"""The README's commands on a phantom dataset, each in a fresh process."""
 
 import json
 import shutil
@@ -26,39 +26,55 @@ def _arrays(folder):
     return {file.name: sitk.GetArrayFromImage(sitk.ReadImage(str(file))) for file in sorted(folder.glob("*.nii.gz"))}
 
 
-def test_plan_and_preprocess_ends_with_the_next_commands(site):
+@pytest.fixture(scope="module")
+def planning(site):
+    """What planning prints; the site is planned with a tiny network afterwards."""
     output = site.run("nnUNetv2_topomae", "plan_and_preprocess", "-d", 997, "-c", "3d_fullres", "-np", 1, "-npfp", 1)
+    site.shrink_plans(DATASET, [24, 32, 32])
+    return output
+
+
+@pytest.fixture(scope="module")
+def pretraining(site, planning):
+    """What pre-training prints."""
+    return site.train(997, "TopoMAEPretrainer")
+
+
+@pytest.fixture(scope="module")
+def finetuning(site, pretraining):
+    """What fine-tuning prints."""
+    return site.train(997, "FusedFinetuneTrainer", "--npz")
+
+
+def test_plan_and_preprocess_ends_with_the_next_commands(planning):
     for command in (
         'export nnUNet_extTrainer="$(nnUNetv2_topomae trainers)"',
         f"nnUNetv2_train 997 3d_fullres 0 -p {PLANS} -tr TopoMAEPretrainer",
         f"nnUNetv2_train 997 3d_fullres 0 -p {PLANS} -tr FusedFinetuneTrainer",
     ):
-        assert command in output
-    site.shrink_plans(DATASET, [24, 32, 32])
+        assert command in planning
 
 
-def test_fine_tuning_without_pretraining_is_refused(site):
-    output = site.train(997, "FusedFinetuneTrainer", status=1)
-    assert f"nnUNetv2_train {DATASET} 3d_fullres 0 -p {PLANS} -tr TopoMAEPretrainer" in output
+def test_fine_tuning_without_pretraining_is_refused(site, planning):
+    output = site.train(997, "FusedFinetuneTrainer", fold=1, status=1)  # of which there is no pre-training
+    assert f"nnUNetv2_train {DATASET} 3d_fullres 1 -p {PLANS} -tr TopoMAEPretrainer" in output
 
 
-def test_pretraining_shows_no_progress_bar_in_a_log(site):
-    output = site.train(997, "TopoMAEPretrainer")
-    assert "Training done." in output
-    assert "it/s" not in output
+def test_pretraining_shows_no_progress_bar_in_a_log(site, pretraining):
+    assert "Training done." in pretraining
+    assert "it/s" not in pretraining
     fold = site.folder / "results" / DATASET / f"TopoMAEPretrainer__{PLANS}__3d_fullres" / "fold_0"
     assert (fold / "validation" / "summary.json").is_file()
 
 
-def test_fine_tuning(site):
-    output = site.train(997, "FusedFinetuneTrainer", "--npz")
-    assert "Pre-trained weights:" in output
-    assert "Mean Validation Dice" in output
+def test_fine_tuning(finetuning):
+    assert "Pre-trained weights:" in finetuning
+    assert "Mean Validation Dice" in finetuning
 
 
-def test_prediction_needs_no_variable_of_ours_and_survives_export(site):
+def test_prediction_needs_no_variable_of_ours_and_survives_export(site, finetuning, monkeypatch):
     images = site.folder / "raw" / DATASET / "imagesTs"
-    del site.environment["nnUNet_extTrainer"]
+    monkeypatch.delitem(site.environment, "nnUNet_extTrainer")
     here = _arrays(site.predict(997, images, "predicted"))
     assert len(here) == 1
     archive = site.folder / "model.zip"
@@ -71,7 +87,7 @@ def test_prediction_needs_no_variable_of_ours_and_survives_export(site):
     assert all(np.array_equal(here[name], there[name]) for name in here)
 
 
-def test_find_best_configuration(site):
+def test_find_best_configuration(site, finetuning):
     site.run(
         "nnUNetv2_find_best_configuration", 997, "-p", PLANS, "-tr", "FusedFinetuneTrainer", "-c", "3d_fullres",
         "-f", 0, "-np", 1,
@@ -89,13 +105,13 @@ def broken_trainers(site, monkeypatch):
     monkeypatch.setitem(site.environment, "nnUNet_extTrainer", str(broken))
 
 
-def test_stock_trainers_are_found_even_if_ours_are_broken(site, broken_trainers):
+def test_stock_trainers_are_found_even_if_ours_are_broken(site, planning, broken_trainers):
     output = site.train(997, "nnUNetTrainer_5epochs", "--val", status=1)
     assert "Cannot run validation because the training is not finished yet!" in output  # so it was found and made
 
 
 @pytest.mark.slow
-def test_stock_trainer_starts_from_our_checkpoint(site, broken_trainers):
+def test_stock_trainer_starts_from_our_checkpoint(site, pretraining, broken_trainers):
     """nnUNetTrainer_1epoch is one of nnU-Net's own; it runs 250 steps."""
     weights = site.folder / "results" / DATASET / f"TopoMAEPretrainer__{PLANS}__3d_fullres/fold_0/checkpoint_final.pth"
     output = site.train(997, "nnUNetTrainer_1epoch", "-pretrained_weights", weights, "--disable_checkpointing")

@@ -160,14 +160,14 @@ def test_what_is_missing_is_named(workspace, arguments, message, capsys):
 
 def test_a_dataset_without_labels_can_be_pretrained(workspace, in_threads, tmp_path):
     write_dataset(tmp_path / "source", num_training=6, num_test=0, seed=70)
-    dataset = workspace.preprocessed.with_name("Dataset997_Unlabelled")
+    dataset = workspace.preprocessed.with_name("Dataset995_Unlabelled")
     dataset.mkdir()
     plans = workspace.plans() | {"dataset_name": dataset.name}
     (dataset / f"{TopoMAEPlanner.default_plans_name}.json").write_text(json.dumps(plans))
     for name in ("dataset.json", "dataset_fingerprint.json"):
         shutil.copy(workspace.preprocessed / name, dataset)
     images = tmp_path / "source" / "imagesTr"
-    assert cli.main(["add_unlabelled", "-d", "997", "-i", str(images), "-c", "3d_fullres", "--no_pbar"]) == 0
+    assert cli.main(["add_unlabelled", "-d", "995", "-i", str(images), "-c", "3d_fullres", "--no_pbar"]) == 0
     other = Workspace(workspace.folder, dataset.name)
     trainer = other.trainer("TopoMAEPretrainer")
     trainer.run_training()
