@@ -195,10 +195,9 @@ class Pretrainer(StageTrainer):
             terms = self.task.loss_terms(output, inputs)
         except ValueError as error:
             raise ValueError(f"{self._where(cases)}: {error}{_advice(output)}") from error
-        if unusable := [name for name, term in terms.items() if term.ndim] or (_TOTAL not in terms and [_TOTAL]):
-            raise ValueError(
-                f"{type(self.task).__name__}.loss_terms must give scalars, among them {_TOTAL}; see {unusable[0]}"
-            )
+        if _TOTAL not in terms or any(term.ndim for term in terms.values()):
+            shapes = ", ".join(f"{name} {tuple(term.shape)}" for name, term in terms.items())
+            raise ValueError(f'{type(self.task).__name__}.loss_terms must give scalars and a "{_TOTAL}", got {shapes}')
         return terms
 
     def _where(self, cases: list[str]) -> str:

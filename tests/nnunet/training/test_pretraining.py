@@ -108,6 +108,19 @@ def test_an_error_of_a_method_is_not_taken_for_divergence(pretrained, monkeypatc
         pretrained.validation_step(batch)
 
 
+@pytest.mark.parametrize(
+    ("terms", "message"),
+    [
+        ({"mse": torch.tensor(1.0)}, r'^TopoMAE\.loss_terms must give scalars and a "total", got mse \(\)$'),
+        ({"total": torch.ones(2)}, r'^TopoMAE\.loss_terms must give scalars and a "total", got total \(2,\)$'),
+    ],
+)
+def test_loss_terms_are_scalars_with_a_total(pretrained, monkeypatch, terms, message):
+    monkeypatch.setattr(pretrained.task, "loss_terms", lambda output, batch: terms)
+    with pytest.raises(ValueError, match=message):
+        pretrained.loss_terms(None, {}, ["a"])
+
+
 def test_a_report_that_cannot_be_drawn_stops_a_training_before_it_starts(workspace, monkeypatch):
     trainer = workspace.trainer("TopoMAEPretrainer", workspace.write_plans("NoReport", lambda configuration: None))
     trainer.initialize()
