@@ -183,6 +183,8 @@ class PretextTask(nn.Module, ABC):
     def planned(cls, config: Any, crop_size: Sequence[int], spacing: Sequence[float]) -> Any:
         """The settings with those replaced that depend on the plan.
 
+        The planners of this package call it; plans of nnU-Net's own planners take the defaults.
+
         Args:
             config: a ``config_class`` with the defaults of the method and the planned number of epochs.
             crop_size: voxels per axis.
