@@ -123,7 +123,7 @@ class PretextTask(nn.Module, ABC):
 
     @abstractmethod
     def views(self) -> Views:
-        """What is drawn from the images."""
+        """What is drawn from the images; called after :meth:`prepare`, or after a resumed run was loaded."""
 
     def prepare(self, images: ImageSource, device: torch.device, log: Callable[[str], None]) -> None:
         """What has to be done once before a new training starts, such as training a matcher of body parts.

@@ -52,14 +52,12 @@ def read_checkpoint(file: Path, device: torch.device | str = "cpu") -> dict[str,
     if not file.is_file():
         raise ValueError(f"{file} does not exist")
     try:
-        checkpoint = torch.load(file, map_location=device, weights_only=True)
+        checkpoint = _load(file, device)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{file} is no checkpoint, or holds more than tensors and plain Python types, which is not loaded "
             f"because it could execute code: {_first_line(error)}"
         ) from error
-    except _DAMAGES as error:
-        raise ValueError(f"{file} is damaged, truncated or no checkpoint: {_first_line(error)}") from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(WEIGHTS), dict):
         raise ValueError(f'{file} is no nnU-Net checkpoint: it has no "{WEIGHTS}"')
     return checkpoint
@@ -72,9 +70,20 @@ def is_pretrained(file: Path) -> bool:
         ValueError: if the file is damaged.
     """
     try:
-        return UNTRAINED in torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        return UNTRAINED in _load(file, mmap=True)
     except pickle.UnpicklingError:  # nnU-Net's own checkpoints hold more than tensors and plain types
         return False
+
+
+def _load(file: Path, device: torch.device | str = "cpu", *, mmap: bool = False) -> Any:
+    """What a file holds; with ``mmap`` tensors are not read before they are used.
+
+    Raises:
+        pickle.UnpicklingError: if it holds more than tensors and plain types, or no pickle at all.
+        ValueError: if it is damaged.
+    """
+    try:
+        return torch.load(file, map_location=device, weights_only=True, mmap=mmap)
     except _DAMAGES as error:
         raise ValueError(f"{file} is damaged, truncated or no checkpoint: {_first_line(error)}") from error
 

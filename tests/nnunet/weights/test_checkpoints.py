@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_topomae.nnunet.weights.checkpoints import read_checkpoint, to_plain, write_checkpoint
+from nnunet_topomae.nnunet.weights.checkpoints import is_pretrained, read_checkpoint, to_plain, write_checkpoint
 
 
 def _write(tmp_path, content):
@@ -57,3 +57,23 @@ def test_truncated_file_is_refused(tmp_path):
     file.write_bytes(file.read_bytes()[:1500])
     with pytest.raises(ValueError, match="damaged, truncated or no checkpoint"):
         read_checkpoint(file)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"network_weights": {}, "untrained_parameters": []}, True),
+        ({"network_weights": {}, "finetuned_by": "FusedFinetuneTrainer"}, False),
+        ({"network_weights": {}, "untrained_parameters": [], "logging": np.float64(1)}, False),  # as nnU-Net's own
+    ],
+)
+def test_checkpoints_of_pretraining_are_recognised_by_what_they_hold(tmp_path, content, expected):
+    torch.save(content, tmp_path / "checkpoint_final.pth")
+    assert is_pretrained(tmp_path / "checkpoint_final.pth") == expected
+
+
+def test_a_damaged_checkpoint_is_not_passed_over(tmp_path):
+    file = _write(tmp_path, {"network_weights": {"a": torch.rand(1000)}, "untrained_parameters": []})
+    file.write_bytes(file.read_bytes()[:1500])
+    with pytest.raises(ValueError, match="damaged, truncated or no checkpoint"):
+        is_pretrained(file)
