@@ -78,10 +78,13 @@ class PretextTask(nn.Module, ABC):
         config_class: dataclass that describes the method's ``pretraining`` block.
         headings: names of the branches as people read them in pictures and tables; a branch that is not among them is
             shown by its own name.
+        yardstick: what a run must beat before it can be said to have learned, in words; see :meth:`baseline_error`.
+            Empty if the method has none.
     """
 
     config_class: ClassVar[type[PretrainingConfig]] = PretrainingConfig
     headings: ClassVar[Mapping[str, str]] = {}
+    yardstick: ClassVar[str] = ""
 
     def __init__(self, network: nn.Module, config: PretrainingConfig, crop_size: Sequence[int]):
         super().__init__()
@@ -169,6 +172,18 @@ class PretextTask(nn.Module, ABC):
             batch: as given to :meth:`forward`.
             progress: share of the training that is done at the start of the epoch, in [0, 1).
         """
+
+    def baseline_error(self, batch: Batch) -> Tensor:
+        """Error of the ``yardstick``, a predictor that learns nothing, on a batch; a scalar.
+
+        Validation computes it once a run, because its items are the same in every epoch, and logs for every branch
+        the skill: 1 - (error of the branch) / (error of the yardstick). Only methods with a ``yardstick`` need it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no yardstick")
+
+    def errors(self, output: Output, batch: Batch) -> dict[str, Tensor]:
+        """Errors by branch, to be compared with :meth:`baseline_error`; scalars."""
+        return {}
 
     @abstractmethod
     def shown(self, output: Output, batch: Batch) -> CaseReport:

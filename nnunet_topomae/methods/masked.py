@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from nnunet_topomae.methods.base import Batch, CaseReport, ImageSource, Output, PretextTask, Views, to_float32
 from nnunet_topomae.methods.crops import random_crop
+from nnunet_topomae.methods.inpainting import BASELINES, harmonic_inpainting
 from nnunet_topomae.methods.losses import compose, masked_mse, patch_means, patch_statistics
 from nnunet_topomae.methods.masking import hardest_patches_mask, mask_to_voxels, num_hidden_patches, random_patch_mask
 from nnunet_topomae.methods.moving_average import follow
@@ -110,6 +111,7 @@ class MaskedReconstruction(PretextTask):
 
     config_class = MaskedConfig
     config: MaskedConfig
+    yardstick = "harmonic inpainting"
     teacher: "MaskedReconstruction | None"
 
     def __init__(self, network: nn.Module, config: MaskedConfig, crop_size: Sequence[int]):
@@ -156,6 +158,16 @@ class MaskedReconstruction(PretextTask):
         """The mask at voxels, (B, 1, D, H, W) bool."""
         return mask_to_voxels(batch["mask"], self.patch_size)
 
+    def baseline_error(self, batch: Batch) -> Tensor:
+        """Mean squared error of harmonic inpainting over hidden voxels; see :meth:`PretextTask.baseline_error`."""
+        hidden = self.hidden_voxels(batch)
+        return masked_mse(harmonic_inpainting(batch["crop"], hidden), batch["crop"], hidden)
+
+    def errors(self, output: Output, batch: Batch) -> dict[str, Tensor]:
+        """Mean squared error of the reconstructed images over hidden voxels, by branch."""
+        hidden = self.hidden_voxels(batch)
+        return {b: masked_mse(image, batch["crop"], hidden) for b, image in self.images(output, batch).items()}
+
     def patch_errors(self, output: Output, batch: Batch) -> Tensor:
         """Mean squared error of every patch, averaged over channels and branches; (B, d, h, w)."""
         errors = [
@@ -195,15 +207,18 @@ class MaskedReconstruction(PretextTask):
         """The crop, what the network saw of it, and the reconstructions with visible patches taken from the crop."""
         crop, hidden = batch["crop"], self.hidden_voxels(batch)
         images = self.images(output, batch)
-        columns = {"input": crop, "masked": crop.masked_fill(hidden, torch.nan)}
+        baselines = {name: inpaint(crop, hidden) for name, inpaint in BASELINES.items()}
+        columns = {
+            "input": crop,
+            "masked": crop.masked_fill(hidden, torch.nan),
+            self.yardstick: baselines[self.yardstick],
+        }
         columns |= {self.headings.get(branch, branch): compose(crop, image, hidden) for branch, image in images.items()}
-        return CaseReport(
-            {heading: volume[0].cpu().numpy() for heading, volume in columns.items()},
-            {
-                branch: reconstruction_metrics(*(t[0].cpu().numpy() for t in (crop, image, hidden)))
-                for branch, image in images.items()
-            },
-        )
+        metrics = {
+            name: reconstruction_metrics(*(t[0].cpu().numpy() for t in (crop, image, hidden)))
+            for name, image in {**images, **baselines}.items()
+        }
+        return CaseReport({heading: volume[0].cpu().numpy() for heading, volume in columns.items()}, metrics)
 
 
 class NormalisedReconstruction(MaskedReconstruction):

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import matplotlib
 import numpy as np
 import numpy.typing as npt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -18,6 +19,8 @@ _PLANES = ("axial", "coronal", "sagittal")
 _TILE = 2.2  # inches
 _GREY = matplotlib.colormaps["gray"].with_extremes(bad="#24527a")  # hidden voxels in blue
 _WINDOW = (0.5, 99.5)  # percentiles of the input that become black and white
+_WORST_SKILL = -1.5  # the lowest that is drawn: early epochs would hide all others
+_FEW_EPOCHS = 20  # up to which every epoch gets a dot
 _CHANNEL = 0  # the channel that pictures show
 
 
@@ -95,27 +98,45 @@ class Curve(NamedTuple):
 
 
 def save_progress(
-    terms: Mapping[str, Curve], learning_rates: Sequence[float], epoch_seconds: Sequence[float], file: Path
+    terms: Mapping[str, Curve],
+    learning_rates: Sequence[float],
+    epoch_seconds: Sequence[float],
+    skills: Mapping[str, Sequence[float]],
+    file: Path,
 ) -> None:
-    """Draw a panel per loss term, the learning rate and the duration of epochs, all over epochs."""
-    panels = len(terms) + 2
+    """Draw a panel per loss term, and panels of the skill, the learning rate and the duration of epochs.
+
+    Args:
+        terms: of the loss, by name.
+        learning_rates, epoch_seconds: a value per epoch.
+        skills: a value per epoch by branch; 0 is the yardstick, 1 is perfect. No panel if there is none.
+        file: to write.
+    """
+    panels = len(terms) + 2 + bool(skills)
     columns = min(3, panels)
     rows = -(-panels // columns)
     figure = Figure(figsize=(4.6 * columns, 2.9 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis, (name, curve) in zip(axes, terms.items(), strict=False):
+    remaining = iter(axes)
+    if skills:
+        _draw_skills(next(remaining), skills)
+    first_term = None
+    for axis, (name, curve) in zip(remaining, terms.items(), strict=False):
+        first_term = first_term or axis
         for values, label, color in ((curve.training, "training", "C0"), (curve.validation, "validation", "C3")):
             if len(values):
-                axis.plot(values, color=color, label=label, marker="." if len(values) < 20 else None)
+                _draw_curve(axis, values, label=label, color=color)
         axis.set_title(name.replace("_", " "))
         if all(value > 0 for values in curve for value in values):
             axis.set_yscale("log")
-    axes[0].legend()
-    axes[len(terms)].plot(learning_rates, color="C2", marker="." if len(learning_rates) < 20 else None)
-    axes[len(terms)].set_title("learning rate at the start of the epoch")
-    axes[len(terms) + 1].plot(epoch_seconds, color="C4", marker="." if len(epoch_seconds) < 20 else None)
-    axes[len(terms) + 1].set_title("epoch duration [s]")
-    axes[len(terms) + 1].set_ylim(bottom=0)
+    if first_term:
+        first_term.legend()
+    rates, seconds = axes[panels - 2], axes[panels - 1]
+    _draw_curve(rates, learning_rates, color="C2")
+    rates.set_title("learning rate at the start of the epoch")
+    _draw_curve(seconds, epoch_seconds, color="C4")
+    seconds.set_title("epoch duration [s]")
+    seconds.set_ylim(bottom=0)
     for axis in axes[:panels]:
         axis.set_xlabel("epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -123,6 +144,18 @@ def save_progress(
     for axis in axes[panels:]:
         axis.remove()
     _save(figure, file, dpi=100)
+
+
+def _draw_skills(axis: Axes, skills: Mapping[str, Sequence[float]]) -> None:
+    for index, (branch, values) in enumerate(skills.items()):
+        _draw_curve(axis, np.maximum(values, _WORST_SKILL), label=branch, color=f"C{index}")
+    axis.axhline(0, color="black", linewidth=1, linestyle="--", label="learns nothing")
+    axis.set_title("skill in validation (1: perfect)")
+    axis.legend()
+
+
+def _draw_curve(axis: Axes, values: Sequence[float] | npt.NDArray[np.float64], **style: str) -> None:
+    axis.plot(values, marker="." if len(values) < _FEW_EPOCHS else None, **style)
 
 
 def _save(figure: Figure, file: Path, dpi: int) -> None:

@@ -8,6 +8,8 @@ from nnunetv2.training.logging.nnunet_logger import LocalLogger
 
 from nnunet_topomae.reporting.figures import Curve, save_progress
 
+SKILL = "skill_"  # beginning of the keys of skills, which the name of the branch follows
+
 
 class PretrainingLogger(LocalLogger):
     """nnU-Net's log, to which any key may be added."""
@@ -25,6 +27,11 @@ class PretrainingLogger(LocalLogger):
         """The last value of every key."""
         return {key: values[-1] for key, values in self.my_fantastic_logging.items()}
 
+    def skills(self) -> dict[str, list[float]]:
+        """The skill of every branch in all epochs; see :meth:`PretextTask.baseline_error`."""
+        log = self.my_fantastic_logging
+        return {key.removeprefix(SKILL): list(values) for key, values in log.items() if key.startswith(SKILL)}
+
     def plot_progress_png(self, output_folder: str) -> None:
         """Draw ``progress.png``: a panel per loss term, learning rate and epoch duration."""
         log: Mapping[str, Any] = self.my_fantastic_logging
@@ -34,5 +41,6 @@ class PretrainingLogger(LocalLogger):
             {("total" if t == "losses" else t): Curve(log[f"train_{t}"], log.get(f"val_{t}", [])) for t in terms},
             log["lrs"],
             [end - start for end, start in times],
+            self.skills(),
             Path(output_folder) / "progress.png",
         )

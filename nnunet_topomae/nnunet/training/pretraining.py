@@ -25,7 +25,7 @@ from nnunet_topomae.nnunet.data.pretraining_cases import PretrainingCases
 from nnunet_topomae.nnunet.data.stream import CaseImages, ItemStream, StreamSampler, endless_batches
 from nnunet_topomae.nnunet.finding import find_class
 from nnunet_topomae.nnunet.planning.plans import FINETUNING, PRETRAINING, build_network
-from nnunet_topomae.nnunet.training.logger import PretrainingLogger
+from nnunet_topomae.nnunet.training.logger import SKILL, PretrainingLogger
 from nnunet_topomae.nnunet.training.stage import StageTrainer, unwrap
 from nnunet_topomae.nnunet.weights.checkpoints import FIXED, UNTRAINED
 from nnunet_topomae.reporting.figures import Geometry, plane_names
@@ -36,6 +36,7 @@ _DEFINITION = re.compile(r"^class (\w+)\(Pretrainer\):", re.MULTILINE)
 _MAX_GRADIENT_NORM = 12  # nnU-Net's
 _TOTAL = "total"
 _DIVERGED = "; if the images are sound, training has diverged: lower pretraining.base_lr"
+_ERROR, _BASELINE = "error_", "baseline"  # keys of validation outputs beside the loss terms
 _TRAINING_STREAM, _VALIDATION_STREAM, _REPORT_STREAM = 0, 1, 2
 
 
@@ -80,6 +81,8 @@ class Pretrainer(StageTrainer):
         self.oversample_foreground_percent = 0.0
         self.enable_deep_supervision = False
         self.logger.local_logger = PretrainingLogger()
+        self._baseline_errors: list[Tensor] = []
+        self._validation_batch = 0
         if self.cases.without_labels:
             self.preprocessed_dataset_folder = str(self.cases.dataset.unlabelled_folder(self.configuration_name))
         super().initialize()
@@ -175,9 +178,21 @@ class Pretrainer(StageTrainer):
         return self._to_numpy(terms, batch["case"])
 
     def validation_step(self, batch: dict) -> dict[str, np.ndarray]:
-        """Every loss term by name."""
+        """Every loss term by name, and where the method has a yardstick, the errors of its branches and of that."""
         inputs = self.to_device(batch)
-        return self._to_numpy(self.loss_terms(self.predict(inputs), inputs, batch["case"]), batch["case"])
+        output = self.predict(inputs)
+        terms = self.loss_terms(output, inputs, batch["case"])
+        if self.task.yardstick:
+            terms |= {f"{_ERROR}{branch}": error for branch, error in self.task.errors(output, inputs).items()}
+            terms[_BASELINE] = self._baseline_error(inputs)
+        return self._to_numpy(terms, batch["case"])
+
+    def _baseline_error(self, inputs: Batch) -> Tensor:
+        """Error of the yardstick on the next validation batch, which is the same in every epoch."""
+        if self._validation_batch == len(self._baseline_errors):
+            self._baseline_errors.append(self.task.baseline_error(inputs))
+        self._validation_batch += 1
+        return self._baseline_errors[self._validation_batch - 1]
 
     def predict(self, inputs: Batch) -> Output:
         """Forward pass in mixed precision; the output is in float32."""
@@ -233,20 +248,33 @@ class Pretrainer(StageTrainer):
         self.progress.close()
         self.log_terms(train_outputs, "train")
 
+    def on_validation_epoch_start(self) -> None:
+        """Start, and count the batches of the epoch from 0."""
+        super().on_validation_epoch_start()
+        self._validation_batch = 0
+
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
-        """Log the mean of every term."""
+        """Log the mean of every term, and the skill of every branch."""
         self.log_terms(val_outputs, "val")
 
     def log_terms(self, outputs: list[dict], split: str) -> None:
-        """Log means over batches and processes as ``train_<term>`` and ``val_<term>``; totals under nnU-Net's names."""
+        """Log means over batches and processes as ``train_<term>`` and ``val_<term>``; totals under nnU-Net's names.
+
+        Errors become ``skill_<branch>``: 1 - (error of the branch) / (error of the yardstick).
+        """
         means = {name: float(np.mean([output[name] for output in outputs])) for name in outputs[0]}
         if self.is_ddp:
             gathered: list[dict] = [{}] * dist.get_world_size()
             dist.all_gather_object(gathered, means)
             means = {name: float(np.mean([each[name] for each in gathered])) for name in means}
         self.logger.log(f"{split}_losses", means.pop(_TOTAL), self.current_epoch)
+        baseline = means.pop(_BASELINE, None)
         for name, value in means.items():
-            self.logger.log(f"{split}_{name}", value, self.current_epoch)
+            if name.startswith(_ERROR):
+                skill = 1 - value / baseline if baseline else float("nan")
+                self.logger.log(f"{SKILL}{name.removeprefix(_ERROR)}", skill, self.current_epoch)
+            else:
+                self.logger.log(f"{split}_{name}", value, self.current_epoch)
 
     def on_epoch_end(self) -> None:
         """Print, draw and save; the best checkpoint has the lowest validation loss."""
@@ -257,6 +285,10 @@ class Pretrainer(StageTrainer):
                 f"{name[len(split) + 1 :]} {value:.4g}" for name, value in latest.items() if name.startswith(split)
             )
             self.print_to_log_file(f"{split}: {terms}")
+        skills = self.logger.local_logger.skills()
+        if skills:
+            values = "  ".join(f"{self._heading(branch)} {values[-1]:.3f}" for branch, values in skills.items())
+            self.print_to_log_file(f"skill (0: as {self.task.yardstick}, 1: perfect): {values}")
         duration = latest["epoch_end_timestamps"] - latest["epoch_start_timestamps"]
         self.print_to_log_file(f"Epoch time: {duration:.2f} s")
         if self._best_ema is None or latest["val_losses"] < self._best_ema:
@@ -268,6 +300,9 @@ class Pretrainer(StageTrainer):
         if self.local_rank == 0:
             self.logger.plot_progress_png(self.output_folder)
         self.current_epoch += 1
+
+    def _heading(self, branch: str) -> str:
+        return self.task.headings.get(branch, branch)
 
     def checkpoint(self) -> dict[str, Any]:
         """Adds the names of parameters that pre-training does not train, and which of them are fixed on purpose."""
@@ -289,6 +324,14 @@ class Pretrainer(StageTrainer):
         self.print_to_log_file(f"Validation complete: see {folder}")
         for line in metrics_table(summary["mean"], self.task.headings):
             self.print_to_log_file(f"  {line}")
+        for branch, values in self.logger.local_logger.skills().items():
+            if values[-1] < 0:
+                self.print_to_log_file(
+                    f"WARNING: {self._heading(branch)} has learned less than nothing: its skill is {values[-1]:.2f}, so "
+                    f"it does worse than {self.task.yardstick}, which learns nothing. Do not expect fine-tuning to gain "
+                    f"from it; train longer (pretraining.num_epochs), try another pretraining.base_lr, and look at "
+                    f"progress.png and {folder / 'reconstructions.png'}"
+                )
 
     def _reports(self) -> Iterator[tuple[str, CaseReport]]:
         """What the method shows of one item per validation case, always the same items."""
