@@ -64,6 +64,7 @@ class CropContrast(PretextTask):
     config_class = CropContrastConfig
     config: CropContrastConfig
     headings = {"encoder": "Encoder"}  # noqa: RUF012 - a constant
+    yardstick = "guessing"
 
     def __init__(self, network: nn.Module, config: CropContrastConfig, crop_size: Sequence[int]):
         channels = getattr(getattr(network, "encoder", None), "output_channels", None)
@@ -95,6 +96,14 @@ class CropContrast(PretextTask):
         partners = torch.arange(len(cosines), device=cosines.device)
         contrast = (F.cross_entropy(cosines, partners) + F.cross_entropy(cosines.T, partners)) / 2
         return {"total": contrast, "contrast": contrast}
+
+    def baseline_error(self, batch: Batch) -> Tensor:
+        """Cross-entropy of guessing the partner."""
+        return torch.tensor(float(len(batch["first"]))).log()
+
+    def errors(self, output: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """Cross-entropy of the encoder."""
+        return {"encoder": self.loss_terms(output, batch)["contrast"]}
 
     def shown(self, output: dict[str, Tensor], batch: Batch) -> CaseReport:
         """Both crops, and how alike the encoder finds them."""

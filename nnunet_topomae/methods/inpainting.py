@@ -4,8 +4,6 @@ The visible mean paints all hidden voxels in one grey. Harmonic inpainting solve
 voxels, with the visible ones as boundary values: the smoothest continuation of what is visible.
 """
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -70,9 +68,3 @@ def _mean_of_neighbours(values: Tensor) -> Tensor:
             where = [slice(None)] * 2 + [shift if axis == a else inner for a in _AXES]
             total += padded[tuple(where)]
     return total / 6
-
-
-BASELINES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "visible mean": visible_mean,
-    "harmonic inpainting": harmonic_inpainting,
-}

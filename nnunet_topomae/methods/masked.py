@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nnunet_topomae.methods.base import Batch, CaseReport, ImageSource, Output, PretextTask, Views, to_float32
 from nnunet_topomae.methods.crops import random_crop
-from nnunet_topomae.methods.inpainting import BASELINES, harmonic_inpainting
+from nnunet_topomae.methods.inpainting import harmonic_inpainting, visible_mean
 from nnunet_topomae.methods.losses import compose, masked_mse, patch_means, patch_statistics
 from nnunet_topomae.methods.masking import hardest_patches_mask, mask_to_voxels, num_hidden_patches, random_patch_mask
 from nnunet_topomae.methods.moving_average import follow
@@ -158,10 +158,14 @@ class MaskedReconstruction(PretextTask):
         """The mask at voxels, (B, 1, D, H, W) bool."""
         return mask_to_voxels(batch["mask"], self.patch_size)
 
+    def baselines(self, batch: Batch) -> dict[str, Tensor]:
+        """What predictors that learn nothing make of the hidden voxels, (B, C, D, H, W) by name."""
+        crop, hidden = batch["crop"], self.hidden_voxels(batch)
+        return {"visible mean": visible_mean(crop, hidden), self.yardstick: harmonic_inpainting(crop, hidden)}
+
     def baseline_error(self, batch: Batch) -> Tensor:
         """Mean squared error of harmonic inpainting over hidden voxels; see :meth:`PretextTask.baseline_error`."""
-        hidden = self.hidden_voxels(batch)
-        return masked_mse(harmonic_inpainting(batch["crop"], hidden), batch["crop"], hidden)
+        return masked_mse(self.baselines(batch)[self.yardstick], batch["crop"], self.hidden_voxels(batch))
 
     def errors(self, output: Output, batch: Batch) -> dict[str, Tensor]:
         """Mean squared error of the reconstructed images over hidden voxels, by branch."""
@@ -207,12 +211,9 @@ class MaskedReconstruction(PretextTask):
         """The crop, what the network saw of it, and the reconstructions with visible patches taken from the crop."""
         crop, hidden = batch["crop"], self.hidden_voxels(batch)
         images = self.images(output, batch)
-        baselines = {name: inpaint(crop, hidden) for name, inpaint in BASELINES.items()}
-        columns = {
-            "input": crop,
-            "masked": crop.masked_fill(hidden, torch.nan),
-            self.yardstick: baselines[self.yardstick],
-        }
+        baselines = self.baselines(batch)
+        inpainted = {self.yardstick: baselines[self.yardstick]}
+        columns = {"input": crop, "masked": crop.masked_fill(hidden, torch.nan), **inpainted}
         columns |= {self.headings.get(branch, branch): compose(crop, image, hidden) for branch, image in images.items()}
         metrics = {
             name: reconstruction_metrics(*(t[0].cpu().numpy() for t in (crop, image, hidden)))
@@ -237,6 +238,15 @@ class NormalisedReconstruction(MaskedReconstruction):
         """The reconstructions with the mean and the deviation of the crop's patches put back."""
         mean, deviation = patch_statistics(batch["crop"], self.patch_size)
         return {branch: prediction * deviation + mean for branch, prediction in output.items()}
+
+    def baselines(self, batch: Batch) -> dict[str, Tensor]:
+        """They know the mean of every patch, as these reconstructions do once their normalisation is undone.
+
+        See :meth:`MaskedReconstruction.baselines`.
+        """
+        inpainted = harmonic_inpainting(batch["crop"], self.hidden_voxels(batch))
+        (mean, _), (inpainted_mean, _) = (patch_statistics(c, self.patch_size) for c in (batch["crop"], inpainted))
+        return {"patch mean": mean, self.yardstick: inpainted - inpainted_mean + mean}
 
     def patch_errors(self, output: Output, batch: Batch) -> Tensor:
         """The error that ``anatomask.hardness`` names; see :meth:`MaskedReconstruction.patch_errors`."""

@@ -10,6 +10,7 @@ from skimage.metrics import structural_similarity
 
 Volume = npt.NDArray[np.float32]
 
+ERROR, SKILL = "MSE", "skill"
 _SSIM_WINDOW = 7
 
 
@@ -36,7 +37,7 @@ def reconstruction_metrics(crop: Volume, prediction: Volume, hidden: npt.NDArray
     ]
     ssim = float(np.mean(similarities))
     return {
-        "MSE": mse,
+        ERROR: mse,
         "PSNR": 10 * math.log10(value_range**2 / mse) if mse > 0 else None,
         "SSIM": None if math.isnan(ssim) else ssim,
     }
@@ -49,3 +50,24 @@ def mean_of(records: Sequence[Mapping[str, float | None]]) -> dict[str, float | 
         values = [value for record in records if (value := record.get(key)) is not None]
         means[key] = float(np.mean(values)) if values else None
     return means
+
+
+def with_skills(
+    metrics: Mapping[str, Mapping[str, float | None]], yardstick: str
+) -> dict[str, dict[str, float | None]]:
+    """The metrics with the skill of every row first: 1 - (its MSE) / (the MSE of the yardstick).
+
+    The skill of mean errors is that of the errors' ratio, not the mean of the cases' skills.
+
+    Args:
+        metrics: figures by branch or baseline and name.
+        yardstick: the row to compare with; without such a row there are no skills.
+    """
+    reference = metrics.get(yardstick, {}).get(ERROR)
+    if not reference:
+        return {row: dict(figures) for row, figures in metrics.items()}
+    return {row: {SKILL: _skill(figures.get(ERROR), reference), **figures} for row, figures in metrics.items()}
+
+
+def _skill(error: float | None, reference: float) -> float | None:
+    return None if error is None else 1 - error / reference

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from nnunet_topomae.files import write_json
 from nnunet_topomae.reporting.figures import Geometry, save_columns
-from nnunet_topomae.reporting.metrics import mean_of
+from nnunet_topomae.reporting.metrics import mean_of, with_skills
 
 _PICTURED_CASES = 4
 
@@ -30,13 +30,16 @@ class CaseReport:
     metrics: Mapping[str, Mapping[str, float | None]]
 
 
-def save_report(reports: Iterable[tuple[str, CaseReport]], folder: Path, geometry: Geometry) -> dict[str, Any]:
+def save_report(
+    reports: Iterable[tuple[str, CaseReport]], folder: Path, geometry: Geometry, yardstick: str = ""
+) -> dict[str, Any]:
     """Write ``reconstructions.png`` of the first cases and ``summary.json`` of all.
 
     Args:
         reports: names of cases and what the method shows of each; consumed one by one.
         folder: where the files are written.
         geometry: how the axes of the volumes lie in the body.
+        yardstick: the row of the metrics that the skill of all others refers to; see :func:`with_skills`.
 
     Returns:
         The content of ``summary.json``, which is ``mean`` by branch and metric, and ``metric_per_case``.
@@ -56,7 +59,8 @@ def save_report(reports: Iterable[tuple[str, CaseReport]], folder: Path, geometr
         save_columns(pictured, geometry, folder / "reconstructions.png")
     branches = dict.fromkeys(chain.from_iterable(record["metrics"] for record in records))
     means = {branch: mean_of([record["metrics"].get(branch, {}) for record in records]) for branch in branches}
-    summary = {"mean": means, "metric_per_case": records}
+    per_case = [{**record, "metrics": with_skills(record["metrics"], yardstick)} for record in records]
+    summary = {"mean": with_skills(means, yardstick), "metric_per_case": per_case}
     write_json(summary, folder / "summary.json")
     return summary
 

@@ -9,6 +9,9 @@ import pytest
 import torch
 
 from nnunet_topomae.methods import to_float32
+from nnunet_topomae.methods.inpainting import harmonic_inpainting
+from nnunet_topomae.methods.losses import masked_mse, patch_means
+from nnunet_topomae.methods.topomae.task import Prediction
 from nnunet_topomae.settings import read_block, to_block
 from tiny import MASKED_METHODS, METHODS, TINY_CROP, Volumes, draw_batch, make_method, make_network
 
@@ -109,9 +112,18 @@ def test_the_report_has_pictures_and_figures(task, images):
         batch = {name: tensor[:1] for name, tensor in draw_batch(task, images, mirror=False).items()}
         report = task.shown(to_float32(task(batch)), batch)
     assert {volume.shape for volume in report.columns.values()} == {(1, *TINY_CROP)}
-    assert set(report.metrics) <= set(task.headings)
+    assert set(task.headings) & set(report.metrics)
     for figures in report.metrics.values():
         assert all(value is not None and np.isfinite(value) for value in figures.values())
+
+
+def test_errors_of_all_branches_can_be_compared_with_the_yardstick(task, images):
+    batch = draw_batch(task, images)
+    errors, baseline = task.errors(to_float32(task(batch)), batch), task.baseline_error(batch)
+    assert task.yardstick
+    assert errors
+    assert set(errors) <= set(task.headings)
+    assert all(error.shape == () and error > 0 for error in (*errors.values(), baseline))
 
 
 def test_what_the_planner_sets_can_be_read_again(task):
@@ -165,3 +177,27 @@ def test_images_are_like_the_crop(masked_task, images):
     batch = draw_batch(masked_task, images)
     reconstructed = masked_task.images(masked_task(batch), batch)
     assert {image.shape for image in reconstructed.values()} == {batch["crop"].shape}
+
+
+def test_the_yardstick_is_harmonic_inpainting_of_the_hidden_voxels(images):
+    task = make_method("TopoMAE")
+    batch = draw_batch(task, images)
+    inpainted = harmonic_inpainting(batch["crop"], task.hidden_voxels(batch))
+    errors = task.errors(Prediction({"vit": inpainted, "unetrpp": batch["crop"]}, {}), batch)
+    assert errors["vit"] == task.baseline_error(batch)
+    assert errors["unetrpp"] == 0
+
+
+@pytest.mark.parametrize("name", ["MAE", "SparK, PlainConvUNet"])
+def test_with_normalised_targets_the_yardstick_is_told_the_means_of_patches_too(images, name):
+    """Predicting 0 everywhere gives the mean of every patch, although nothing has been learned."""
+    task = make_method(name)
+    batch = draw_batch(task, images)
+    nothing = task.errors(dict.fromkeys(task.headings, torch.zeros_like(batch["crop"])), batch)
+    hidden = task.hidden_voxels(batch)
+    told = task.baselines(batch)
+    (error,) = nothing.values()
+    torch.testing.assert_close(masked_mse(told["patch mean"], batch["crop"], hidden), error)
+    means = [patch_means(image, task.patch_size) for image in (batch["crop"], *told.values())]
+    torch.testing.assert_close(means[1], means[0])
+    torch.testing.assert_close(means[2], means[0])

@@ -30,8 +30,9 @@ def test_planes_follow_the_transposition_of_the_plans():
     assert plane_names((2, 0, 1)) == ["sagittal", "axial", "coronal"]
 
 
-@pytest.mark.parametrize("num_terms", [1, 9])
-def test_progress_is_drawn_after_one_epoch(tmp_path, num_terms):
+@pytest.mark.parametrize("num_terms", [0, 1, 9])
+@pytest.mark.parametrize("skills", [{}, {"ViT": [-0.5], "UNETR++": [-9.0]}])
+def test_progress_is_drawn_after_one_epoch(tmp_path, num_terms, skills):
     terms = {f"term_{i}": Curve([0.5], [0.0]) for i in range(num_terms)}
-    save_progress(terms, [1e-3], [2.0], tmp_path / "progress.png")
+    save_progress(terms, [1e-3], [2.0], skills, tmp_path / "progress.png")
     assert imread(tmp_path / "progress.png").std() > 0

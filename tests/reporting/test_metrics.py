@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from nnunet_topomae.reporting.metrics import mean_of, reconstruction_metrics
+from nnunet_topomae.reporting.metrics import mean_of, reconstruction_metrics, with_skills
 
 
 def test_mse_and_psnr_count_hidden_voxels_only():
@@ -29,3 +29,10 @@ def test_crops_too_thin_for_ssim_have_none():
 def test_means_leave_out_what_is_missing():
     assert mean_of([{"a": 1.0, "b": None}, {"a": 3.0, "b": None}]) == {"a": 2.0, "b": None}
     assert mean_of([{"a": None}, {"a": 3.0}]) == {"a": 3.0}
+
+
+def test_no_skill_without_an_error_of_the_yardstick():
+    assert with_skills({"vit": {"MSE": 1.0}}, "inpainting") == {"vit": {"MSE": 1.0}}
+    assert with_skills({"vit": {"MSE": 1.0}, "inpainting": {"MSE": 0.0}}, "inpainting")["vit"] == {"MSE": 1.0}
+    figures = {"vit": {"cosine": 0.3}, "inpainting": {"MSE": 2.0}}
+    assert with_skills(figures, "inpainting")["vit"] == {"skill": None, "cosine": 0.3}

@@ -22,6 +22,17 @@ def test_figures_of_all_cases_and_their_means_are_saved(tmp_path):
     assert imread(tmp_path / "reconstructions.png").std() > 0
 
 
+def test_skills_are_those_of_the_mean_error_not_means_of_skills(tmp_path):
+    def report(mse, inpainted):
+        return CaseReport({}, {"vit": {"MSE": mse}, "inpainting": {"MSE": inpainted}})
+
+    summary = save_report([("a", report(1.0, 2.0)), ("b", report(1.0, 0.5))], tmp_path, GEOMETRY, "inpainting")
+    assert [record["metrics"]["vit"]["skill"] for record in summary["metric_per_case"]] == [0.5, -1.0]
+    assert summary["mean"]["vit"]["skill"] == pytest.approx(1 - 2.0 / 2.5)
+    assert summary["mean"]["inpainting"]["skill"] == 0
+    assert list(summary["mean"]["vit"]) == ["skill", "MSE"]
+
+
 def test_a_report_without_cases_is_refused(tmp_path):
     with pytest.raises(ValueError, match="there is no case to report on"):
         save_report([], tmp_path, GEOMETRY)

@@ -36,7 +36,11 @@ _DEFINITION = re.compile(r"^class (\w+)\(Pretrainer\):", re.MULTILINE)
 _MAX_GRADIENT_NORM = 12  # nnU-Net's
 _TOTAL = "total"
 _DIVERGED = "; if the images are sound, training has diverged: lower pretraining.base_lr"
-_ERROR, _BASELINE = "error_", "baseline"  # keys of validation outputs beside the loss terms
+_ERROR, _BASELINE = "error of ", "error of the yardstick"  # in validation, beside the names of loss terms
+_WARNING = (
+    "WARNING: {} does worse than {}, which learns nothing (skill {:.2f}), so do not expect fine-tuning to gain "
+    "from this run: train longer (pretraining.num_epochs) or try another pretraining.base_lr, and look at progress.png"
+)
 _TRAINING_STREAM, _VALIDATION_STREAM, _REPORT_STREAM = 0, 1, 2
 
 
@@ -268,13 +272,12 @@ class Pretrainer(StageTrainer):
             dist.all_gather_object(gathered, means)
             means = {name: float(np.mean([each[name] for each in gathered])) for name in means}
         self.logger.log(f"{split}_losses", means.pop(_TOTAL), self.current_epoch)
-        baseline = means.pop(_BASELINE, None)
+        baseline = means.pop(_BASELINE, 0.0)
         for name, value in means.items():
-            if name.startswith(_ERROR):
-                skill = 1 - value / baseline if baseline else float("nan")
-                self.logger.log(f"{SKILL}{name.removeprefix(_ERROR)}", skill, self.current_epoch)
-            else:
+            if not name.startswith(_ERROR):
                 self.logger.log(f"{split}_{name}", value, self.current_epoch)
+            elif baseline > 0:
+                self.logger.log(f"{SKILL}{name.removeprefix(_ERROR)}", 1 - value / baseline, self.current_epoch)
 
     def on_epoch_end(self) -> None:
         """Print, draw and save; the best checkpoint has the lowest validation loss."""
@@ -320,18 +323,13 @@ class Pretrainer(StageTrainer):
         folder = Path(self.output_folder) / "validation"
         folder.mkdir(exist_ok=True)
         geometry = Geometry(self.configuration_manager.spacing, plane_names(self.plans_manager.transpose_forward))
-        summary = save_report(self._reports(), folder, geometry)
+        summary = save_report(self._reports(), folder, geometry, self.task.yardstick)
         self.print_to_log_file(f"Validation complete: see {folder}")
         for line in metrics_table(summary["mean"], self.task.headings):
             self.print_to_log_file(f"  {line}")
-        for branch, values in self.logger.local_logger.skills().items():
-            if values[-1] < 0:
-                self.print_to_log_file(
-                    f"WARNING: {self._heading(branch)} has learned less than nothing: its skill is {values[-1]:.2f}, so "
-                    f"it does worse than {self.task.yardstick}, which learns nothing. Do not expect fine-tuning to gain "
-                    f"from it; train longer (pretraining.num_epochs), try another pretraining.base_lr, and look at "
-                    f"progress.png and {folder / 'reconstructions.png'}"
-                )
+        for branch, (*_, skill) in self.logger.local_logger.skills().items():
+            if skill < 0:
+                self.print_to_log_file(_WARNING.format(self._heading(branch), self.task.yardstick, skill))
 
     def _reports(self) -> Iterator[tuple[str, CaseReport]]:
         """What the method shows of one item per validation case, always the same items."""

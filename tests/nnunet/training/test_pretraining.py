@@ -6,6 +6,8 @@ import torch
 from matplotlib.image import imread
 
 from nnunet_topomae.commands import cli
+from nnunet_topomae.methods.inpainting import harmonic_inpainting
+from nnunet_topomae.methods.masking import mask_to_voxels
 from nnunet_topomae.methods.topomae.views import KeypointViews
 from nnunet_topomae.nnunet.training.pretraining import external_folders, find_pretrainer, named_pretrainers
 from nnunet_topomae.nnunet.training.schedule import warmup_cosine
@@ -32,7 +34,14 @@ def test_run_leaves_checkpoints_curves_pictures_and_summary(workspace, pretraine
     split = json.loads((workspace.preprocessed / "splits_final.json").read_text())[0]
     assert [record["case"]] == split["val"]
     for branch in ("vit", "unetrpp"):
-        assert set(record["metrics"][branch]) == {"MSE", "PSNR", "SSIM", "topological_distance", "keypoint_error_mm"}
+        assert set(record["metrics"][branch]) == {
+            "skill",
+            "MSE",
+            "PSNR",
+            "SSIM",
+            "topological_distance",
+            "keypoint_error_mm",
+        }
         assert all(np.isfinite(value) for value in record["metrics"][branch].values())
 
 
@@ -60,6 +69,37 @@ def test_every_term_is_logged_once_an_epoch(pretrained):
     log = pretrained.logger.local_logger.my_fantastic_logging
     assert {"train_losses", "val_losses", "train_vit_topological", "val_spatial_consistency", "lrs"} <= set(log)
     assert {len(values) for values in log.values()} == {3}
+
+
+def test_skill_compares_the_error_of_all_validation_crops_with_that_of_inpainting(pretrained):
+    """Recomputed from the crops of a validation epoch."""
+    batches = [next(pretrained.get_dataloaders()[1]) for _ in range(1)]
+    pretrained.network.eval()
+    errors, inpainted = [], []
+    for batch in batches:
+        crop, hidden = batch["crop"], mask_to_voxels(batch["mask"], pretrained.task.patch_size)
+        where = hidden.expand_as(crop)
+        with torch.no_grad():
+            reconstruction = pretrained.task(batch).reconstructions["vit"]
+        errors.append((reconstruction - crop)[where].square().mean().item())
+        inpainted.append((harmonic_inpainting(crop, hidden) - crop)[where].square().mean().item())
+    skill = pretrained.logger.local_logger.skills()["vit"][-1]
+    assert skill == pytest.approx(1 - sum(errors) / sum(inpainted), rel=1e-4)
+
+
+def test_a_run_that_has_learned_nothing_says_so(workspace, pretrained):
+    assert pretrained.logger.local_logger.skills()["vit"][-1] < 0, "three epochs of two steps cannot teach anything"
+    (log,) = workspace.checkpoint("TopoMAEPretrainer").parent.glob("training_log*.txt")
+    assert "WARNING: ViT does worse than harmonic inpainting, which learns nothing (skill -" in log.read_text()
+
+
+def test_the_yardstick_is_measured_once_a_run(pretrained, monkeypatch):
+    batch = next(pretrained.get_dataloaders()[1])
+    pretrained.on_validation_epoch_start()
+    first = pretrained.validation_step(batch)
+    monkeypatch.setattr(pretrained.task, "baseline_error", None)  # calling it would fail
+    pretrained.on_validation_epoch_start()
+    assert pretrained.validation_step(batch) == first
 
 
 def test_checkpoint_can_be_read_without_running_code(workspace, pretrained):
