@@ -9,6 +9,7 @@ from nnunet_topomae.planners.topomae_planner import TopoMAEPlanner
 
 
 class _PaperPlanner(TopoMAEPlanner):
+    unit_intensities = True
     max_epochs = math.inf
     warmup_share = 0.01
 

@@ -77,7 +77,7 @@ TASKS = {
         {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3},
         shape=(40, 48, 48),
         empty_outside=True,
-        expect={"normalization_schemes": ["RescaleTo01Normalization"] * 4, "use_mask_for_norm": [False] * 4},
+        expect={"normalization_schemes": ["ZScoreNormalization"] * 4, "use_mask_for_norm": [True] * 4},
         description={"regions_class_order": [1, 2, 3]},
     ),
     "CT and PET, thick slices": Task(
@@ -87,7 +87,7 @@ TASKS = {
         shape=(12, 80, 80),
         spacing=(6.0, 0.5, 0.5),
         crop=(12, 64, 64),
-        expect={"normalization_schemes": ["CTNormalization", "RescaleTo01Normalization"]},
+        expect={"normalization_schemes": ["CTNormalization", "ZScoreNormalization"]},
     ),
     "scribbles": Task(963, ("MRI",), {"background": 0, "organ": 1, "lesion": 2, "ignore": 3}, scribbles=True),
     "thinner than a patch": Task(

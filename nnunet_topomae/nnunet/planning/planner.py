@@ -45,7 +45,10 @@ class PretrainingPlanner(ExperimentPlanner, ABC):
         default_plans_name: name of the plans.
         vit: width, depth and heads of the ViT.
         target_spacing: mm per voxel (z, y, x) of 3d_fullres; None to let nnU-Net decide.
-        intensity_range: HU that CT is clipped to; None for the 0.5 and 99.5 percentiles of the foreground.
+        unit_intensities: whether images are scaled to [0, 1], as in the paper; otherwise they are normalised as nnU-Net
+            does by default, to mean 0 and deviation 1, and pre-training learns faster (docs/results.md).
+        intensity_range: HU that CT is clipped to before it is scaled to [0, 1]; None for the 0.5 and 99.5 percentiles
+            of the foreground.
         crop_size: voxels (z, y, x); None for the largest that fits into the memory.
         max_epochs: most epochs of either stage; 1000 is nnU-Net's own number.
         warmup_share: share of all epochs in which the learning rate rises.
@@ -60,6 +63,7 @@ class PretrainingPlanner(ExperimentPlanner, ABC):
 
     dataset_fingerprint: dict[str, Any]  # read by nnU-Net's planner
     target_spacing: tuple[float, float, float] | None = None
+    unit_intensities: bool = False
     intensity_range: tuple[float, float] | None = None
     crop_size: Size | None = None
     max_epochs: float = 1000
@@ -83,7 +87,9 @@ class PretrainingPlanner(ExperimentPlanner, ABC):
             suppress_transpose,
         )
         self.num_channels = len(channel_names(self.dataset_json))
-        self._scale_ct_to_unit_interval()
+        self._check_ct_has_foreground()
+        if self.unit_intensities:
+            self._scale_ct_to_unit_interval()
 
     @abstractmethod
     def network_arguments(self, crop_size: Size, strides: Strides, patch_size: Size) -> dict[str, Any]:
@@ -95,30 +101,44 @@ class PretrainingPlanner(ExperimentPlanner, ABC):
             patch_size: voxels per axis of the ViT's patches.
         """
 
+    def _ct_properties(self) -> dict[int, dict[str, float]]:
+        """Intensities of the foreground by channel, for channels that are CT."""
+        schemes, _ = super().determine_normalization_scheme_and_whether_mask_is_used_for_norm()
+        properties = self.dataset_fingerprint["foreground_intensity_properties_per_channel"]
+        return {
+            channel: properties[str(channel)]
+            for channel, scheme in enumerate(schemes)
+            if scheme == CTNormalization.__name__
+        }
+
+    def _check_ct_has_foreground(self) -> None:
+        """See that there are intensities to normalise CT by.
+
+        Raises:
+            ValueError: if a CT channel has no foreground.
+        """
+        for channel, properties in self._ct_properties().items():
+            if not (self.unit_intensities and self.intensity_range) and not np.isfinite(properties["mean"]):
+                raise ValueError(
+                    f"{self.dataset_name}: channel {channel} is CT, but no case has a labelled foreground to take its "
+                    f"intensity range from"
+                )
+
     def _scale_ct_to_unit_interval(self) -> None:
         """Make CTNormalization clip to the intensity range [a, b] and scale to [0, 1].
 
         It computes (clip(x, a, b) - mean) / std, so mean = a and std = b - a do that.
-
-        Raises:
-            ValueError: if a CT channel has no foreground to take percentiles from.
         """
-        schemes, _ = self.determine_normalization_scheme_and_whether_mask_is_used_for_norm()
         self.dataset_fingerprint = deepcopy(self.dataset_fingerprint)
-        for channel, scheme in enumerate(schemes):
-            properties = self.dataset_fingerprint["foreground_intensity_properties_per_channel"][str(channel)]
-            if scheme == CTNormalization.__name__:
-                low, high = self.intensity_range or (properties["percentile_00_5"], properties["percentile_99_5"])
-                if not np.isfinite([low, high]).all():
-                    raise ValueError(
-                        f"{self.dataset_name}: channel {channel} is CT, but no case has a labelled foreground to take "
-                        f"its intensity range from"
-                    )
-                properties.update(percentile_00_5=low, percentile_99_5=high, mean=low, std=high - low)
+        for properties in self._ct_properties().values():
+            low, high = self.intensity_range or (properties["percentile_00_5"], properties["percentile_99_5"])
+            properties.update(percentile_00_5=low, percentile_99_5=high, mean=low, std=high - low)
 
     def determine_normalization_scheme_and_whether_mask_is_used_for_norm(self) -> tuple[list[str], list[bool]]:
-        """nnU-Net's choice per channel, but min-max scaling in place of z-scores: reconstruction needs [0, 1]."""
-        schemes, _ = super().determine_normalization_scheme_and_whether_mask_is_used_for_norm()
+        """nnU-Net's choice per channel; with ``unit_intensities`` min-max scaling in place of z-scores."""
+        schemes, use_mask = super().determine_normalization_scheme_and_whether_mask_is_used_for_norm()
+        if not self.unit_intensities:
+            return schemes, use_mask
         to_unit = {ZScoreNormalization.__name__: RescaleTo01Normalization.__name__}
         return [to_unit.get(scheme, scheme) for scheme in schemes], [False] * len(schemes)
 

@@ -136,10 +136,23 @@ def test_plans_of_any_3d_dataset_can_be_trained(tmp_path, monkeypatch, shape, sp
     assert written["configurations"]["3d_fullres"]["patch_size"] == plan["patch_size"]
 
 
-def test_intensities_go_to_the_unit_interval_by_nnunets_own_normalisation(tmp_path, monkeypatch):
+def test_intensities_are_normalised_as_nnunet_does_by_default(tmp_path, monkeypatch):
+    plans = _planner(tmp_path, monkeypatch, channels=("CT", "MRI")).plan_experiment()
+    plan = plans["configurations"]["3d_fullres"]
+    assert plan["normalization_schemes"] == ["CTNormalization", "ZScoreNormalization"]
+    fingerprint = json.loads((tmp_path / "preprocessed" / DATASET / "dataset_fingerprint.json").read_text())
+    key = "foreground_intensity_properties_per_channel"
+    assert plans[key] == fingerprint[key]
+
+
+class UnitPlanner(SmallPlanner):
+    unit_intensities = True
+
+
+def test_the_papers_intensities_go_to_the_unit_interval_by_nnunets_own_normalisation(tmp_path, monkeypatch):
     from nnunetv2.preprocessing.normalization.default_normalization_schemes import CTNormalization
 
-    plans = _planner(tmp_path, monkeypatch, channels=("CT", "MRI")).plan_experiment()
+    plans = _planner(tmp_path, monkeypatch, channels=("CT", "MRI"), planner_class=UnitPlanner).plan_experiment()
     plan = plans["configurations"]["3d_fullres"]
     assert plan["normalization_schemes"] == ["CTNormalization", "RescaleTo01Normalization"]
     properties = plans["foreground_intensity_properties_per_channel"]["0"]
