@@ -4,14 +4,23 @@ TopoMAEPlanner decides what is not fixed here. docs/datasets.md says where every
 """
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
+from nnunet_topomae.networks.geometry import Size
 from nnunet_topomae.planners.topomae_planner import TopoMAEPlanner
 
 
 class _PaperPlanner(TopoMAEPlanner):
     unit_intensities = True
+    position_temperature, position_scale = 10000.0, 1.0  # SelfMedMAE's
     max_epochs = math.inf
     warmup_share = 0.01
+
+    def pretraining_config(self, crop_size: Size, spacing: Sequence[float], batch_size: int) -> Any:
+        """With the dropout of the published UNETR++; see :meth:`PretrainingPlanner.pretraining_config`."""
+        return replace(super().pretraining_config(crop_size, spacing, batch_size), dropout=0.1)
 
 
 class TopoMAEPlannerSynapse(_PaperPlanner):

@@ -30,5 +30,5 @@ class TopoMAEPlanner(PretrainingPlanner):
             "crop_size": list(crop_size),
             "strides": [list(stride) for stride in strides],
             "features_per_stage": list(self.features_per_stage),
-            "vit": {"patch_size": list(patch_size), **self.vit},
+            "vit": self.vit_arguments(crop_size, patch_size),
         }

@@ -2,14 +2,19 @@
 
 from torch import nn
 
+from nnunet_topomae.networks.vit import ViTEncoder
+
 
 def initialize(module: nn.Module) -> None:
-    """Truncated normal of sigma 0.02 for linear layers, as published; convolutions keep PyTorch's own.
+    """Truncated normal of sigma 0.02 for linear layers, as in UNETR++; ViTs have a rule of their own.
 
-    nnU-Net's He initialisation is not used: no norm follows the skip connection of an EPA block, so features would grow
-    from block to block.
+    Convolutions keep PyTorch's initial weights. nnU-Net's He initialisation is not used: no norm follows the skip
+    connection of an EPA block, so features would grow from block to block. ``apply`` comes to a ViT after its parts, so
+    that the ViT's own rule, :meth:`ViTEncoder.initialize`, has the last word.
     """
-    if isinstance(module, nn.Linear):
+    if isinstance(module, ViTEncoder):
+        module.initialize()
+    elif isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)

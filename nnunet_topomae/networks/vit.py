@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from timm.layers import trunc_normal_
-from timm.models.vision_transformer import Block
+from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 
 from nnunet_topomae.networks.geometry import grid_of, size_of
@@ -30,6 +30,7 @@ class ViTEncoder(nn.Module):
         num_heads: attention heads per block.
         drop_path: stochastic depth: how often the last block is skipped in training. The first block is never skipped;
             in between the rate grows linearly.
+        position_temperature, position_scale: see :func:`sincos_positions`; the defaults are those of SelfMedMAE.
 
     Raises:
         ValueError: if the patches do not divide the crop, or the heads do not divide the width.
@@ -55,6 +56,8 @@ class ViTEncoder(nn.Module):
         depth: int = 12,
         num_heads: int = 8,
         drop_path: float = 0.0,
+        position_temperature: float = 10000.0,
+        position_scale: float = 1.0,
     ):
         super().__init__()
         if width % num_heads:
@@ -63,11 +66,19 @@ class ViTEncoder(nn.Module):
         self.patch_size = size_of(patch_size)
         self.width = width
         self.patch_embed = nn.Conv3d(input_channels, width, self.patch_size, self.patch_size)
-        self.pos_embed = nn.Parameter(sincos_positions(self.grid, width))
+        self.position_temperature, self.position_scale = position_temperature, position_scale
+        self.pos_embed = nn.Parameter(self.positions(width))
         self.blocks = nn.ModuleList(
             Block(width, num_heads, qkv_bias=True, drop_path=drop_path * i / max(depth - 1, 1)) for i in range(depth)
         )
         self.norm = nn.LayerNorm(width)
+        self.initialize()
+
+    def initialize(self) -> None:
+        """Draw new weights; see :func:`initialize_transformer`. The patch embedding is a linear layer, too."""
+        initialize_transformer(self)
+        nn.init.xavier_uniform_(self.patch_embed.weight.flatten(1))
+        nn.init.zeros_(self.patch_embed.bias)
 
     def forward(self, crop: Tensor, visible: Tensor | None = None) -> Tensor:
         """Normalised tokens of the visible patches.
@@ -98,6 +109,10 @@ class ViTEncoder(nn.Module):
             if index in block_indices:
                 maps.append(self._to_map(tokens))
         return [*maps, self._to_map(self.norm(tokens))]
+
+    def positions(self, width: int) -> Tensor:
+        """Initial positions of this grid for tokens of some width, (1, N, width); the decoder's are alike."""
+        return sincos_positions(self.grid, width, self.position_temperature, self.position_scale)
 
     def no_weight_decay(self) -> set[str]:
         """The positions."""
@@ -182,12 +197,13 @@ class ViTDecoder(nn.Module):
         self.grid, self.patch_size, self.output_channels = encoder.grid, encoder.patch_size, output_channels
         self.embed = nn.Linear(encoder.width, width)
         self.mask_token = nn.Parameter(trunc_normal_(torch.zeros(1, 1, width), std=0.02))
-        self.register_buffer("pos_embed", sincos_positions(self.grid, width), persistent=False)
+        self.register_buffer("pos_embed", encoder.positions(width), persistent=False)
         self.blocks = nn.ModuleList(Block(width, num_heads, qkv_bias=True) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.to_voxels = nn.Linear(
             width, output_channels * self.patch_size[0] * self.patch_size[1] * self.patch_size[2]
         )
+        initialize_transformer(self)
 
     def forward(self, tokens: Tensor, visible: Tensor) -> Tensor:
         """Predict all voxels.
@@ -220,6 +236,28 @@ class ViTDecoder(nn.Module):
         (d, h, w), (p, q, r) = self.grid, self.patch_size
         blocks = tokens.reshape(-1, d, h, w, self.output_channels, p, q, r)
         return blocks.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(-1, self.output_channels, d * p, h * q, w * r)
+
+
+@torch.no_grad()
+def initialize_transformer(transformer: nn.Module) -> None:
+    """Xavier-uniform linear layers, as in MAE, whose queries and keys start equal.
+
+    With equal queries and keys a token attends most to tokens like itself. Sine-cosine positions make that its
+    neighbours, where a hidden patch finds what it continues (compare Trockman and Kolter, "Mimetic initialization of
+    self-attention layers", ICML 2023). With independent ones a ViT takes thousands of steps to find its neighbours;
+    docs/results.md shows the measurement.
+    """
+    for module in transformer.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for module in transformer.modules():
+        if isinstance(module, Attention):
+            query, key, value = module.qkv.weight.chunk(3)
+            nn.init.xavier_uniform_(query)
+            nn.init.xavier_uniform_(value)
+            key.copy_(query)
 
 
 def evenly_spaced_taps(depth: int, count: int) -> tuple[int, ...]:
@@ -261,15 +299,22 @@ def scatter_tokens(tokens: Tensor, indices: Tensor, background: Tensor) -> Tenso
     return background.scatter(1, indices[..., None].expand(-1, -1, tokens.shape[-1]), tokens)
 
 
-def sincos_positions(grid: Sequence[int], width: int) -> Tensor:
+def sincos_positions(grid: Sequence[int], width: int, temperature: float = 10000.0, scale: float = 1.0) -> Tensor:
     """Fixed 3D sine-cosine position embedding (1, N, width).
 
     A third of the channels each, rounded down to an even number, encodes z, y and x as sines and cosines of
-    geometrically spaced frequencies from 1 to 1/10000; what is left of the width stays zero.
+    geometrically spaced frequencies from 1 to 1 / temperature; what is left of the width stays zero.
+
+    Args:
+        grid: tokens per axis.
+        width: channels of a token.
+        temperature: the lowest frequency is its inverse. On a grid of few tokens a high temperature leaves most
+            channels the same at all positions.
+        scale: factor on all values; the larger it is, the more a token says about where it lies.
     """
     per_axis = width // 6 * 2
-    frequencies = 10000.0 ** (-torch.arange(per_axis // 2, dtype=torch.float64) / (per_axis / 2))
+    frequencies = temperature ** (-torch.arange(per_axis // 2, dtype=torch.float64) / (per_axis / 2))
     coordinates = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in grid), indexing="ij")
     angles = [c.reshape(-1, 1) * frequencies for c in coordinates]
-    encoded = torch.cat([f(angle) for angle in angles for f in (torch.sin, torch.cos)], dim=1)
+    encoded = scale * torch.cat([f(angle) for angle in angles for f in (torch.sin, torch.cos)], dim=1)
     return nn.functional.pad(encoded, (0, width - encoded.shape[1])).float()[None]

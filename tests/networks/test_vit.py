@@ -69,6 +69,34 @@ def test_positions_by_hand():
     torch.testing.assert_close(positions[3:, 4], torch.full((3,), 1.0).sin())
 
 
+def test_positions_of_another_temperature_and_scale_by_hand():
+    positions = sincos_positions((1, 2, 3), 14, temperature=4.0, scale=3.0)[0]  # frequencies 1 and 1/2
+    angle = torch.tensor([0.0, 1.0, 2.0])
+    torch.testing.assert_close(positions[:3, 9], 3 * (angle / 2).sin())
+    torch.testing.assert_close(positions[:3, 10], 3 * angle.cos())
+
+
+def test_encoder_and_decoder_have_the_same_kind_of_positions():
+    encoder = _encoder(position_temperature=4.0, position_scale=3.0)
+    decoder = ViTDecoder(encoder, 1, width=12, depth=1, num_heads=2)
+    for part, width in ((encoder, encoder.width), (decoder, 12)):
+        torch.testing.assert_close(part.pos_embed.data, sincos_positions(encoder.grid, width, 4.0, 3.0))
+
+
+def test_initial_weights_are_xavier_uniform_and_queries_equal_keys():
+    """The bound of Xavier's uniform distribution is sqrt(6 / (inputs + outputs)) (Glorot and Bengio, equation 16)."""
+    encoder = ViTEncoder(1, (16, 16, 16), (8, 8, 8), width=64, depth=1, num_heads=2)
+    block = encoder.blocks[0]
+    query, key, value = block.attn.qkv.weight.detach().chunk(3)
+    assert torch.equal(query, key)
+    assert not torch.equal(query, value)
+    matrices = {"query": query, "value": value, "mlp": block.mlp.fc1.weight, "patches": encoder.patch_embed.weight}
+    for name, matrix in matrices.items():
+        bound = (6 / (matrix[0].numel() + len(matrix))) ** 0.5
+        assert 0.98 * bound < matrix.abs().max() <= bound, name
+    assert all(not bias.any() for name, bias in encoder.named_parameters() if name.endswith("bias"))
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [

@@ -56,5 +56,11 @@ class TopoMAEConfig(MaskedConfig):
     lambda1: float = setting(0.5, Number(0, 1), "share of UNETR++ in the loss; the ViT has the rest", "paper, II-C")
     lambda2: float = setting(0.1, Number(0, 0.5), "weight of the topological and of the spatial term", "paper, II-C")
     lambda3: float = setting(0.1, Number(0), "weight of both consistency terms", "paper, II-C")
+    dropout: float = setting(
+        0.0,
+        Number(0, 1, high_open=True),
+        "dropout rate of UNETR++ in pre-training; fine-tuning has the published 0.1",
+        "ours, see docs/results.md",
+    )
     spatial: SpatialConfig = block(SpatialConfig)
     topology: TopologyConfig = block(TopologyConfig)

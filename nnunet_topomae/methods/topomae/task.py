@@ -84,6 +84,9 @@ class TopoMAE(MaskedReconstruction):
         super().__init__(network, config, crop_size)
         check_grid(crop_size, config.topology.grid)
         self.decoder.deep_supervision = False
+        for part in (*self.encoder.modules(), *self.decoder.modules()):
+            if isinstance(part, nn.Dropout | nn.Dropout3d):
+                part.p = config.dropout
         self.topological_loss = TopologicalLoss(config.topology.grid, config.topology.tolerance)
         channels = self.decoder.num_classes
         heads = {}

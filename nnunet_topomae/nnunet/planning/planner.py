@@ -19,7 +19,7 @@ from nnunetv2.preprocessing.normalization.default_normalization_schemes import (
 from torch import nn
 
 from nnunet_topomae.methods.base import PretextTask
-from nnunet_topomae.networks.geometry import Size
+from nnunet_topomae.networks.geometry import Size, grid_of
 from nnunet_topomae.nnunet.data.raw import channel_names
 from nnunet_topomae.nnunet.planning.geometry import Strides, choose_patch_size, fit_strides, shrinking_crops
 from nnunet_topomae.nnunet.planning.memory import GIB
@@ -44,6 +44,8 @@ class PretrainingPlanner(ExperimentPlanner, ABC):
         finetuner: name of the trainer that fine-tunes.
         default_plans_name: name of the plans.
         vit: width, depth and heads of the ViT.
+        position_temperature: of the ViT's positions; None for the number of patches along the longest axis of a crop.
+        position_scale: of the ViT's positions; 4 learns faster than the usual 1 (docs/results.md).
         target_spacing: mm per voxel (z, y, x) of 3d_fullres; None to let nnU-Net decide.
         unit_intensities: whether images are scaled to [0, 1], as in the paper; otherwise they are normalised as nnU-Net
             does by default, to mean 0 and deviation 1, and pre-training learns faster (docs/results.md).
@@ -61,6 +63,8 @@ class PretrainingPlanner(ExperimentPlanner, ABC):
     default_plans_name: ClassVar[str]
     vit: ClassVar[dict[str, int]]
 
+    position_temperature: float | None = None
+    position_scale: float = 4.0
     dataset_fingerprint: dict[str, Any]  # read by nnU-Net's planner
     target_spacing: tuple[float, float, float] | None = None
     unit_intensities: bool = False
@@ -100,6 +104,16 @@ class PretrainingPlanner(ExperimentPlanner, ABC):
             strides: five strides chosen by nnU-Net's rules for pooling, the first of which is 1.
             patch_size: voxels per axis of the ViT's patches.
         """
+
+    def vit_arguments(self, crop_size: Size, patch_size: Size) -> dict[str, Any]:
+        """Keyword arguments of :class:`ViTEncoder`, JSON types; arguments as in :meth:`network_arguments`."""
+        return {
+            "patch_size": list(patch_size),
+            **self.vit,
+            "position_temperature": self.position_temperature
+            or float(max(grid_of(crop_size, patch_size, "ViT patch size"))),
+            "position_scale": self.position_scale,
+        }
 
     def _ct_properties(self) -> dict[int, dict[str, float]]:
         """Intensities of the foreground by channel, for channels that are CT."""

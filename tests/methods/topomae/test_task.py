@@ -2,11 +2,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from nnunet_topomae.methods.masking import mask_to_voxels
 from nnunet_topomae.methods.topomae import SpatialConfig, TopologyConfig, TopoMAE, TopoMAEConfig
 from nnunet_topomae.methods.topomae.task import loss_weights
-from nnunet_topomae.networks import UNETRPP
+from nnunet_topomae.networks import UNETRPP, FusedViTUNETRPP
+from nnunet_topomae.nnunet.training.schedule import warmup_cosine
 from tiny import TINY_CROP, TINY_NETWORK, make_batch, make_crops, make_task
 
 TERMS = [
@@ -120,3 +122,38 @@ def test_another_network_is_refused():
     kwargs = {key: TINY_NETWORK[key] for key in ("crop_size", "strides", "features_per_stage", "depths")}
     with pytest.raises(ValueError, match="the plans name UNETRPP"):
         TopoMAE(UNETRPP(1, 1, **kwargs), TopoMAEConfig(), kwargs["crop_size"])
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+def test_dropout_of_unetrpp_is_that_of_the_settings(rate):
+    task = make_task(TopoMAEConfig(dropout=rate))
+    parts = [*task.encoder.modules(), *task.decoder.modules()]
+    assert {part.p for part in parts if isinstance(part, nn.Dropout | nn.Dropout3d)} == {rate}
+
+
+@pytest.mark.parametrize(("branch", "learning_rate", "steps"), [("vit", 2e-3, 300), ("unetrpp", 3e-3, 150)])
+def test_each_branch_learns_one_crop_by_heart(branch, learning_rate, steps):
+    """A sound network does so within some hundred steps. The error is that of the crop in [0, 1]."""
+    torch.manual_seed(0)
+    vit = {"patch_size": (8, 8, 8), "width": 96, "depth": 4, "num_heads": 4, "position_scale": 4.0}
+    vit["position_temperature"] = 4.0
+    network = FusedViTUNETRPP(1, 1, deep_supervision=False, **{**TINY_NETWORK, "vit": vit})
+    network.apply(network.initialize)
+    settings = {"topology": TopologyConfig(enabled=False), "spatial": SpatialConfig(enabled=False)}
+    task = TopoMAE.build(network, TopoMAEConfig(branches=[branch], **settings), TINY_CROP)
+    crop = make_crops(1)
+    deviation = crop.std()
+    batch = make_batch(task, (crop - crop.mean()) / deviation)
+    trained = [parameter for parameter in task.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, 20, steps))
+    for _ in range(steps):
+        optimizer.zero_grad()
+        task.loss_terms(task(batch), batch)["total"].backward()
+        nn.utils.clip_grad_norm_(trained, 1)
+        optimizer.step()
+        schedule.step()
+    task.eval()
+    with torch.no_grad():
+        error = task.errors(task(batch), batch)[branch]
+    assert error * deviation**2 < 1e-4
