@@ -1,26 +1,21 @@
 """The five set-ups of Gu et al., section III: ``nnUNetv2_topomae plan_and_preprocess -pl TopoMAEPlannerSynapse``.
 
+Intensities are scaled to [0, 1]; the ViT's positions are SelfMedMAE's, and pre-training has the dropout of UNETR++.
 TopoMAEPlanner decides what is not fixed here. docs/datasets.md says where every value comes from.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from typing import ClassVar
 
-from nnunet_topomae.networks.geometry import Size
 from nnunet_topomae.planners.topomae_planner import TopoMAEPlanner
 
 
 class _PaperPlanner(TopoMAEPlanner):
     unit_intensities = True
-    position_temperature, position_scale = 10000.0, 1.0  # SelfMedMAE's
+    local_start = False
+    pretraining_dropout: ClassVar = 0.1
     max_epochs = math.inf
     warmup_share = 0.01
-
-    def pretraining_config(self, crop_size: Size, spacing: Sequence[float], batch_size: int) -> Any:
-        """With the dropout of the published UNETR++; see :meth:`PretrainingPlanner.pretraining_config`."""
-        return replace(super().pretraining_config(crop_size, spacing, batch_size), dropout=0.1)
 
 
 class TopoMAEPlannerSynapse(_PaperPlanner):

@@ -1,5 +1,7 @@
 """``nnUNetv2_topomae plan_and_preprocess -pl TopoMAEPlanner``, the default."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from nnunet_topomae.methods.topomae import TopoMAE
@@ -14,6 +16,7 @@ class TopoMAEPlanner(PretrainingPlanner):
 
     Attributes:
         features_per_stage: channels of UNETR++.
+        pretraining_dropout: dropout rate of UNETR++ in pre-training.
     """
 
     network_class = FusedViTUNETRPP
@@ -23,6 +26,11 @@ class TopoMAEPlanner(PretrainingPlanner):
     default_plans_name = "nnUNetTopoMAEPlans"
     vit: ClassVar = {"width": 512, "depth": 12, "num_heads": 8}
     features_per_stage: ClassVar = (32, 64, 128, 256)
+    pretraining_dropout: ClassVar = 0.0
+
+    def pretraining_config(self, crop_size: Size, spacing: Sequence[float], batch_size: int) -> Any:
+        """With the dropout of this planner; see :meth:`PretrainingPlanner.pretraining_config`."""
+        return replace(super().pretraining_config(crop_size, spacing, batch_size), dropout=self.pretraining_dropout)
 
     def network_arguments(self, crop_size: Size, strides: Strides, patch_size: Size) -> dict[str, Any]:
         """See :meth:`PretrainingPlanner.network_arguments`."""
@@ -30,5 +38,5 @@ class TopoMAEPlanner(PretrainingPlanner):
             "crop_size": list(crop_size),
             "strides": [list(stride) for stride in strides],
             "features_per_stage": list(self.features_per_stage),
-            "vit": self.vit_arguments(crop_size, patch_size),
+            "vit": self.vit_arguments(patch_size),
         }

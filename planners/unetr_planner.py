@@ -26,5 +26,5 @@ class TopoMAEUNETRPlanner(PretrainingPlanner):
         return {
             "crop_size": list(crop_size),
             "strides": [[1, 1, 1], *steps],
-            "vit": self.vit_arguments(crop_size, patch_size),
+            "vit": self.vit_arguments(patch_size),
         }

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SWEEPS = 300
+ITERATIONS = 150
+_TINY = 1e-30  # keeps what has converged from dividing 0 by 0
 _AXES = (2, 3, 4)
 
 
@@ -28,16 +29,17 @@ def visible_mean(crop: Tensor, hidden: Tensor) -> Tensor:
     return torch.where(hidden, mean, crop)
 
 
-def harmonic_inpainting(crop: Tensor, hidden: Tensor, sweeps: int = SWEEPS) -> Tensor:
-    """The crop with its hidden voxels replaced by a solution of Laplace's equation.
+def harmonic_inpainting(crop: Tensor, hidden: Tensor, iterations: int = ITERATIONS) -> Tensor:
+    """The crop with its hidden voxels replaced by the solution of Laplace's equation.
 
-    Jacobi's method, started from the visible mean: in every sweep each hidden voxel becomes the mean of its six
-    neighbours. At the border of the crop the outermost voxels are repeated, so no value flows through it.
+    Each hidden voxel is the mean of its six neighbours. At the border of the crop the outermost voxels are repeated, so
+    no value flows through it. Solved by conjugate gradients, started from the visible mean. (Jacobi's method comes to
+    the same, but takes thousands of sweeps where the hidden patches are large.)
 
     Args:
         crop: (B, C, D, H, W).
         hidden: (B, 1, D, H, W) bool, True = hidden.
-        sweeps: number of sweeps.
+        iterations: of conjugate gradients.
 
     Returns:
         (B, C, D, H, W) float32.
@@ -52,11 +54,22 @@ def harmonic_inpainting(crop: Tensor, hidden: Tensor, sweeps: int = SWEEPS) -> T
         >>> harmonic_inpainting(row, hidden).flatten().round(decimals=3).tolist()
         [0.0, 1.0, 2.0, 3.0]
     """
-    crop = crop.float()
-    values = visible_mean(crop, hidden)
-    for _ in range(sweeps):
-        values = torch.where(hidden, _mean_of_neighbours(values), crop)
+    values = visible_mean(crop.float(), hidden)
+    residual = hidden * (_mean_of_neighbours(values) - values)
+    direction, norm = residual, _dot(residual, residual)
+    for _ in range(iterations):
+        curvature = hidden * (direction - _mean_of_neighbours(direction))
+        step = norm / _dot(direction, curvature).clamp(min=_TINY)
+        values = values + step * direction
+        residual = residual - step * curvature
+        previous, norm = norm, _dot(residual, residual)
+        direction = residual + norm / previous.clamp(min=_TINY) * direction
     return values
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Inner product per sample and channel."""
+    return (a * b).sum(dim=_AXES, keepdim=True)
 
 
 def _mean_of_neighbours(values: Tensor) -> Tensor:

@@ -228,6 +228,8 @@ class NormalisedReconstruction(MaskedReconstruction):
     He et al., section 4.1.
     """
 
+    yardstick = "inpainting with true patch means"
+
     def loss_terms(self, output: Output, batch: Batch) -> dict[str, Tensor]:
         """Mean squared error of hidden patches; see :meth:`PretextTask.loss_terms`."""
         ((branch, prediction),) = output.items()
@@ -240,13 +242,19 @@ class NormalisedReconstruction(MaskedReconstruction):
         return {branch: prediction * deviation + mean for branch, prediction in output.items()}
 
     def baselines(self, batch: Batch) -> dict[str, Tensor]:
-        """They know the mean of every patch, as these reconstructions do once their normalisation is undone.
+        """Two more that are told the true mean of every patch, as are images whose normalisation has been undone.
 
         See :meth:`MaskedReconstruction.baselines`.
         """
-        inpainted = harmonic_inpainting(batch["crop"], self.hidden_voxels(batch))
-        (mean, _), (inpainted_mean, _) = (patch_statistics(c, self.patch_size) for c in (batch["crop"], inpainted))
-        return {"patch mean": mean, self.yardstick: inpainted - inpainted_mean + mean}
+        crop, hidden = batch["crop"], self.hidden_voxels(batch)
+        inpainted = harmonic_inpainting(crop, hidden)
+        (mean, _), (inpainted_mean, _) = (patch_statistics(image, self.patch_size) for image in (crop, inpainted))
+        return {
+            "visible mean": visible_mean(crop, hidden),
+            "true patch mean": mean,
+            "harmonic inpainting": inpainted,
+            self.yardstick: inpainted - inpainted_mean + mean,
+        }
 
     def patch_errors(self, output: Output, batch: Batch) -> Tensor:
         """The error that ``anatomask.hardness`` names; see :meth:`MaskedReconstruction.patch_errors`."""

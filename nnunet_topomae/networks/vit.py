@@ -14,6 +14,7 @@ from nnunet_topomae.networks.grids import GridTensor, PatchVoxels, Positions
 
 _DECODER_WIDTH, _DECODER_DEPTH, _DECODER_HEAD_WIDTH = 384, 8, 32  # SelfMedMAE's
 _TAP_SHARES = (5, 8, 11)  # twelfths
+_LOCAL_POSITIONS = 6.0, 4.0  # temperature and scale, by measurement: docs/results.md
 
 
 class ViTEncoder(nn.Module):
@@ -30,7 +31,10 @@ class ViTEncoder(nn.Module):
         num_heads: attention heads per block.
         drop_path: stochastic depth: how often the last block is skipped in training. The first block is never skipped;
             in between the rate grows linearly.
-        position_temperature, position_scale: see :func:`sincos_positions`; the defaults are those of SelfMedMAE.
+        local_start: whether tokens attend to their neighbours from the start, so that pre-training soon learns to
+            continue what is visible: stronger positions that differ more between neighbours (see
+            :meth:`initial_positions`), and equal queries and keys (see :func:`initialize_transformer`). Without it
+            positions are those of SelfMedMAE.
 
     Raises:
         ValueError: if the patches do not divide the crop, or the heads do not divide the width.
@@ -56,8 +60,7 @@ class ViTEncoder(nn.Module):
         depth: int = 12,
         num_heads: int = 8,
         drop_path: float = 0.0,
-        position_temperature: float = 10000.0,
-        position_scale: float = 1.0,
+        local_start: bool = False,
     ):
         super().__init__()
         if width % num_heads:
@@ -66,8 +69,8 @@ class ViTEncoder(nn.Module):
         self.patch_size = size_of(patch_size)
         self.width = width
         self.patch_embed = nn.Conv3d(input_channels, width, self.patch_size, self.patch_size)
-        self.position_temperature, self.position_scale = position_temperature, position_scale
-        self.pos_embed = nn.Parameter(self.positions(width))
+        self.local_start = local_start
+        self.pos_embed = nn.Parameter(self.initial_positions(width))
         self.blocks = nn.ModuleList(
             Block(width, num_heads, qkv_bias=True, drop_path=drop_path * i / max(depth - 1, 1)) for i in range(depth)
         )
@@ -76,8 +79,8 @@ class ViTEncoder(nn.Module):
 
     def initialize(self) -> None:
         """Draw new weights; see :func:`initialize_transformer`. The patch embedding is a linear layer, too."""
-        initialize_transformer(self)
-        nn.init.xavier_uniform_(self.patch_embed.weight.flatten(1))
+        initialize_transformer(self, self.local_start)
+        nn.init.xavier_uniform_(self.patch_embed.weight.view(self.width, -1))
         nn.init.zeros_(self.patch_embed.bias)
 
     def forward(self, crop: Tensor, visible: Tensor | None = None) -> Tensor:
@@ -110,9 +113,9 @@ class ViTEncoder(nn.Module):
                 maps.append(self._to_map(tokens))
         return [*maps, self._to_map(self.norm(tokens))]
 
-    def positions(self, width: int) -> Tensor:
-        """Initial positions of this grid for tokens of some width, (1, N, width); the decoder's are alike."""
-        return sincos_positions(self.grid, width, self.position_temperature, self.position_scale)
+    def initial_positions(self, width: int) -> Tensor:
+        """Sine-cosine positions on this grid for tokens of some width, (1, N, width); also those of the decoder."""
+        return sincos_positions(self.grid, width, *(_LOCAL_POSITIONS if self.local_start else ()))
 
     def no_weight_decay(self) -> set[str]:
         """The positions."""
@@ -197,13 +200,13 @@ class ViTDecoder(nn.Module):
         self.grid, self.patch_size, self.output_channels = encoder.grid, encoder.patch_size, output_channels
         self.embed = nn.Linear(encoder.width, width)
         self.mask_token = nn.Parameter(trunc_normal_(torch.zeros(1, 1, width), std=0.02))
-        self.register_buffer("pos_embed", encoder.positions(width), persistent=False)
+        self.register_buffer("pos_embed", encoder.initial_positions(width), persistent=False)
         self.blocks = nn.ModuleList(Block(width, num_heads, qkv_bias=True) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.to_voxels = nn.Linear(
             width, output_channels * self.patch_size[0] * self.patch_size[1] * self.patch_size[2]
         )
-        initialize_transformer(self)
+        initialize_transformer(self, encoder.local_start)
 
     def forward(self, tokens: Tensor, visible: Tensor) -> Tensor:
         """Predict all voxels.
@@ -239,13 +242,14 @@ class ViTDecoder(nn.Module):
 
 
 @torch.no_grad()
-def initialize_transformer(transformer: nn.Module) -> None:
-    """Xavier-uniform linear layers, as in MAE, whose queries and keys start equal.
+def initialize_transformer(transformer: nn.Module, local_start: bool) -> None:
+    """Xavier-uniform linear layers without bias; queries, keys and values are matrices of their own.
 
-    With equal queries and keys a token attends most to tokens like itself. Sine-cosine positions make that its
-    neighbours, where a hidden patch finds what it continues (compare Trockman and Kolter, "Mimetic initialization of
-    self-attention layers", ICML 2023). With independent ones a ViT takes thousands of steps to find its neighbours;
-    docs/results.md shows the measurement.
+    Args:
+        transformer: holds timm's blocks.
+        local_start: let queries and keys start equal. A token then attends most to tokens like itself. Sine-cosine
+            positions make that its neighbours, from which a hidden patch is continued (compare Trockman and Kolter,
+            "Mimetic initialization of self-attention layers", ICML 2023).
     """
     for module in transformer.modules():
         if isinstance(module, nn.Linear):
@@ -255,9 +259,10 @@ def initialize_transformer(transformer: nn.Module) -> None:
     for module in transformer.modules():
         if isinstance(module, Attention):
             query, key, value = module.qkv.weight.chunk(3)
-            nn.init.xavier_uniform_(query)
-            nn.init.xavier_uniform_(value)
-            key.copy_(query)
+            for matrix in (query, key, value):
+                nn.init.xavier_uniform_(matrix)
+            if local_start:
+                key.copy_(query)
 
 
 def evenly_spaced_taps(depth: int, count: int) -> tuple[int, ...]:
@@ -303,13 +308,13 @@ def sincos_positions(grid: Sequence[int], width: int, temperature: float = 10000
     """Fixed 3D sine-cosine position embedding (1, N, width).
 
     A third of the channels each, rounded down to an even number, encodes z, y and x as sines and cosines of
-    geometrically spaced frequencies from 1 to 1 / temperature; what is left of the width stays zero.
+    geometrically spaced frequencies, from 1 down to almost 1 / temperature; what is left of the width stays zero.
 
     Args:
         grid: tokens per axis.
         width: channels of a token.
-        temperature: the lowest frequency is its inverse. On a grid of few tokens a high temperature leaves most
-            channels the same at all positions.
+        temperature: sets the lowest frequency. If it is high, most channels are nearly the same at all positions of a
+            small grid.
         scale: factor on all values; the larger it is, the more a token says about where it lies.
     """
     per_axis = width // 6 * 2

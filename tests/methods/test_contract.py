@@ -11,6 +11,7 @@ import torch
 from nnunet_topomae.methods import to_float32
 from nnunet_topomae.methods.inpainting import harmonic_inpainting
 from nnunet_topomae.methods.losses import masked_mse, patch_means
+from nnunet_topomae.methods.masked import MaskedReconstruction
 from nnunet_topomae.methods.topomae.task import Prediction
 from nnunet_topomae.settings import read_block, to_block
 from tiny import MASKED_METHODS, METHODS, TINY_CROP, Volumes, draw_batch, make_method, make_network
@@ -112,7 +113,8 @@ def test_the_report_has_pictures_and_figures(task, images):
         batch = {name: tensor[:1] for name, tensor in draw_batch(task, images, mirror=False).items()}
         report = task.shown(to_float32(task(batch)), batch)
     assert {volume.shape for volume in report.columns.values()} == {(1, *TINY_CROP)}
-    assert set(task.headings) & set(report.metrics)
+    assert set(task.headings) <= set(report.metrics)
+    assert not isinstance(task, MaskedReconstruction) or task.yardstick in report.metrics
     for figures in report.metrics.values():
         assert all(value is not None and np.isfinite(value) for value in figures.values())
 
@@ -197,7 +199,7 @@ def test_with_normalised_targets_the_yardstick_is_told_the_means_of_patches_too(
     hidden = task.hidden_voxels(batch)
     told = task.baselines(batch)
     (error,) = nothing.values()
-    torch.testing.assert_close(masked_mse(told["patch mean"], batch["crop"], hidden), error)
-    means = [patch_means(image, task.patch_size) for image in (batch["crop"], *told.values())]
-    torch.testing.assert_close(means[1], means[0])
-    torch.testing.assert_close(means[2], means[0])
+    torch.testing.assert_close(masked_mse(told["true patch mean"], batch["crop"], hidden), error)
+    for image in (told["true patch mean"], told[task.yardstick]):
+        torch.testing.assert_close(*(patch_means(each, task.patch_size) for each in (image, batch["crop"])))
+    torch.testing.assert_close(masked_mse(told[task.yardstick], batch["crop"], hidden), task.baseline_error(batch))

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from nnunet_topomae.methods.masking import mask_to_voxels
-from nnunet_topomae.networks import ViTEncoder, ViTMaskedAutoencoder
+from nnunet_topomae.networks import UNETR, FusedViTUNETRPP, ViTEncoder, ViTMaskedAutoencoder
 from nnunet_topomae.networks.vit import ViTDecoder, sincos_positions, visible_indices
 
 
@@ -76,25 +76,35 @@ def test_positions_of_another_temperature_and_scale_by_hand():
     torch.testing.assert_close(positions[:3, 10], 3 * angle.cos())
 
 
-def test_encoder_and_decoder_have_the_same_kind_of_positions():
-    encoder = _encoder(position_temperature=4.0, position_scale=3.0)
+@pytest.mark.parametrize(("local_start", "kind"), [(False, (10000.0, 1.0)), (True, (6.0, 4.0))])
+def test_encoder_and_decoder_have_the_same_kind_of_positions(local_start, kind):
+    encoder = _encoder(local_start=local_start)
     decoder = ViTDecoder(encoder, 1, width=12, depth=1, num_heads=2)
     for part, width in ((encoder, encoder.width), (decoder, 12)):
-        torch.testing.assert_close(part.pos_embed.data, sincos_positions(encoder.grid, width, 4.0, 3.0))
+        torch.testing.assert_close(part.pos_embed.data, sincos_positions(encoder.grid, width, *kind))
 
 
-def test_initial_weights_are_xavier_uniform_and_queries_equal_keys():
+@pytest.mark.parametrize("local_start", [False, True])
+@pytest.mark.parametrize("network_class", [FusedViTUNETRPP, UNETR])
+def test_initial_weights_of_networks_and_decoders_are_xavier_uniform(network_class, local_start):
     """The bound of Xavier's uniform distribution is sqrt(6 / (inputs + outputs)) (Glorot and Bengio, equation 16)."""
-    encoder = ViTEncoder(1, (16, 16, 16), (8, 8, 8), width=64, depth=1, num_heads=2)
-    block = encoder.blocks[0]
-    query, key, value = block.attn.qkv.weight.detach().chunk(3)
-    assert torch.equal(query, key)
-    assert not torch.equal(query, value)
-    matrices = {"query": query, "value": value, "mlp": block.mlp.fc1.weight, "patches": encoder.patch_embed.weight}
+    vit = {"patch_size": (8, 8, 8), "width": 64, "depth": 4, "num_heads": 2, "local_start": local_start}
+    network = network_class(
+        1, 2, (16, 16, 16), [[1] * 3, *[[2] * 3] * (4 if network_class is FusedViTUNETRPP else 3)], vit
+    )
+    network.apply(network.initialize)  # as nnU-Net does
+    decoder = ViTDecoder(network.vit, 1, width=64, depth=1, num_heads=2)
+    matrices = {"patches": network.vit.patch_embed.weight, "voxels": decoder.to_voxels.weight}
+    for part in (network.vit, decoder):
+        query, key, value = part.blocks[0].attn.qkv.weight.chunk(3)
+        assert torch.equal(query, key) == local_start
+        assert not torch.equal(query, value)
+        matrices |= {f"{type(part).__name__} {n}": m for n, m in (("query", query), ("key", key), ("value", value))}
+        matrices[f"{type(part).__name__} mlp"] = part.blocks[0].mlp.fc1.weight
+        assert all(not bias.any() for name, bias in part.named_parameters() if name.endswith("bias"))
     for name, matrix in matrices.items():
         bound = (6 / (matrix[0].numel() + len(matrix))) ** 0.5
         assert 0.98 * bound < matrix.abs().max() <= bound, name
-    assert all(not bias.any() for name, bias in encoder.named_parameters() if name.endswith("bias"))
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from nnunetv2.preprocessing.normalization.default_normalization_schemes import (
 from torch import nn
 
 from nnunet_topomae.methods.base import PretextTask
-from nnunet_topomae.networks.geometry import Size, grid_of
+from nnunet_topomae.networks.geometry import Size
 from nnunet_topomae.nnunet.data.raw import channel_names
 from nnunet_topomae.nnunet.planning.geometry import Strides, choose_patch_size, fit_strides, shrinking_crops
 from nnunet_topomae.nnunet.planning.memory import GIB
@@ -44,8 +44,7 @@ class PretrainingPlanner(ExperimentPlanner, ABC):
         finetuner: name of the trainer that fine-tunes.
         default_plans_name: name of the plans.
         vit: width, depth and heads of the ViT.
-        position_temperature: of the ViT's positions; None for the number of patches along the longest axis of a crop.
-        position_scale: of the ViT's positions; 4 learns faster than the usual 1 (docs/results.md).
+        local_start: see :class:`ViTEncoder`; learns faster (docs/results.md).
         target_spacing: mm per voxel (z, y, x) of 3d_fullres; None to let nnU-Net decide.
         unit_intensities: whether images are scaled to [0, 1], as in the paper; otherwise they are normalised as nnU-Net
             does by default, to mean 0 and deviation 1, and pre-training learns faster (docs/results.md).
@@ -63,8 +62,7 @@ class PretrainingPlanner(ExperimentPlanner, ABC):
     default_plans_name: ClassVar[str]
     vit: ClassVar[dict[str, int]]
 
-    position_temperature: float | None = None
-    position_scale: float = 4.0
+    local_start: bool = True
     dataset_fingerprint: dict[str, Any]  # read by nnU-Net's planner
     target_spacing: tuple[float, float, float] | None = None
     unit_intensities: bool = False
@@ -91,6 +89,8 @@ class PretrainingPlanner(ExperimentPlanner, ABC):
             suppress_transpose,
         )
         self.num_channels = len(channel_names(self.dataset_json))
+        if self.intensity_range and not self.unit_intensities:
+            raise ValueError(f"{type(self).__name__}: intensity_range needs unit_intensities")
         self._check_ct_has_foreground()
         if self.unit_intensities:
             self._scale_ct_to_unit_interval()
@@ -105,15 +105,9 @@ class PretrainingPlanner(ExperimentPlanner, ABC):
             patch_size: voxels per axis of the ViT's patches.
         """
 
-    def vit_arguments(self, crop_size: Size, patch_size: Size) -> dict[str, Any]:
-        """Keyword arguments of :class:`ViTEncoder`, JSON types; arguments as in :meth:`network_arguments`."""
-        return {
-            "patch_size": list(patch_size),
-            **self.vit,
-            "position_temperature": self.position_temperature
-            or float(max(grid_of(crop_size, patch_size, "ViT patch size"))),
-            "position_scale": self.position_scale,
-        }
+    def vit_arguments(self, patch_size: Size) -> dict[str, Any]:
+        """Keyword arguments of :class:`ViTEncoder`, JSON types, for patches of a size in voxels per axis."""
+        return {"patch_size": list(patch_size), **self.vit, "local_start": self.local_start}
 
     def _ct_properties(self) -> dict[int, dict[str, float]]:
         """Intensities of the foreground by channel, for channels that are CT."""
@@ -135,7 +129,7 @@ class PretrainingPlanner(ExperimentPlanner, ABC):
             if not (self.unit_intensities and self.intensity_range) and not np.isfinite(properties["mean"]):
                 raise ValueError(
                     f"{self.dataset_name}: channel {channel} is CT, but no case has a labelled foreground to take its "
-                    f"intensity range from"
+                    f"intensities from, by which nnU-Net normalises CT"
                 )
 
     def _scale_ct_to_unit_interval(self) -> None:

@@ -1,5 +1,6 @@
 """The log of a pre-training: a value per epoch for each term of the method's loss."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ class PretrainingLogger(LocalLogger):
         self.my_fantastic_logging = {}
 
     def log(self, key: str, value: Any, epoch: int) -> None:
-        """Add a value; a key may be new."""
-        self.my_fantastic_logging.setdefault(key, [])
+        """Add a value; a key may be new, and then has no values (NaN) in the epochs before."""
+        values = self.my_fantastic_logging.setdefault(key, [])
+        values.extend([math.nan] * (epoch - len(values)))
         super().log(key, value, epoch)
 
     def latest(self) -> dict[str, float]:

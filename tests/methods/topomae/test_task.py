@@ -135,8 +135,7 @@ def test_dropout_of_unetrpp_is_that_of_the_settings(rate):
 def test_each_branch_learns_one_crop_by_heart(branch, learning_rate, steps):
     """A sound network does so within some hundred steps. The error is that of the crop in [0, 1]."""
     torch.manual_seed(0)
-    vit = {"patch_size": (8, 8, 8), "width": 96, "depth": 4, "num_heads": 4, "position_scale": 4.0}
-    vit["position_temperature"] = 4.0
+    vit = {"patch_size": (8, 8, 8), "width": 96, "depth": 4, "num_heads": 4, "local_start": True}
     network = FusedViTUNETRPP(1, 1, deep_supervision=False, **{**TINY_NETWORK, "vit": vit})
     network.apply(network.initialize)
     settings = {"topology": TopologyConfig(enabled=False), "spatial": SpatialConfig(enabled=False)}
