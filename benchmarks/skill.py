@@ -1,18 +1,18 @@
 r"""How fast pre-training learns: skill against steps, for settings and seeds side by side.
 
-    python benchmarks/skill.py 4 --steps 1500 --seeds 0 1 2 --every 50 --out skill \\
-        --variant default \\
-        --variant "SelfMedMAE's positions" architecture.arch_kwargs.vit.position_scale=1 \\
-            architecture.arch_kwargs.vit.position_temperature=10000
+    python benchmarks/skill.py 4 --steps 1500 --every 50 --seeds 0 1 2 --variant planned \
+        --variant "not local" architecture.arch_kwargs.vit.local_start=false --out skill
 
 Trains with nnU-Net's own command line, in the folders that nnU-Net's environment variables name. Every variant is the
-plans with some keys of the configuration replaced; a key is a path of names joined by dots, a value is JSON. What has
-been trained before is not trained again, and an interrupted run is continued. Writes ``OUT.png`` and ``OUT.csv``, and
-prints a table of the last skills.
+plans with some keys of the configuration replaced; a key is a path of names joined by dots, a value is JSON. Keys that
+decide how images are preprocessed have no effect. What has been trained before is not trained again; an interrupted run
+is continued from nnU-Net's last checkpoint, of which there is one every 50 epochs. Writes ``OUT.png`` and ``OUT.csv``,
+and prints a table of the last skills.
 """
 
 import argparse
 import csv
+import hashlib
 import json
 import os
 import re
@@ -28,6 +28,7 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
 from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_name
 
 from nnunet_topomae import trainers
+from nnunet_topomae.nnunet.weights.checkpoints import read_checkpoint
 
 Curves = dict[str, list[float]]  # skills by branch
 
@@ -39,8 +40,9 @@ def write_plans(folder: Path, source: str, name: str, configuration: str, replac
     for path, value in replaced.items():
         place = plans["configurations"][configuration]
         *parents, key = path.split(".")
+        place.setdefault("pretraining", {})  # plans of nnU-Net's own planners have none
         for parent in parents:
-            place = place.setdefault(parent, {})
+            place = place[parent]
         place[key] = value
     (folder / f"{name}.json").write_text(json.dumps(plans, indent=2))
 
@@ -54,7 +56,7 @@ def train(options: argparse.Namespace, dataset: str, plans: str) -> Curves:
         command += ["--c"] if (run / "checkpoint_latest.pth").exists() else []
         environment = {**os.environ, "nnUNet_extTrainer": str(trainers.FOLDER)}
         subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
-    log = torch.load(run / "checkpoint_final.pth", map_location="cpu", weights_only=False)["logging"]
+    log = read_checkpoint(run / "checkpoint_final.pth")["logging"]
     return {key.removeprefix("skill_"): values for key, values in log.items() if key.startswith("skill_")}
 
 
@@ -98,7 +100,8 @@ def main() -> None:
         for name, *replaced in options.variant:
             keys = {f"pretraining.{key}": value for key, value in {**schedule, "seed": seed}.items()}
             keys |= {key: json.loads(value) for key, value in (pair.split("=", 1) for pair in replaced)}
-            plans = re.sub(r"\W+", "-", f"Skill {name} {options.steps} {seed}")
+            digest = hashlib.sha1(json.dumps(keys, sort_keys=True).encode(), usedforsecurity=False).hexdigest()[:8]
+            plans = re.sub(r"\W+", "-", f"Skill {options.plans} {name} {digest}")
             folder = Path(nnUNet_preprocessed, dataset)
             write_plans(folder, options.plans, plans, options.configuration, keys)
             curves[name, seed] = train(options, dataset, plans)

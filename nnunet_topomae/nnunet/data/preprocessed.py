@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.preprocessing.normalization.default_normalization_schemes import CTNormalization
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nnUNetBaseDataset
 from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -153,15 +154,21 @@ class PlannedDataset:
         Raises:
             ValueError: names the first difference and what to do.
         """
+        if difference := self.preprocessing_difference(other, configuration):
+            raise ValueError(
+                f"{other.folder.name} was not preprocessed like {self.folder.name}: {difference}; bring the plans there "
+                f"with nnUNetv2_move_plans_between_datasets -s {self.folder.name} -t {other.folder.name} "
+                f"-sp {self.plans.plans_name}, preprocess it with nnUNetv2_preprocess, or leave it out of "
+                f"pretraining.datasets"
+            )
+
+    def preprocessing_difference(self, other: "PlannedDataset", configuration: str) -> str:
+        """What differs first between the preprocessing of two plans, in words; empty if nothing does."""
         own, others = ({**_preprocessing(d, configuration), "channels": d.num_channels} for d in (self, other))
-        for key, value in own.items():
-            if others[key] != value:
-                raise ValueError(
-                    f"{other.folder.name} was not preprocessed like {self.folder.name}: {key} is {others[key]} there, "
-                    f"{value} here; bring the plans there with nnUNetv2_move_plans_between_datasets -s "
-                    f"{self.folder.name} -t {other.folder.name} -sp {self.plans.plans_name}, preprocess it with "
-                    f"nnUNetv2_preprocess, or leave it out of pretraining.datasets"
-                )
+        different = (
+            f"{key} is {others[key]} there, {value} here" for key, value in own.items() if others[key] != value
+        )
+        return next(different, "")
 
 
 def _cases_in(folder: Path) -> list[str]:
@@ -173,11 +180,12 @@ def _cases_in(folder: Path) -> list[str]:
 
 def _preprocessing(dataset: PlannedDataset, configuration: str) -> dict:
     settings = dataset.plans.get_configuration(configuration).configuration
-    return {
-        **{key: settings[key] for key in _PREPROCESSING},
-        "transpose_forward": dataset.plans.transpose_forward,
-        "foreground_intensity_properties_per_channel": dataset.plans.foreground_intensity_properties_per_channel,
-    }
+    described = {key: settings[key] for key in _PREPROCESSING}
+    described["transpose_forward"] = dataset.plans.transpose_forward
+    if CTNormalization.__name__ in settings["normalization_schemes"]:
+        key = "foreground_intensity_properties_per_channel"
+        described[key] = getattr(dataset.plans, key)
+    return described
 
 
 def open_cases(folder: Path, cases: Sequence[str]) -> nnUNetBaseDataset:

@@ -7,19 +7,25 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.preprocessing.normalization.default_normalization_schemes import (
     CTNormalization,
     RescaleTo01Normalization,
     ZScoreNormalization,
 )
+from nnunetv2.utilities.json_export import recursive_fix_for_json_export
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
+from nnunet_topomae.files import read_json
 from nnunet_topomae.methods.base import PretextTask
 from nnunet_topomae.networks.geometry import Size
+from nnunet_topomae.nnunet.data.preprocessed import PlannedDataset
 from nnunet_topomae.nnunet.data.raw import channel_names
 from nnunet_topomae.nnunet.planning.geometry import Strides, choose_patch_size, fit_strides, shrinking_crops
 from nnunet_topomae.nnunet.planning.memory import GIB
@@ -165,7 +171,11 @@ class PretrainingPlanner(ExperimentPlanner, ABC):
         return super().plan_experiment()
 
     def save_plans(self, plans: dict[str, Any]) -> None:
-        """Leave out the configurations that cannot be trained here, then save as nnU-Net does."""
+        """Leave out the configurations that cannot be trained here, then save as nnU-Net does.
+
+        Raises:
+            ValueError: if there are unlabelled cases that older plans of the same name have preprocessed differently.
+        """
         plans["configurations"] = {
             name: configuration
             for name, configuration in plans["configurations"].items()
@@ -173,7 +183,26 @@ class PretrainingPlanner(ExperimentPlanner, ABC):
         }
         for configuration in plans["configurations"].values():
             configuration.pop("next_stage", None)
+        self._check_unlabelled_cases_stay_valid(plans)
         super().save_plans(plans)
+
+    def _check_unlabelled_cases_stay_valid(self, plans: dict[str, Any]) -> None:
+        """nnU-Net preprocesses labelled cases again, but knows nothing of the unlabelled ones."""
+        folder = Path(nnUNet_preprocessed) / self.dataset_name
+        file = folder / f"{self.plans_identifier}.json"
+        if not file.exists():
+            return
+        recursive_fix_for_json_export(plans)
+        new, old = (PlannedDataset(folder, PlansManager(p), self.dataset_json) for p in (plans, read_json(file)))
+        for name in plans["configurations"]:
+            if name not in old.plans.available_configurations or not old.unlabelled_cases(name):
+                continue
+            if difference := new.preprocessing_difference(old, name):
+                raise ValueError(
+                    f"{old.unlabelled_folder(name)} holds cases that {self.plans_identifier} has preprocessed in another "
+                    f"way ({difference}); delete that folder and add them again afterwards, or give the new plans "
+                    f"another name with -overwrite_plans_name"
+                )
 
     def get_plans_for_configuration(
         self,

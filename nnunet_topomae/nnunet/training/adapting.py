@@ -42,7 +42,8 @@ def adapt(
         A table that says how much was carried over, adapted and left fresh.
 
     Raises:
-        ValueError: if the networks are of different classes, nothing can be carried, or the output exists.
+        ValueError: if the networks are of different classes or their ViTs have different kinds of positions, if nothing
+            can be carried, or the output exists.
     """
     if output.exists():
         raise ValueError(f"{output} exists already; delete it or choose another name")
@@ -55,6 +56,12 @@ def adapt(
         raise ValueError(
             f"{file} holds a {before.network_arch_class_name}, but plans {dataset.plans.plans_name} of "
             f"{dataset.folder.name} name a {after.network_arch_class_name}"
+        )
+    started = [c.network_arch_init_kwargs.get("vit", {}).get("local_start", False) for c in (before, after)]
+    if started[0] != started[1]:
+        raise ValueError(
+            f"{file} was pre-trained with local_start {started[0]} in arch_kwargs.vit, so its ViT knows other "
+            f"positions than those of {dataset.plans.plans_name}; set local_start there to {started[0]}"
         )
     channels = source.num_channels, dataset.num_channels
     with torch.device("meta"):

@@ -25,6 +25,12 @@ from nnunet_topomae.settings import StageConfig
 
 _LR_REFERENCE_BATCH = 256
 
+_MUST_STAY = ("architecture", "patch_size", "normalization_schemes", "use_mask_for_norm")  # while a run goes on
+_OTHER_PLANS = (
+    "{} was written with other plans than the present ones, so the run cannot be continued; restore the plans or "
+    "delete the folder: {}"
+)
+
 
 class StageTrainer(nnUNetTrainer, ABC):
     """An nnU-Net trainer that is configured by a block of its plans.
@@ -218,14 +224,12 @@ class StageTrainer(nnUNetTrainer, ABC):
             raise ValueError(f"{file} was not written by {type(self).__name__}; delete it to start a new training")
         if not self.was_initialized:
             self.initialize()
+        self._check_written_with_these_plans(checkpoint, file)
         try:
             self.module.load_state_dict(checkpoint[WEIGHTS])
             self.optimizer.load_state_dict(checkpoint["optimizer_state"])
         except (RuntimeError, ValueError) as error:
-            raise ValueError(
-                f"{file} was written with other plans than the present ones, so the run cannot be continued; restore "
-                f"the plans or delete the folder: {str(error).splitlines()[0]}"
-            ) from error
+            raise ValueError(_OTHER_PLANS.format(file, str(error).splitlines()[0])) from error
         if self.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
             self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
         self.my_init_kwargs = checkpoint["init_args"]
@@ -235,6 +239,14 @@ class StageTrainer(nnUNetTrainer, ABC):
         self.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
         self._restore_schedule(checkpoint["lr_scheduler_state"]["last_epoch"])
         self._restore_random_state(checkpoint["random_state"])
+
+    def _check_written_with_these_plans(self, checkpoint: dict[str, Any], file: Path) -> None:
+        """Refuse what tensors of the right shape cannot tell: another normalisation, other positions."""
+        written = checkpoint["init_args"]
+        before = PlansManager(written["plans"]).get_configuration(written["configuration"]).configuration
+        for key in _MUST_STAY:
+            if before[key] != self.configuration_manager.configuration[key]:
+                raise ValueError(_OTHER_PLANS.format(file, f"{key} was {before[key]}"))
 
     def _restore_schedule(self, iteration: int) -> None:
         """Go on with the schedule at an iteration, with the learning rates of the present plans."""

@@ -145,8 +145,72 @@ def test_intensities_are_normalised_as_nnunet_does_by_default(tmp_path, monkeypa
     assert plans[key] == fingerprint[key]
 
 
+def test_vits_of_default_plans_start_local_and_pre_training_has_no_dropout(tmp_path, monkeypatch):
+    plan = _planner(tmp_path, monkeypatch).plan_experiment()["configurations"]["3d_fullres"]
+    assert plan["architecture"]["arch_kwargs"]["vit"]["local_start"] is True
+    assert plan["pretraining"]["dropout"] == 0
+
+
+@pytest.mark.parametrize(("unit", "scheme"), [(False, "ZScoreNormalization"), (True, "RescaleTo01Normalization")])
+def test_nnunets_mask_for_normalisation_belongs_to_its_z_scores(tmp_path, monkeypatch, unit, scheme):
+    planner_class = UnitPlanner if unit else SmallPlanner
+    planner = _planner(tmp_path, monkeypatch, channels=("T1", "T2"), planner_class=planner_class)
+    planner.dataset_fingerprint["median_relative_size_after_cropping"] = 0.5  # images that are empty outside the body
+    plan = planner.plan_experiment()["configurations"]["3d_fullres"]
+    assert plan["normalization_schemes"] == [scheme] * 2
+    assert plan["use_mask_for_norm"] == [not unit] * 2
+
+
+def _without_foreground(tmp_path, monkeypatch, planner_class):
+    _planner(tmp_path, monkeypatch, channels=("CT",), planner_class=planner_class)
+    file = tmp_path / "preprocessed" / DATASET / "dataset_fingerprint.json"
+    fingerprint = json.loads(file.read_text())
+    for properties in fingerprint["foreground_intensity_properties_per_channel"].values():
+        properties.update(dict.fromkeys(properties, float("nan")))
+    file.write_text(json.dumps(fingerprint))
+    return planner_class(777)
+
+
 class UnitPlanner(SmallPlanner):
     unit_intensities = True
+
+
+class RangePlanner(UnitPlanner):
+    intensity_range = (-175, 250)
+
+
+@pytest.mark.parametrize("planner_class", [SmallPlanner, UnitPlanner])
+def test_ct_without_foreground_has_nothing_to_be_normalised_by(tmp_path, monkeypatch, planner_class):
+    with pytest.raises(ValueError, match="channel 0 is CT, but no case has a labelled foreground"):
+        _without_foreground(tmp_path, monkeypatch, planner_class)
+
+
+def test_ct_without_foreground_can_be_scaled_by_a_range(tmp_path, monkeypatch):
+    plans = _without_foreground(tmp_path, monkeypatch, RangePlanner).plan_experiment()
+    properties = plans["foreground_intensity_properties_per_channel"]["0"]
+    assert (properties["mean"], properties["std"]) == (-175, 425)
+
+
+def test_a_range_without_unit_intensities_is_refused(tmp_path, monkeypatch):
+    planner_class = type("Clipped", (SmallPlanner,), {"intensity_range": (0, 1)})
+    with pytest.raises(ValueError, match="Clipped: intensity_range needs unit_intensities"):
+        _planner(tmp_path, monkeypatch, planner_class=planner_class)
+
+
+def test_unlabelled_cases_of_another_normalisation_are_not_mixed_with_new_ones(tmp_path, monkeypatch):
+    _planner(tmp_path, monkeypatch, channels=("MRI",), planner_class=UnitPlanner).plan_experiment()
+    folder = tmp_path / "preprocessed" / DATASET
+    unlabelled = folder / "nnUNetTopoMAEPlans_3d_fullres_unlabelled"
+    unlabelled.mkdir()
+    (unlabelled / "case.pkl").touch()
+    (unlabelled / "case.b2nd").touch()
+    before = (folder / "nnUNetTopoMAEPlans.json").read_text()
+    with pytest.raises(
+        ValueError, match=r"_unlabelled holds cases .*\(normalization_schemes is .*\); delete that folder"
+    ):
+        SmallPlanner(777).plan_experiment()
+    assert (folder / "nnUNetTopoMAEPlans.json").read_text() == before
+    UnitPlanner(777).plan_experiment()
 
 
 def test_the_papers_intensities_go_to_the_unit_interval_by_nnunets_own_normalisation(tmp_path, monkeypatch):
@@ -214,6 +278,9 @@ def test_the_papers_set_ups(tmp_path, monkeypatch, name, shape, spacing, channel
     schedule = plan["pretraining"]
     assert schedule["num_epochs"] == round(10_000 * 30 / plan["batch_size"] / 250)  # no limit
     assert schedule["warmup_epochs"] == pytest.approx(0.01 * schedule["num_epochs"], abs=0.05)
+    assert plan["normalization_schemes"] == ["CTNormalization" if channel == "CT" else "RescaleTo01Normalization"]
+    assert schedule["dropout"] == 0.1
+    assert not plan["architecture"]["arch_kwargs"]["vit"]["local_start"]
     if hu is not None:
         properties = plans["foreground_intensity_properties_per_channel"]["0"]
         assert (properties["percentile_00_5"], properties["percentile_99_5"]) == hu
