@@ -52,7 +52,7 @@ TINY_UNET = {
     "nonlin_kwargs": {"inplace": True},
 }
 PLANNED_CROP = [24, 32, 32]  # of the phantom dataset that trainers are tested on
-PLANNED_NETWORK = {**TINY_FEATURES, "vit": {"patch_size": [8, 8, 8], **_VIT}}
+PLANNED_NETWORK = {**TINY_FEATURES, "vit": {"patch_size": [8, 8, 8], **_VIT, "local_start": True}}
 SCHEDULE = {"num_epochs": 3, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "warmup_epochs": 1}
 SHORT_SCHEDULE = {**SCHEDULE, "num_epochs": 1, "warmup_epochs": 0}
 

@@ -79,7 +79,8 @@ class PretextTask(nn.Module, ABC):
         headings: names of the branches as people read them in pictures and tables; a branch that is not among them is
             shown by its own name.
         yardstick: what a run must beat before it can be said to have learned, in words; see :meth:`baseline_error`.
-            Empty if the method has none.
+            Empty if the method has none. If :meth:`shown` gives a row of this name with an ``MSE``, the report has the
+            skill of all rows.
     """
 
     config_class: ClassVar[type[PretrainingConfig]] = PretrainingConfig
@@ -182,8 +183,8 @@ class PretextTask(nn.Module, ABC):
         raise NotImplementedError(f"{type(self).__name__} has no yardstick")
 
     def errors(self, output: Output, batch: Batch) -> dict[str, Tensor]:
-        """Errors by branch, to be compared with :meth:`baseline_error`; scalars."""
-        return {}
+        """Errors by branch, to be compared with :meth:`baseline_error`; scalars. Needed with a ``yardstick``."""
+        raise NotImplementedError(f"{type(self).__name__} has no yardstick")
 
     @abstractmethod
     def shown(self, output: Output, batch: Batch) -> CaseReport:

@@ -156,8 +156,8 @@ class PlannedDataset:
         """
         if difference := self.preprocessing_difference(other, configuration):
             raise ValueError(
-                f"{other.folder.name} was not preprocessed like {self.folder.name}: {difference}; bring the plans there "
-                f"with nnUNetv2_move_plans_between_datasets -s {self.folder.name} -t {other.folder.name} "
+                f"{other.folder.name} was not preprocessed like {self.folder.name}: {difference}; bring the plans "
+                f"there with nnUNetv2_move_plans_between_datasets -s {self.folder.name} -t {other.folder.name} "
                 f"-sp {self.plans.plans_name}, preprocess it with nnUNetv2_preprocess, or leave it out of "
                 f"pretraining.datasets"
             )

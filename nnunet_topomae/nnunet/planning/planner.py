@@ -199,9 +199,9 @@ class PretrainingPlanner(ExperimentPlanner, ABC):
                 continue
             if difference := new.preprocessing_difference(old, name):
                 raise ValueError(
-                    f"{old.unlabelled_folder(name)} holds cases that {self.plans_identifier} has preprocessed in another "
-                    f"way ({difference}); delete that folder and add them again afterwards, or give the new plans "
-                    f"another name with -overwrite_plans_name"
+                    f"{old.unlabelled_folder(name)} holds cases that {self.plans_identifier} has preprocessed "
+                    f"in another way ({difference}); delete that folder and add them again afterwards, or give the "
+                    f"new plans another name with -overwrite_plans_name"
                 )
 
     def get_plans_for_configuration(

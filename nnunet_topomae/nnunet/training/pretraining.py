@@ -38,8 +38,8 @@ _TOTAL = "total"
 _DIVERGED = "; if the images are sound, training has diverged: lower pretraining.base_lr"
 _ERROR, _BASELINE = "error of ", "error of the yardstick"  # in validation, beside the names of loss terms
 _WARNING = (
-    "WARNING: {} does worse than {}, which learns nothing (skill {:.2f}), so do not expect fine-tuning to gain "
-    "from this run: train longer (pretraining.num_epochs) or try another pretraining.base_lr, and look at progress.png"
+    "WARNING: {} does worse than {}, which learns nothing (skill {:.2f}): train longer (pretraining.num_epochs) or try "
+    "another pretraining.base_lr, and look at progress.png"
 )
 _TRAINING_STREAM, _VALIDATION_STREAM, _REPORT_STREAM = 0, 1, 2
 

@@ -64,6 +64,17 @@ def _scratch(workspace, **changes):
     return {**torch.load(workspace.checkpoint("TopoMAEPretrainer"), weights_only=True), **changes}
 
 
+def test_a_vit_that_knows_other_positions_is_refused(workspace, pretrained, tmp_path, capsys):
+    def as_selfmedmae(configuration):
+        configuration["architecture"]["arch_kwargs"]["vit"]["local_start"] = False
+
+    plans = workspace.write_plans("SelfMedMAE", as_selfmedmae)
+    source, output = str(workspace.checkpoint("TopoMAEPretrainer")), tmp_path / "out.pth"
+    assert cli.main(["adapt", source, *ADAPT, plans, "-o", str(output)]) == 2
+    assert "pre-trained with local_start True in arch_kwargs.vit" in capsys.readouterr().err
+    assert not output.exists()
+
+
 @pytest.mark.parametrize(
     ("edit", "message"),
     [

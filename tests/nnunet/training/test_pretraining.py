@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
+from torch.utils.data import default_collate
 
 from nnunet_topomae.commands import cli
 from nnunet_topomae.methods.inpainting import harmonic_inpainting
@@ -73,7 +74,8 @@ def test_every_term_is_logged_once_an_epoch(pretrained):
 
 def test_skill_compares_the_error_of_all_validation_crops_with_that_of_inpainting(pretrained):
     """Recomputed from the crops of a validation epoch."""
-    batches = [next(pretrained.get_dataloaders()[1]) for _ in range(1)]
+    loader = pretrained.get_dataloaders()[1]
+    batches = [next(loader) for _ in range(pretrained.num_val_iterations_per_epoch)]
     pretrained.network.eval()
     errors, inpainted = [], []
     for batch in batches:
@@ -93,13 +95,42 @@ def test_a_run_that_has_learned_nothing_says_so(workspace, pretrained):
     assert "WARNING: ViT does worse than harmonic inpainting, which learns nothing (skill -" in log.read_text()
 
 
-def test_the_yardstick_is_measured_once_a_run(pretrained, monkeypatch):
-    batch = next(pretrained.get_dataloaders()[1])
-    pretrained.on_validation_epoch_start()
-    first = pretrained.validation_step(batch)
-    monkeypatch.setattr(pretrained.task, "baseline_error", None)  # calling it would fail
-    pretrained.on_validation_epoch_start()
-    assert pretrained.validation_step(batch) == first
+def test_the_yardstick_is_measured_once_a_run_for_every_validation_batch(pretrained, monkeypatch):
+    stream = pretrained.stream(pretrained.get_tr_and_val_datasets()[1], 1, mirror=False)
+    batches = [default_collate([stream[i], stream[i + 1]]) for i in (0, 2)]
+    monkeypatch.setattr(pretrained, "_baseline_errors", [])
+    epochs = []
+    for _ in range(2):
+        pretrained.on_validation_epoch_start()
+        epochs.append([pretrained.validation_step(batch)["error of the yardstick"] for batch in batches])
+        monkeypatch.setattr(pretrained.task, "baseline_error", None)  # to call it again would fail
+    assert epochs[0] == epochs[1]
+    assert epochs[0][0] != epochs[0][1]
+
+
+def test_the_skill_of_an_epoch_compares_mean_errors(pretrained, monkeypatch):
+    """Errors 1 and 3 against 6 and 2: 1 - 4 / 8 = 0.5, while the mean of the batches' skills is 0.17."""
+    monkeypatch.setattr(pretrained.logger.local_logger, "my_fantastic_logging", {})
+    outputs = [
+        {"total": np.float32(0), "error of vit": np.float32(error), "error of the yardstick": np.float32(baseline)}
+        for error, baseline in ((1, 6), (3, 2))
+    ]
+    monkeypatch.setattr(pretrained, "current_epoch", 2)
+    pretrained.log_terms(outputs, "val")
+    *before, skill = pretrained.logger.local_logger.skills()["vit"]
+    assert skill == 0.5
+    assert len(before) == 2, "a key that is new in the third epoch has no value in the first two"
+    assert np.isnan(before).all()
+
+
+def test_a_run_cannot_go_on_with_images_of_another_normalisation(workspace, pretrained):
+    def other(configuration):
+        configuration["normalization_schemes"] = ["RescaleTo01Normalization"]
+
+    trainer = workspace.trainer("TopoMAEPretrainer", workspace.write_plans("Rescaled", other))
+    file = workspace.checkpoint("TopoMAEPretrainer")
+    with pytest.raises(ValueError, match=r"with other plans .* delete the folder: normalization_schemes was \['CTNorm"):
+        trainer.load_checkpoint(str(file))
 
 
 def test_checkpoint_can_be_read_without_running_code(workspace, pretrained):
@@ -121,7 +152,9 @@ def test_checkpoint_of_other_plans_cannot_be_continued(workspace, pretrained):
 
     other = workspace.trainer("TopoMAEPretrainer", workspace.write_plans("Narrow", narrower))
     file = workspace.checkpoint("TopoMAEPretrainer")
-    with pytest.raises(ValueError, match=r"checkpoint_final.pth was written with other plans"):
+    with pytest.raises(
+        ValueError, match=r"checkpoint_final.pth was written with other plans.*delete the folder: architecture was"
+    ):
         other.load_checkpoint(str(file))
 
 
