@@ -30,7 +30,8 @@ class TopoMAEPlanner(PretrainingPlanner):
 
     def pretraining_config(self, crop_size: Size, spacing: Sequence[float], batch_size: int) -> Any:
         """With the dropout of this planner; see :meth:`PretrainingPlanner.pretraining_config`."""
-        return replace(super().pretraining_config(crop_size, spacing, batch_size), dropout=self.pretraining_dropout)
+        config: Any = super().pretraining_config(crop_size, spacing, batch_size)
+        return replace(config, dropout=self.pretraining_dropout)
 
     def network_arguments(self, crop_size: Size, strides: Strides, patch_size: Size) -> dict[str, Any]:
         """See :meth:`PretrainingPlanner.network_arguments`."""

@@ -81,7 +81,8 @@ class ViTEncoder(nn.Module):
         """Draw new weights; see :func:`initialize_transformer`. The patch embedding is a linear layer, too."""
         initialize_transformer(self, self.local_start)
         nn.init.xavier_uniform_(self.patch_embed.weight.view(self.width, -1))
-        nn.init.zeros_(self.patch_embed.bias)
+        if self.patch_embed.bias is not None:
+            nn.init.zeros_(self.patch_embed.bias)
 
     def forward(self, crop: Tensor, visible: Tensor | None = None) -> Tensor:
         """Normalised tokens of the visible patches.

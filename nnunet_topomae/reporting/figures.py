@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -154,7 +154,7 @@ def _draw_skills(axis: Axes, skills: Mapping[str, Sequence[float]]) -> None:
     axis.legend()
 
 
-def _draw_curve(axis: Axes, values: Sequence[float] | npt.NDArray[np.float64], **style: str) -> None:
+def _draw_curve(axis: Axes, values: Sequence[float] | npt.NDArray[np.float64], **style: Any) -> None:
     axis.plot(values, marker="." if len(values) < _FEW_EPOCHS else None, **style)
 
 

@@ -13,10 +13,15 @@ SKILL = "skill_"  # beginning of the keys of skills, which the name of the branc
 
 
 class PretrainingLogger(LocalLogger):
-    """nnU-Net's log, to which any key may be added."""
+    """nnU-Net's log, to which any key may be added.
 
-    def __init__(self):
+    Args:
+        headings: names of the branches as people read them in ``progress.png``.
+    """
+
+    def __init__(self, headings: Mapping[str, str]):
         super().__init__()
+        self.headings = headings
         self.my_fantastic_logging = {}
 
     def log(self, key: str, value: Any, epoch: int) -> None:
@@ -43,6 +48,6 @@ class PretrainingLogger(LocalLogger):
             {("total" if t == "losses" else t): Curve(log[f"train_{t}"], log.get(f"val_{t}", [])) for t in terms},
             log["lrs"],
             [end - start for end, start in times],
-            self.skills(),
+            {self.headings.get(branch, branch): skills for branch, skills in self.skills().items()},
             Path(output_folder) / "progress.png",
         )

@@ -84,7 +84,7 @@ class Pretrainer(StageTrainer):
         """Switch off what needs labels (oversampling of foreground, deep supervision), and log the task's own terms."""
         self.oversample_foreground_percent = 0.0
         self.enable_deep_supervision = False
-        self.logger.local_logger = PretrainingLogger()
+        self.logger.local_logger = PretrainingLogger(self.task_class.headings)
         self._baseline_errors: list[Tensor] = []
         self._validation_batch = 0
         if self.cases.without_labels:
