@@ -22,7 +22,7 @@ class PretrainingLogger(LocalLogger):
     def __init__(self, headings: Mapping[str, str]):
         super().__init__()
         self.headings = headings
-        self.my_fantastic_logging = {}
+        self.my_fantastic_logging: dict[str, Any] = {}
 
     def log(self, key: str, value: Any, epoch: int) -> None:
         """Add a value; a key may be new, and then has no values (NaN) in the epochs before."""
