@@ -28,6 +28,9 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
 from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_name
 
 from nnunet_topomae import trainers
+from nnunet_topomae.files import read_json, write_json
+from nnunet_topomae.nnunet.planning.plans import PRETRAINING
+from nnunet_topomae.nnunet.training.logger import SKILL
 from nnunet_topomae.nnunet.weights.checkpoints import read_checkpoint
 
 Curves = dict[str, list[float]]  # skills by branch
@@ -35,16 +38,16 @@ Curves = dict[str, list[float]]  # skills by branch
 
 def write_plans(folder: Path, source: str, name: str, configuration: str, replaced: dict[str, Any]) -> None:
     """Write plans of another name, with some keys replaced."""
-    plans = json.loads((folder / f"{source}.json").read_text())
+    plans = read_json(folder / f"{source}.json")
     plans["plans_name"] = name
+    plans["configurations"][configuration].setdefault(PRETRAINING, {})  # plans of nnU-Net's own planners have none
     for path, value in replaced.items():
         place = plans["configurations"][configuration]
         *parents, key = path.split(".")
-        place.setdefault("pretraining", {})  # plans of nnU-Net's own planners have none
         for parent in parents:
             place = place[parent]
         place[key] = value
-    (folder / f"{name}.json").write_text(json.dumps(plans, indent=2))
+    write_json(plans, folder / f"{name}.json")
 
 
 def train(options: argparse.Namespace, dataset: str, plans: str) -> Curves:
@@ -57,7 +60,7 @@ def train(options: argparse.Namespace, dataset: str, plans: str) -> Curves:
         environment = {**os.environ, "nnUNet_extTrainer": str(trainers.FOLDER)}
         subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
     log = read_checkpoint(run / "checkpoint_final.pth")["logging"]
-    return {key.removeprefix("skill_"): values for key, values in log.items() if key.startswith("skill_")}
+    return {key.removeprefix(SKILL): values for key, values in log.items() if key.startswith(SKILL)}
 
 
 def draw(curves: dict[tuple[str, int], Curves], every: int, file: Path) -> None:
@@ -98,7 +101,7 @@ def main() -> None:
     curves: dict[tuple[str, int], Curves] = {}
     for seed in options.seeds:
         for name, *replaced in options.variant:
-            keys = {f"pretraining.{key}": value for key, value in {**schedule, "seed": seed}.items()}
+            keys = {f"{PRETRAINING}.{key}": value for key, value in {**schedule, "seed": seed}.items()}
             keys |= {key: json.loads(value) for key, value in (pair.split("=", 1) for pair in replaced)}
             digest = hashlib.sha1(json.dumps(keys, sort_keys=True).encode(), usedforsecurity=False).hexdigest()[:8]
             plans = re.sub(r"\W+", "-", f"Skill {options.plans} {name} {digest}")

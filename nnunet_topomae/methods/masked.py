@@ -23,6 +23,7 @@ from nnunet_topomae.settings.schema import Choice, Number, block, setting
 
 MASK_SOURCES = ("random", "anatomask")
 HARDNESS_SCORES = ("denormalised", "normalised", "mixed")
+_INPAINTING = "harmonic inpainting"
 _MOMENTUM_RISES = 0.25  # share of the training, AnatoMask
 
 
@@ -111,7 +112,7 @@ class MaskedReconstruction(PretextTask):
 
     config_class = MaskedConfig
     config: MaskedConfig
-    yardstick = "harmonic inpainting"
+    yardstick = _INPAINTING
     teacher: "MaskedReconstruction | None"
 
     def __init__(self, network: nn.Module, config: MaskedConfig, crop_size: Sequence[int]):
@@ -161,10 +162,10 @@ class MaskedReconstruction(PretextTask):
     def baselines(self, batch: Batch) -> dict[str, Tensor]:
         """What predictors that learn nothing make of the hidden voxels, (B, C, D, H, W) by name."""
         crop, hidden = batch["crop"], self.hidden_voxels(batch)
-        return {"visible mean": visible_mean(crop, hidden), self.yardstick: harmonic_inpainting(crop, hidden)}
+        return {"visible mean": visible_mean(crop, hidden), _INPAINTING: harmonic_inpainting(crop, hidden)}
 
     def baseline_error(self, batch: Batch) -> Tensor:
-        """Mean squared error of harmonic inpainting over hidden voxels; see :meth:`PretextTask.baseline_error`."""
+        """Mean squared error of the yardstick over hidden voxels; see :meth:`PretextTask.baseline_error`."""
         return masked_mse(self.baselines(batch)[self.yardstick], batch["crop"], self.hidden_voxels(batch))
 
     def errors(self, output: Output, batch: Batch) -> dict[str, Tensor]:
@@ -212,8 +213,8 @@ class MaskedReconstruction(PretextTask):
         crop, hidden = batch["crop"], self.hidden_voxels(batch)
         images = self.images(output, batch)
         baselines = self.baselines(batch)
-        inpainted = {self.yardstick: baselines[self.yardstick]}
-        columns = {"input": crop, "masked": crop.masked_fill(hidden, torch.nan), **inpainted}
+        columns = {"input": crop, "masked": crop.masked_fill(hidden, torch.nan)}
+        columns[self.yardstick] = baselines[self.yardstick]
         columns |= {self.headings.get(branch, branch): compose(crop, image, hidden) for branch, image in images.items()}
         metrics = {
             name: reconstruction_metrics(*(t[0].cpu().numpy() for t in (crop, image, hidden)))
@@ -246,15 +247,12 @@ class NormalisedReconstruction(MaskedReconstruction):
 
         See :meth:`MaskedReconstruction.baselines`.
         """
-        crop, hidden = batch["crop"], self.hidden_voxels(batch)
-        inpainted = harmonic_inpainting(crop, hidden)
-        (mean, _), (inpainted_mean, _) = (patch_statistics(image, self.patch_size) for image in (crop, inpainted))
-        return {
-            "visible mean": visible_mean(crop, hidden),
-            "true patch mean": mean,
-            "harmonic inpainting": inpainted,
-            self.yardstick: inpainted - inpainted_mean + mean,
-        }
+        untold = super().baselines(batch)
+        inpainted = untold[_INPAINTING]
+        (mean, _), (inpainted_mean, _) = (
+            patch_statistics(image, self.patch_size) for image in (batch["crop"], inpainted)
+        )
+        return {**untold, "true patch mean": mean, self.yardstick: inpainted - inpainted_mean + mean}
 
     def patch_errors(self, output: Output, batch: Batch) -> Tensor:
         """The error that ``anatomask.hardness`` names; see :meth:`MaskedReconstruction.patch_errors`."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -21,6 +22,7 @@ _GREY = matplotlib.colormaps["gray"].with_extremes(bad="#24527a")  # hidden voxe
 _WINDOW = (0.5, 99.5)  # percentiles of the input that become black and white
 _WORST_SKILL = -1.5  # the lowest that is drawn: early epochs would hide all others
 _FEW_EPOCHS = 20  # up to which every epoch gets a dot
+_HEADING_WIDTH = 22  # letters above a column
 _CHANNEL = 0  # the channel that pictures show
 
 
@@ -66,7 +68,7 @@ def save_columns(cases: Mapping[str, Mapping[str, Volume]], geometry: Geometry, 
     for index, (case, columns) in enumerate(cases.items()):
         _draw_case(axes[index * len(_PLANES) : (index + 1) * len(_PLANES)], case, columns, geometry)
     for axis, heading in zip(axes[0], headings, strict=True):
-        axis.set_title(heading, fontsize=11)
+        axis.set_title(fill(heading, _HEADING_WIDTH), fontsize=11)
     _save(figure, file, dpi=110)
 
 

@@ -132,7 +132,7 @@ class PretrainingPlanner(ExperimentPlanner, ABC):
             ValueError: if a CT channel has no foreground.
         """
         for channel, properties in self._ct_properties().items():
-            if not (self.unit_intensities and self.intensity_range) and not np.isfinite(properties["mean"]):
+            if not self.intensity_range and not np.isfinite(properties["mean"]):
                 raise ValueError(
                     f"{self.dataset_name}: channel {channel} is CT, but no case has a labelled foreground to take its "
                     f"intensities from, by which nnU-Net normalises CT"
