@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from nnunet_topomae.methods.topomae import TopoMAE
 from nnunet_topomae.networks import FusedViTUNETRPP
 from nnunet_topomae.networks.geometry import Size
+from nnunet_topomae.networks.vit import choose_taps
 from nnunet_topomae.nnunet.planning.geometry import Strides
 from nnunet_topomae.nnunet.planning.planner import PretrainingPlanner
 
@@ -40,4 +41,5 @@ class TopoMAEPlanner(PretrainingPlanner):
             "strides": [list(stride) for stride in strides],
             "features_per_stage": list(self.features_per_stage),
             "vit": self.vit_arguments(patch_size),
+            "taps": list(choose_taps(self.vit["depth"], 3)),
         }

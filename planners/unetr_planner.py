@@ -6,6 +6,7 @@ from nnunet_topomae.methods.mae import MAE
 from nnunet_topomae.networks import UNETR
 from nnunet_topomae.networks.geometry import Size
 from nnunet_topomae.networks.pyramid import upsampling_steps
+from nnunet_topomae.networks.vit import choose_taps
 from nnunet_topomae.nnunet.planning.geometry import Strides
 from nnunet_topomae.nnunet.planning.planner import PretrainingPlanner
 
@@ -27,4 +28,5 @@ class TopoMAEUNETRPlanner(PretrainingPlanner):
             "crop_size": list(crop_size),
             "strides": [[1, 1, 1], *steps],
             "vit": self.vit_arguments(patch_size),
+            "taps": list(choose_taps(self.vit["depth"], len(steps) - 1)),
         }

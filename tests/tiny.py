@@ -52,7 +52,8 @@ TINY_UNET = {
     "nonlin_kwargs": {"inplace": True},
 }
 PLANNED_CROP = [24, 32, 32]  # of the phantom dataset that trainers are tested on
-PLANNED_NETWORK = {**TINY_FEATURES, "vit": {"patch_size": [8, 8, 8], **_VIT, "local_start": True}}
+_PLANNED_VIT = {"patch_size": [8, 8, 8], **_VIT, "local_start": True}
+PLANNED_NETWORK = {**TINY_FEATURES, "vit": _PLANNED_VIT, "taps": [0, 1, 2]}
 SCHEDULE = {"num_epochs": 3, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "warmup_epochs": 1}
 SHORT_SCHEDULE = {**SCHEDULE, "num_epochs": 1, "warmup_epochs": 0}
 

@@ -29,6 +29,7 @@ _SCHEDULE = {"num_iterations_per_epoch": _ITERATIONS, "num_val_iterations_per_ep
 _NETWORK = {
     "features_per_stage": [8, 16, 32, 64],
     "vit": {"patch_size": [8, 8, 8], "width": 96, "depth": 4, "num_heads": 3, "local_start": True},
+    "taps": [0, 1, 2],
     "pyramid_channels": [8, 16, 32, None],
     "pyramid_blocks": [1, 1, 1, 0],
 }

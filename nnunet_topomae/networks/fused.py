@@ -7,7 +7,7 @@ from torch import Tensor
 
 from nnunet_topomae.networks.pyramid import TokenPyramid
 from nnunet_topomae.networks.unetrpp import UNETRPP, stage_grids
-from nnunet_topomae.networks.vit import ViTEncoder, evenly_spaced_taps
+from nnunet_topomae.networks.vit import ViTEncoder, check_taps
 
 _DEFAULT_CHANNELS = (64, 64, 128, None)
 _DEFAULT_BLOCKS = (3, 1, 1, 0)
@@ -22,8 +22,8 @@ class FusedViTUNETRPP(UNETRPP):
         input_channels, num_classes, deep_supervision: given by nnU-Net.
         crop_size, strides: see :class:`UNETRPP`.
         vit: keyword arguments of :class:`ViTEncoder`; ``patch_size`` is required.
-        taps: blocks (0-based) whose hidden states feed scales 1 to 3; scale 4 gets the normalised output. None: at
-            5/12, 8/12 and 11/12 of the depth, which is blocks 4, 7 and 10 of 12.
+        taps: blocks (0-based) whose hidden states feed scales 1 to 3; scale 4 gets the normalised output. Planners
+            write those of UNETR, 3, 6 and 9 of 12. None: 4, 7 and 10 of 12, as older plans were trained.
         pyramid_channels: channels within the adapters between ViT and UNETR++, for each of the four scales; see
             :class:`ScaleAdapter`.
         pyramid_blocks: number of residual blocks of these adapters.
@@ -74,9 +74,7 @@ class FusedViTUNETRPP(UNETRPP):
             **unetrpp_kwargs,
         )
         self.vit = ViTEncoder(input_channels, crop_size, drop_path=drop_path, **vit)
-        self.taps = tuple(taps) if taps is not None else evenly_spaced_taps(len(self.vit.blocks), 3)
-        if len(self.taps) != 3 or list(self.taps) != sorted(set(self.taps)) or self.taps[-1] >= len(self.vit.blocks):
-            raise ValueError(f"taps must be three increasing blocks of a ViT of depth {len(self.vit.blocks)}: {taps}")
+        self.taps = check_taps(taps, len(self.vit.blocks), 3)
         if len(pyramid_channels) != 4 or len(pyramid_blocks) != 4:
             raise ValueError(
                 f"pyramid_channels and pyramid_blocks need a value for each of four scales, got "

@@ -8,9 +8,10 @@ from nnunet_topomae.networks.vit import ViTEncoder
 def initialize(module: nn.Module) -> None:
     """Truncated normal of sigma 0.02 for linear layers, as in UNETR++; ViTs have a rule of their own.
 
-    Convolutions keep PyTorch's initial weights. nnU-Net's He initialisation is not used: no norm follows the skip
-    connection of an EPA block, so features would grow from block to block. ``apply`` comes to a ViT after its parts, so
-    that the ViT's own rule, :meth:`ViTEncoder.initialize`, has the last word.
+    The published UNETR++ does so in its encoder only, and leaves its decoder as PyTorch made it. Convolutions keep
+    PyTorch's initial weights. nnU-Net's He initialisation is not used: no norm follows the skip connection of an EPA
+    block, so features would grow from block to block. ``apply`` comes to a ViT after its parts, so that the ViT's own
+    rule, :meth:`ViTEncoder.initialize`, has the last word.
     """
     if isinstance(module, ViTEncoder):
         module.initialize()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nnunet_topomae.networks.blocks import residual_block, upsampling
 from nnunet_topomae.networks.initialization import initialize
-from nnunet_topomae.networks.vit import ViTEncoder, evenly_spaced_taps
+from nnunet_topomae.networks.vit import ViTEncoder, check_taps
 
 _MIN_LEVELS = 2  # else nothing would be supervised: nnU-Net gives the coarsest output the weight 0
 
@@ -88,7 +88,8 @@ class UNETR(nn.Module):
             product is the ViT's patch size.
         vit: keyword arguments of :class:`ViTEncoder`; ``patch_size`` is required.
         taps: blocks (0-based) whose hidden states feed the scales between full resolution and tokens, the finest first;
-            None for blocks 4, 7 and 10 of 12, scaled to the depth and the number of scales.
+            planners write those of UNETR, 3, 6 and 9 of 12. None: 4, 7 and 10 of 12, as networks from older plans were
+            trained.
         features: channels at full resolution, doubled at each coarser scale.
         drop_path: stochastic depth of the ViT.
 
@@ -126,10 +127,7 @@ class UNETR(nn.Module):
             raise ValueError(f"strides must start with 1 and multiply to the ViT patch size, got {strides}")
         if len(steps) < _MIN_LEVELS:
             raise ValueError(f"UNETR needs ViT patches of at least 4 voxels along an axis, got {self.vit.patch_size}")
-        depth = len(self.vit.blocks)
-        self.taps = tuple(taps) if taps is not None else evenly_spaced_taps(depth, len(steps) - 1)
-        if len(self.taps) != len(steps) - 1 or list(self.taps) != sorted(set(self.taps)) or self.taps[-1] >= depth:
-            raise ValueError(f"taps must be {len(steps) - 1} increasing blocks of a ViT of depth {depth}: {taps}")
+        self.taps = check_taps(taps, len(self.vit.blocks), len(steps) - 1)
         widths = [features * 2**level for level in range(len(steps))]
         self.image_skip = residual_block(input_channels, widths[0])
         self.token_skips = nn.ModuleList(

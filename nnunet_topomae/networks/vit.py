@@ -2,10 +2,10 @@
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import trunc_normal_
 from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 
@@ -13,7 +13,9 @@ from nnunet_topomae.networks.geometry import grid_of, size_of
 from nnunet_topomae.networks.grids import GridTensor, PatchVoxels, Positions
 
 _DECODER_WIDTH, _DECODER_DEPTH, _DECODER_HEAD_WIDTH = 384, 8, 32  # SelfMedMAE's
-_TAP_SHARES = (5, 8, 11)  # twelfths
+_TAPS = (3, 6, 9)  # UNETR's blocks of 12, 0-based
+_LATE_TAPS = (4, 7, 10)  # a mistake of ours that older plans were trained with
+_LayerNorm: Any = partial(nn.LayerNorm, eps=1e-6)  # as in ViT and SelfMedMAE; PyTorch's default is 1e-5
 _LOCAL_POSITIONS = 6.0, 4.0  # temperature and scale, by measurement: docs/results.md
 
 
@@ -72,9 +74,9 @@ class ViTEncoder(nn.Module):
         self.local_start = local_start
         self.pos_embed = nn.Parameter(self.initial_positions(width))
         self.blocks = nn.ModuleList(
-            Block(width, num_heads, qkv_bias=True, drop_path=drop_path * i / max(depth - 1, 1)) for i in range(depth)
+            _block(width, num_heads, drop_path=drop_path * i / max(depth - 1, 1)) for i in range(depth)
         )
-        self.norm = nn.LayerNorm(width)
+        self.norm = _LayerNorm(width)
         self.initialize()
 
     def initialize(self) -> None:
@@ -133,14 +135,15 @@ class ViTEncoder(nn.Module):
     def layers(self, name: str) -> dict[str, Any]:
         """Which of its parameters belong to which layer, for timm's layer-wise learning rates.
 
+        The patch embedding is the first layer, each block is one, and the final norm belongs to the last layer, with
+        all other parts of the network. With a decay of 0.75, the last of 12 blocks learns at 0.75 of the full rate, the
+        first at 0.0317, the patch embedding at 0.0238 (SelfMedMAE).
+
         Args:
-            name: under which the network that asks holds this encoder; all its other parts belong to the last layer.
+            name: under which the network that asks holds this encoder.
         """
         prefix = rf"^{re.escape(name)}\."
-        return {
-            "stem": prefix + r"(?:patch_embed|pos_embed)",
-            "blocks": [(prefix + r"blocks\.(\d+)", None), (prefix + "norm", (len(self.blocks),))],
-        }
+        return {"stem": prefix + r"(?:patch_embed|pos_embed)", "blocks": prefix + r"blocks\.(\d+)"}
 
     def _embed(self, crop: Tensor) -> Tensor:
         return self.patch_embed(crop).flatten(2).transpose(1, 2) + self.pos_embed
@@ -200,10 +203,10 @@ class ViTDecoder(nn.Module):
         super().__init__()
         self.grid, self.patch_size, self.output_channels = encoder.grid, encoder.patch_size, output_channels
         self.embed = nn.Linear(encoder.width, width)
-        self.mask_token = nn.Parameter(trunc_normal_(torch.zeros(1, 1, width), std=0.02))
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width).normal_(std=0.02))
         self.register_buffer("pos_embed", encoder.initial_positions(width), persistent=False)
-        self.blocks = nn.ModuleList(Block(width, num_heads, qkv_bias=True) for _ in range(depth))
-        self.norm = nn.LayerNorm(width)
+        self.blocks = nn.ModuleList(_block(width, num_heads) for _ in range(depth))
+        self.norm = _LayerNorm(width)
         self.to_voxels = nn.Linear(
             width, output_channels * self.patch_size[0] * self.patch_size[1] * self.patch_size[2]
         )
@@ -242,9 +245,22 @@ class ViTDecoder(nn.Module):
         return blocks.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(-1, self.output_channels, d * p, h * q, w * r)
 
 
+def _block(width: int, num_heads: int, drop_path: float = 0.0) -> Block:
+    return Block(width, num_heads, qkv_bias=True, drop_path=drop_path, norm_layer=_LayerNorm)
+
+
+def initialize_linear_layers(part: nn.Module) -> None:
+    """Xavier-uniform weights and biases of 0, as in MAE: the rule for ViTs and for what is added to them."""
+    for module in part.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
 @torch.no_grad()
 def initialize_transformer(transformer: nn.Module, local_start: bool) -> None:
-    """Xavier-uniform linear layers without bias; queries, keys and values are matrices of their own.
+    """Initialise linear layers, where queries, keys and values are matrices of their own.
 
     Args:
         transformer: holds timm's blocks.
@@ -252,11 +268,7 @@ def initialize_transformer(transformer: nn.Module, local_start: bool) -> None:
             positions make that its neighbours, from which a hidden patch is continued (compare Trockman and Kolter,
             "Mimetic initialization of self-attention layers", ICML 2023).
     """
-    for module in transformer.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.xavier_uniform_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+    initialize_linear_layers(transformer)
     for module in transformer.modules():
         if isinstance(module, Attention):
             query, key, value = module.qkv.weight.chunk(3)
@@ -266,17 +278,39 @@ def initialize_transformer(transformer: nn.Module, local_start: bool) -> None:
                 key.copy_(query)
 
 
-def evenly_spaced_taps(depth: int, count: int) -> tuple[int, ...]:
-    """The last ``count`` of blocks 4, 7 and 10 of 12, whose outputs UNETR uses; scaled to another depth.
+def choose_taps(depth: int, count: int) -> tuple[int, ...]:
+    """The last ``count`` of blocks 3, 6 and 9 of 12 (0-based), whose outputs UNETR uses; scaled to another depth.
 
     Raises:
         ValueError: for a depth below 4, or for more than three blocks.
     """
+    return _scaled_taps(_TAPS, depth, count)
+
+
+def check_taps(taps: Sequence[int] | None, depth: int, count: int) -> tuple[int, ...]:
+    """Make sure that taps are blocks of a ViT, in ascending order.
+
+    Args:
+        taps: blocks (0-based); None in plans that do not name any, which were trained with blocks 4, 7 and 10 of 12.
+        depth: blocks of the ViT.
+        count: how many taps are needed.
+
+    Raises:
+        ValueError: if they are not.
+    """
+    if taps is None:
+        return _scaled_taps(_LATE_TAPS, depth, count)
+    if len(taps) != count or list(taps) != sorted(set(taps)) or not 0 <= taps[0] <= taps[-1] < depth:
+        raise ValueError(f"taps must be {count} increasing blocks of a ViT of depth {depth}: {taps}")
+    return tuple(taps)
+
+
+def _scaled_taps(of_twelve: Sequence[int], depth: int, count: int) -> tuple[int, ...]:
     if depth < 4:
         raise ValueError(f"a ViT needs at least 4 blocks to feed four scales, got {depth}")
-    if count > len(_TAP_SHARES):
-        raise ValueError(f"a ViT feeds at most {len(_TAP_SHARES)} scales and the coarsest; use smaller patches")
-    return tuple(round(depth * share / 12) - 1 for share in _TAP_SHARES[len(_TAP_SHARES) - count :])
+    if count > len(of_twelve):
+        raise ValueError(f"a ViT feeds at most {len(of_twelve)} scales and the coarsest; use smaller patches")
+    return tuple(round(depth * (tap + 1) / 12) - 1 for tap in of_twelve[len(of_twelve) - count :])
 
 
 def light_decoder(encoder: ViTEncoder, output_channels: int) -> ViTDecoder:

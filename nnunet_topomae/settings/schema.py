@@ -165,7 +165,7 @@ def read_block(config_class: type[Config], values: Mapping[str, Any], name: str)
     """Check a block of a plans file and fill in defaults.
 
     Args:
-        config_class: dataclass that describes the block.
+        config_class: dataclass that describes the block; may have a class method ``fill_in`` that adds keys.
         values: the block as read from JSON.
         name: of the block, for messages, such as ``pretraining``.
 
@@ -186,6 +186,7 @@ def read_block(config_class: type[Config], values: Mapping[str, Any], name: str)
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"{name} must be a block of settings, got {values!r}")
+    values = getattr(config_class, "fill_in", dict)(values)
     fields = {field.name: field for field in dataclasses.fields(config_class)}
     for key in values:
         if key not in fields:

@@ -1,9 +1,11 @@
 """Settings that all pre-training methods share, and those of fine-tuning."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from nnunet_topomae.settings.schema import Flag, Identifiers, Name, Number, setting, with_default
+from nnunet_topomae.settings.recipes import OPTIMIZERS, RECIPES, SCHEDULE_STEPS, SCHEDULES, recipe
+from nnunet_topomae.settings.schema import Choice, Flag, Identifiers, Name, Number, setting, with_default
 
 
 @dataclass(frozen=True)
@@ -15,6 +17,12 @@ class StageConfig:
     num_val_iterations_per_epoch: int = setting(50, Number(1, integer=True), "validation batches per epoch", "nnU-Net")
     base_lr: float = setting(
         6.4e-3, Number(0, low_open=True), "the learning rate is base_lr x batch size / 256", "paper, III-B"
+    )
+    scale_lr: bool = setting(
+        default=True,
+        accepted=Flag(),
+        meaning="false: base_lr is the learning rate itself",
+        source="as MAE; the paper does not say",
     )
     weight_decay: float = setting(
         0.005, Number(0), "weight decay of AdamW; biases, norms and other 1D parameters have none", "paper, III-B"
@@ -47,10 +55,35 @@ class PretrainingConfig(StageConfig):
 
 @dataclass(frozen=True)
 class FinetuningConfig(StageConfig):
-    """The ``finetuning`` block."""
+    """The ``finetuning`` block.
 
+    Raises:
+        ValueError: if warm-up and frozen phase leave no epoch to train in.
+    """
+
+    recipe: str = setting(
+        "default", Choice(RECIPES), "named set of defaults for the keys that the plans do not have, see below", "ours"
+    )
     base_lr: float = setting(
         1e-1, Number(0, low_open=True), "the learning rate is base_lr x batch size / 256", "paper, III-B"
+    )
+    optimizer: str = setting(
+        "adamw", Choice(OPTIMIZERS), "AdamW, or stochastic gradient descent with Nesterov momentum", "paper, III-B"
+    )
+    eps: float = setting(1e-8, Number(0, low_open=True), "AdamW: added to the denominator", "PyTorch")
+    momentum: float = setting(0.99, Number(0, 1, high_open=True), "sgd: momentum", "nnU-Net")
+    schedule: str = setting(
+        "cosine", Choice(SCHEDULES), "how the learning rate falls to 0 after the warm-up", "SelfMedMAE"
+    )
+    schedule_step: str = setting(
+        "iteration", Choice(SCHEDULE_STEPS), "when the learning rate changes: after which of these", "SelfMedMAE"
+    )
+    freeze_epochs: float = setting(
+        0,
+        Number(0),
+        "first epochs, in which only those parts learn that pre-training has not trained; their learning rate rises "
+        "in the first half of these epochs and falls in the second; then the whole network starts with its own warm-up",
+        "ours; OpenMind",
     )
     layer_decay: float = setting(
         0.75,
@@ -66,13 +99,43 @@ class FinetuningConfig(StageConfig):
         "earlier blocks",
         "SelfMedMAE",
     )
-    from_scratch: bool = setting(default=False, accepted=Flag(), meaning="train from random weights", source="ours")
+    from_scratch: bool = setting(
+        default=False,
+        accepted=Flag(),
+        meaning="train from random weights, with the same recipe as from pre-trained ones",
+        source="ours",
+    )
     pretrainer: str | None = setting(
         None,
         Name(),
         "trainer whose checkpoint PretrainedFinetuneTrainer starts from; null: the only one that has left one",
         "ours",
     )
+
+    def __post_init__(self) -> None:
+        if self.freeze_epochs and self.freeze_epochs + self.warmup_epochs >= self.num_epochs:
+            raise ValueError(
+                f"finetuning.freeze_epochs ({self.freeze_epochs:g}) and warmup_epochs ({self.warmup_epochs:g}) in the "
+                f"plans must leave some of the {self.num_epochs} epochs (num_epochs)"
+            )
+
+    @classmethod
+    def fill_in(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Add what the recipe says to the keys that the plans have; see :func:`read_block`.
+
+        Raises:
+            ValueError: if keys contradict each other.
+        """
+        filled = {**values, **{key: value for key, value in recipe(values).items() if key not in values}}
+        for key, optimizer in (("eps", "adamw"), ("momentum", "sgd")):
+            chosen = filled.get("optimizer", cls.optimizer)
+            is_set = values.get(key, getattr(cls, key)) != getattr(cls, key)
+            if is_set and chosen in OPTIMIZERS and chosen != optimizer:
+                raise ValueError(
+                    f"finetuning.{key} in the plans belongs to the optimizer {optimizer}, but the optimizer is "
+                    f"{chosen}; remove the key or set finetuning.optimizer to {optimizer}"
+                )
+        return filled
 
 
 @dataclass(frozen=True)

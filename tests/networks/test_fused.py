@@ -4,7 +4,7 @@ from timm.optim import param_groups_layer_decay
 
 from nnunet_topomae.networks import UNETRPP, FusedViTUNETRPP
 from nnunet_topomae.networks.pyramid import ScaleAdapter, resampling_factors, upsampling_steps
-from nnunet_topomae.networks.vit import evenly_spaced_taps
+from nnunet_topomae.networks.vit import check_taps, choose_taps
 from tiny import TINY_CROP, TINY_NETWORK
 
 
@@ -36,9 +36,15 @@ def test_gradients_reach_every_parameter():
     assert [name for name, p in fused.named_parameters() if p.grad is None] == []
 
 
-@pytest.mark.parametrize(("depth", "taps"), [(12, (4, 7, 10)), (24, (9, 15, 21)), (4, (1, 2, 3))])
-def test_default_taps(depth, taps):
-    assert evenly_spaced_taps(depth, 3) == taps
+@pytest.mark.parametrize(("depth", "taps"), [(12, (3, 6, 9)), (24, (7, 13, 19)), (4, (0, 1, 2))])
+def test_taps_are_those_of_unetr(depth, taps):
+    """Hidden states 3, 6 and 9 of 12, counted from 0, in MONAI's and SelfMedMAE's UNETR."""
+    assert choose_taps(depth, 3) == taps
+
+
+def test_plans_without_taps_keep_those_that_they_were_trained_with():
+    assert check_taps(None, 12, 3) == (4, 7, 10)
+    assert _network().taps == (1, 2, 3)
 
 
 def test_too_shallow_a_vit_is_refused():
@@ -47,7 +53,7 @@ def test_too_shallow_a_vit_is_refused():
 
 
 def test_taps_must_fit_the_depth():
-    with pytest.raises(ValueError, match="three increasing blocks of a ViT of depth 4"):
+    with pytest.raises(ValueError, match="3 increasing blocks of a ViT of depth 4"):
         _network(taps=(0, 1, 4))
 
 
@@ -76,11 +82,13 @@ def test_upsampling_steps():
 
 
 def test_learning_rates_fall_towards_the_input_of_the_vit():
-    fused = _network()
+    """SelfMedMAE: with 12 blocks and 0.75, last block 0.75, first 0.0317, patch embedding 0.0238, final norm 1."""
+    fused = _network(vit={**TINY_NETWORK["vit"], "depth": 12})
     names = {id(p): name for name, p in fused.named_parameters()}
-    groups = param_groups_layer_decay(fused, 0.05, layer_decay=0.5)
+    groups = param_groups_layer_decay(fused, 0.05, layer_decay=0.75)
     scales = {names[id(p)]: group["lr_scale"] for group in groups for p in group["params"]}
     assert scales["decoder.seg_layers.0.weight"] == scales["encoder.downsample.0.0.weight"] == 1
-    assert scales["vit.norm.weight"] == 0.5
-    assert [scales[f"vit.blocks.{i}.mlp.fc1.weight"] for i in (3, 2, 1, 0)] == [0.25, 0.125, 0.0625, 0.03125]
-    assert scales["vit.patch_embed.weight"] == scales["vit.pos_embed"] == 0.015625
+    assert scales["vit.norm.weight"] == 1
+    last, first = (scales[f"vit.blocks.{i}.mlp.fc1.weight"] for i in (11, 0))
+    assert (last, first) == pytest.approx((0.75, 0.0317), abs=5e-5)
+    assert scales["vit.patch_embed.weight"] == scales["vit.pos_embed"] == pytest.approx(0.0238, abs=5e-5)

@@ -107,6 +107,13 @@ def test_initial_weights_of_networks_and_decoders_are_xavier_uniform(network_cla
         assert 0.98 * bound < matrix.abs().max() <= bound, name
 
 
+def test_every_norm_has_the_epsilon_of_vit():
+    encoder = _encoder()
+    norms = [m for part in (encoder, ViTDecoder(encoder, 1, 12, 1, 2)) for m in part.modules() if hasattr(m, "eps")]
+    assert len(norms) == 2 * 5 + 2
+    assert {norm.eps for norm in norms} == {1e-6}
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [

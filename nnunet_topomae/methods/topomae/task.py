@@ -17,7 +17,13 @@ from nnunet_topomae.methods.topomae.views import KeypointViews
 from nnunet_topomae.networks.fused import FusedViTUNETRPP
 from nnunet_topomae.networks.pyramid import TokenPyramid
 from nnunet_topomae.networks.unetrpp import UNETRPPDecoder, UNETRPPEncoder
-from nnunet_topomae.networks.vit import ViTEncoder, light_decoder, scatter_tokens, visible_indices
+from nnunet_topomae.networks.vit import (
+    ViTEncoder,
+    initialize_linear_layers,
+    light_decoder,
+    scatter_tokens,
+    visible_indices,
+)
 from nnunet_topomae.topology import TopologicalLoss
 from nnunet_topomae.topology.loss import check_grid, choose_grid
 
@@ -49,6 +55,7 @@ class KeypointHead(nn.Module):
         self.mlp = nn.Sequential(
             nn.Linear(_KEYPOINT_CHANNELS, _KEYPOINT_HIDDEN), nn.GELU(), nn.Linear(_KEYPOINT_HIDDEN, NUM_KEYPOINTS * 3)
         )
+        initialize_linear_layers(self.mlp)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, channels, d, h, w) to (B, 9, 3) in (-1, 1)."""

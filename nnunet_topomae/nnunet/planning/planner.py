@@ -224,7 +224,7 @@ class PretrainingPlanner(ExperimentPlanner, ABC):
             "patch_size": list(crop_size),
             "architecture": self._architecture(crop_size, strides, patch_size),
             PRETRAINING: to_block(self.pretraining_config(crop_size, spacing.tolist(), batch_size)),
-            FINETUNING: to_block(self.finetuning_config(batch_size)),
+            FINETUNING: self.finetuning_block(batch_size),
         }
 
     def _preprocessing(self, spacing: np.ndarray, median_shape: np.ndarray, data_identifier: str) -> dict[str, Any]:
@@ -303,16 +303,18 @@ class PretrainingPlanner(ExperimentPlanner, ABC):
 
     def pretraining_config(self, crop_size: Size, spacing: Sequence[float], batch_size: int) -> PretrainingConfig:
         """Default settings of the method, with the planned number of epochs and what the method itself plans."""
-        schedule = self._schedule(self.task_class.config_class(), _PRETRAINING_PASSES, batch_size)
-        return self.task_class.planned(schedule, crop_size, spacing)
+        config: Any = self.task_class.config_class()
+        num_epochs = self._num_epochs(config, _PRETRAINING_PASSES, batch_size)
+        config = replace(config, num_epochs=num_epochs, warmup_epochs=round(self.warmup_share * num_epochs, 1))
+        return self.task_class.planned(config, crop_size, spacing)
 
-    def finetuning_config(self, batch_size: int) -> FinetuningConfig:
-        """Default settings of fine-tuning, with the planned number of epochs."""
-        return self._schedule(FinetuningConfig(), _FINETUNING_PASSES, batch_size)
+    def finetuning_block(self, batch_size: int) -> dict[str, Any]:
+        """The recipe's name and the planned number of epochs; the recipe decides the rest, so it can be exchanged."""
+        config = FinetuningConfig()
+        return {"recipe": config.recipe, "num_epochs": self._num_epochs(config, _FINETUNING_PASSES, batch_size)}
 
-    def _schedule(self, config: Any, passes: int, batch_size: int) -> Any:
-        num_epochs = min(epochs_for(passes, self.dataset_json["numTraining"], batch_size, config), self.max_epochs)
-        return replace(config, num_epochs=num_epochs, warmup_epochs=round(self.warmup_share * num_epochs, 1))
+    def _num_epochs(self, config: StageConfig, passes: int, batch_size: int) -> int:
+        return int(min(epochs_for(passes, self.dataset_json["numTraining"], batch_size, config), self.max_epochs))
 
 
 def epochs_for(passes: int, num_cases: int, batch_size: int, config: StageConfig) -> int:

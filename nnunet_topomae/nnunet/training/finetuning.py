@@ -1,7 +1,7 @@
 """Fine-tuning of a pre-trained network: nnU-Net's training from other weights, with another optimiser and schedule."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from pydoc import locate
 from typing import Any, ClassVar
@@ -11,16 +11,20 @@ from nnunetv2.utilities.file_path_utilities import get_output_folder
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
 
 from nnunet_topomae.networks.traits import no_weight_decay
 from nnunet_topomae.nnunet.planning.plans import FINETUNING, build_network
 from nnunet_topomae.nnunet.training.pretraining import external_folders, named_pretrainers
-from nnunet_topomae.nnunet.training.stage import StageTrainer
+from nnunet_topomae.nnunet.training.schedule import learning_rate_factor
+from nnunet_topomae.nnunet.training.stage import StageTrainer, requested_weights
 from nnunet_topomae.nnunet.weights.checkpoints import is_pretrained, read_checkpoint
-from nnunet_topomae.nnunet.weights.handover import hand_over
+from nnunet_topomae.nnunet.weights.handover import fresh_names, hand_over
 from nnunet_topomae.settings import FinetuningConfig
+from nnunet_topomae.settings.recipes import recipe
 
 _PRETRAINED = "checkpoint_final.pth"
+_FRESH = "fresh_parameters"  # key of checkpoints, and of the optimiser's groups
 
 
 class FinetuneTrainer(StageTrainer):
@@ -33,6 +37,7 @@ class FinetuneTrainer(StageTrainer):
 
     block = FINETUNING
     config_class = FinetuningConfig
+    fresh: Sequence[str] = ()  # names of the tensors that pre-training has not trained
     pretrainers: ClassVar[Sequence[str] | None] = None
 
     @classmethod
@@ -55,16 +60,55 @@ class FinetuneTrainer(StageTrainer):
         """Groups whose learning rate falls by the factor ``layer_decay`` from layer to layer towards the input.
 
         A network says which layers it has by a method ``group_matcher``, as in timm; parts that are in none of them
-        have the full learning rate. In a network without this method, all parts have it.
+        have the full learning rate. In a network without this method, all parts have it. Where some parts are frozen at
+        first, these have groups of their own.
         """
         exempt = no_weight_decay(self.module)
-        if not hasattr(self.module, "group_matcher"):
-            return param_groups_weight_decay(self.module, self.weight_decay, exempt)
-        groups = param_groups_layer_decay(self.module, self.weight_decay, exempt, layer_decay=self.config.layer_decay)
+        if hasattr(self.module, "group_matcher"):
+            groups = param_groups_layer_decay(
+                self.module, self.weight_decay, exempt, layer_decay=self.config.layer_decay
+            )
+        else:
+            groups = param_groups_weight_decay(self.module, self.weight_decay, exempt)
+        fresh = {id(parameter) for name, parameter in self.module.named_parameters() if name in self.fresh}
         return [
-            {"params": g["params"], "weight_decay": g["weight_decay"], "lr": self.initial_lr * g["lr_scale"]}
+            {"params": members, "weight_decay": g["weight_decay"], "lr": self.initial_lr * g.get("lr_scale", 1), **own}
             for g in groups
+            for members, own in self._split(g["params"], fresh)
         ]
+
+    def _split(self, parameters: list[nn.Parameter], fresh: set[int]) -> list[tuple[list[nn.Parameter], dict]]:
+        """Fresh parameters and others, if they do not start together; else all of them."""
+        if not self.config.freeze_epochs:
+            return [(parameters, {})]
+        parts = [([p for p in parameters if (id(p) in fresh) == is_fresh], {_FRESH: is_fresh}) for is_fresh in (0, 1)]
+        return [(members, own) for members, own in parts if members]
+
+    def make_optimizer(self, groups: list[dict[str, Any]]) -> Optimizer:
+        """The optimiser that the plans name."""
+        if self.config.optimizer == "sgd":
+            return SGD(groups, self.initial_lr, self.config.momentum, weight_decay=self.weight_decay, nesterov=True)
+        return AdamW(groups, self.initial_lr, self.betas, self.config.eps, weight_decay=self.weight_decay)
+
+    def schedule(self, group: dict[str, Any]) -> Callable[[int], float]:
+        """The schedule that the plans name; see :meth:`StageTrainer.schedule`.
+
+        A frozen group has a learning rate of 0, not ``requires_grad`` of False, which DDP allows from the start to the
+        end only.
+        """
+        config, per_epoch = self.config, self.num_iterations_per_epoch
+        steps_per_epoch, every = (1, per_epoch) if config.schedule_step == "epoch" else (per_epoch, 1)
+        freeze, warmup, total = (
+            epochs * steps_per_epoch for epochs in (config.freeze_epochs, config.warmup_epochs, self.num_epochs)
+        )
+
+        def factor(iteration: int) -> float:
+            step = iteration // every
+            if step < freeze:
+                return group[_FRESH] and learning_rate_factor(step, freeze / 2, freeze, config.schedule)
+            return learning_rate_factor(step - freeze, warmup, total - freeze, config.schedule)
+
+        return factor
 
     def on_train_start(self) -> None:
         """Load the pre-trained weights, unless nnU-Net has loaded weights already, then start."""
@@ -72,6 +116,20 @@ class FinetuneTrainer(StageTrainer):
             self.initialize()
             self.load_pretrained_weights()
         super().on_train_start()
+
+    def initialize(self) -> None:
+        """As every stage does; what a file given with ``-pretrained_weights`` does not bring is fresh."""
+        super().initialize()
+        self._print_recipe()
+        file = requested_weights()
+        self._set_fresh(fresh_names(read_checkpoint(file), self.module) if file else list(self.module.state_dict()))
+
+    def _print_recipe(self) -> None:
+        """Say which recipe is followed, and which of its keys are overruled by the plans."""
+        block = self.configuration_manager.configuration.get(FINETUNING, {})
+        overruled = [key for key in recipe(block) if key in block]
+        exceptions = f", except for what the plans say themselves: {', '.join(overruled)}" if overruled else ""
+        self.print_to_log_file(f"Fine-tuning recipe: {self.config.recipe}{exceptions}")
 
     def load_pretrained_weights(self) -> None:
         """Load the pre-trained checkpoint and report what became of every part of the network.
@@ -85,6 +143,17 @@ class FinetuneTrainer(StageTrainer):
         file = self.find_pretrained_checkpoint()
         result = hand_over(read_checkpoint(file), self.module, file)
         self.print_to_log_file(f"Pre-trained weights: {file}\n{result.report(self.module)}")
+        self._set_fresh(result.fresh)
+
+    def _set_fresh(self, names: list[str]) -> None:
+        """Make the optimiser anew for the tensors that are fresh, all of them from scratch."""
+        self.fresh = names
+        if self.config.freeze_epochs:
+            self.optimizer, self.lr_scheduler = self.configure_optimizers()
+
+    def before_restoring(self, checkpoint: dict[str, Any]) -> None:
+        """The optimiser must have the groups that it had when the checkpoint was written."""
+        self._set_fresh(checkpoint.get(_FRESH, []))
 
     def find_pretrained_checkpoint(self) -> Path:
         """The checkpoint of this fold; if there is none, that of fold ``all``, which has seen the validation images.
@@ -148,4 +217,5 @@ class FinetuneTrainer(StageTrainer):
         Prediction needs this package all the same, as the plans name its network.
         """
         name = nnUNetTrainer.__name__
-        return {**super().checkpoint(), "trainer_name": name, "finetuned_by": type(self).__name__}
+        own = {"trainer_name": name, "finetuned_by": type(self).__name__, _FRESH: self.fresh}
+        return {**super().checkpoint(), **own}

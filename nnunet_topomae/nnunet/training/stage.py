@@ -2,6 +2,7 @@
 
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,7 +19,7 @@ from tqdm import tqdm
 from nnunet_topomae.nnunet.data.preprocessed import JoinedCases
 from nnunet_topomae.nnunet.data.stream import check_finite
 from nnunet_topomae.nnunet.planning.plans import check_plans, read_config
-from nnunet_topomae.nnunet.training.schedule import warmup_cosine
+from nnunet_topomae.nnunet.training.schedule import learning_rate_factor
 from nnunet_topomae.nnunet.weights.checkpoints import WEIGHTS, read_checkpoint, write_checkpoint
 from nnunet_topomae.nnunet.weights.handover import check_fits
 from nnunet_topomae.settings import StageConfig
@@ -58,7 +59,8 @@ class StageTrainer(nnUNetTrainer, ABC):
         self.num_epochs = self.config.num_epochs
         self.num_iterations_per_epoch = self.config.num_iterations_per_epoch
         self.num_val_iterations_per_epoch = self.config.num_val_iterations_per_epoch
-        self.initial_lr = self.config.base_lr * self.configuration_manager.batch_size / _LR_REFERENCE_BATCH
+        scale = self.configuration_manager.batch_size / _LR_REFERENCE_BATCH if self.config.scale_lr else 1
+        self.initial_lr = self.config.base_lr * scale
         self.weight_decay = self.config.weight_decay
         self.progress = tqdm(disable=True)
         if self.config.warmup_epochs >= self.num_epochs:
@@ -150,11 +152,23 @@ class StageTrainer(nnUNetTrainer, ABC):
         """Groups of parameters for the optimiser, each with its own learning rate and weight decay."""
 
     def configure_optimizers(self) -> tuple[Optimizer, LambdaLR]:
-        """AdamW, whose learning rate rises linearly, then falls to 0 along a cosine; it changes in every iteration."""
-        optimizer = AdamW(self.parameter_groups(), lr=self.initial_lr, weight_decay=self.weight_decay, betas=self.betas)
+        """An optimiser whose learning rates change in every iteration."""
+        optimizer = self.make_optimizer(self.parameter_groups())
+        return optimizer, LambdaLR(optimizer, [self.schedule(group) for group in optimizer.param_groups])
+
+    def make_optimizer(self, groups: list[dict[str, Any]]) -> Optimizer:
+        """AdamW."""
+        return AdamW(groups, lr=self.initial_lr, weight_decay=self.weight_decay, betas=self.betas)
+
+    def schedule(self, group: dict[str, Any]) -> Callable[[int], float]:
+        """How the learning rate of a group of parameters changes: it rises linearly, then falls to 0 along a cosine.
+
+        Returns:
+            The factor on the learning rate, by iteration.
+        """
         per_epoch = self.num_iterations_per_epoch
         warmup, total = self.config.warmup_epochs * per_epoch, self.num_epochs * per_epoch
-        return optimizer, LambdaLR(optimizer, lambda iteration: warmup_cosine(iteration, warmup, total))
+        return lambda iteration: learning_rate_factor(iteration, warmup, total)
 
     def on_train_epoch_start(self) -> None:
         """What nnU-Net does, but the learning rate is not changed here, and terminals show a progress bar."""
@@ -225,6 +239,7 @@ class StageTrainer(nnUNetTrainer, ABC):
         if not self.was_initialized:
             self.initialize()
         self._check_written_with_these_plans(checkpoint, file)
+        self.before_restoring(checkpoint)
         try:
             self.module.load_state_dict(checkpoint[WEIGHTS])
             self.optimizer.load_state_dict(checkpoint["optimizer_state"])
@@ -239,6 +254,9 @@ class StageTrainer(nnUNetTrainer, ABC):
         self.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
         self._restore_schedule(checkpoint["lr_scheduler_state"]["last_epoch"])
         self._restore_random_state(checkpoint["random_state"])
+
+    def before_restoring(self, checkpoint: dict[str, Any]) -> None:
+        """What a stage has to know of a checkpoint before optimiser and schedule are restored from it."""
 
     def _check_written_with_these_plans(self, checkpoint: dict[str, Any], file: Path) -> None:
         """Refuse what tensors of the right shape cannot tell: another normalisation, other positions."""

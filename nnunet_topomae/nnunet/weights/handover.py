@@ -52,16 +52,30 @@ def _part(name: str) -> str:
 
 
 def hand_over(checkpoint: Mapping[str, Any], network: nn.Module, file: Path) -> HandOver:
-    """Load pre-trained weights into the network to be fine-tuned; segmentation heads stay fresh.
+    """Load pre-trained weights into the network to be fine-tuned.
+
+    Segmentation heads stay fresh, and so does what pre-training has not trained: the network may start these parts as
+    the present plans say, such as with another fusion gain.
 
     Raises:
         ValueError: if the checkpoint is of another architecture; names the first tensors that do not fit.
     """
     wanted = check_fits(checkpoint, network, file)
-    network.load_state_dict({name: checkpoint[WEIGHTS][name] for name in wanted}, strict=False)
+    fresh = fresh_names(checkpoint, network)
+    loaded = [name for name in wanted if name not in fresh]
+    network.load_state_dict({name: checkpoint[WEIGHTS][name] for name in loaded}, strict=False)
+    return HandOver(loaded=loaded, fresh=fresh)
+
+
+def fresh_names(checkpoint: Mapping[str, Any], network: nn.Module) -> list[str]:
+    """Names of the tensors of a network that a pre-trained checkpoint does not bring: heads and untrained parts.
+
+    Some blocks hold a tensor under several names, of which the checkpoint mentions one; all of them are returned.
+    """
+    tensors = network.state_dict(keep_vars=True)
     untrained = set(checkpoint.get(UNTRAINED, ())) - set(fixed_in(checkpoint))
-    fresh = [name for name in network.state_dict() if name not in wanted or name in untrained]
-    return HandOver(loaded=[name for name in wanted if name not in fresh], fresh=fresh)
+    same = {id(tensors[name]) for name in untrained if name in tensors}
+    return [name for name, tensor in tensors.items() if SEGMENTATION_HEADS in name or id(tensor) in same]
 
 
 def fixed_in(checkpoint: Mapping[str, Any]) -> list[str]:

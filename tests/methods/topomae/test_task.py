@@ -8,7 +8,7 @@ from nnunet_topomae.methods.masking import mask_to_voxels
 from nnunet_topomae.methods.topomae import SpatialConfig, TopologyConfig, TopoMAE, TopoMAEConfig
 from nnunet_topomae.methods.topomae.task import loss_weights
 from nnunet_topomae.networks import UNETRPP, FusedViTUNETRPP
-from nnunet_topomae.nnunet.training.schedule import warmup_cosine
+from nnunet_topomae.nnunet.training.schedule import learning_rate_factor
 from tiny import TINY_CROP, TINY_NETWORK, make_batch, make_crops, make_task
 
 TERMS = [
@@ -145,7 +145,7 @@ def test_each_branch_learns_one_crop_by_heart(branch, learning_rate, steps):
     batch = make_batch(task, (crop - crop.mean()) / deviation)
     trained = [parameter for parameter in task.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=learning_rate)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, 20, steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, 20, steps))
     for _ in range(steps):
         optimizer.zero_grad()
         task.loss_terms(task(batch), batch)["total"].backward()

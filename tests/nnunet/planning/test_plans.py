@@ -21,11 +21,11 @@ EDITS = {  # what Python says of unknown arguments differs between its versions
     ),
     "taps out of range": (
         lambda c: _network(c, taps=[0, 1, 9]),
-        "taps must be three increasing blocks of a ViT of depth 4: [0, 1, 9]",
+        "taps must be 3 increasing blocks of a ViT of depth 4: [0, 1, 9]",
     ),
     "taps in disorder": (
         lambda c: _network(c, taps=[2, 1, 0]),
-        "taps must be three increasing blocks of a ViT of depth 4: [2, 1, 0]",
+        "taps must be 3 increasing blocks of a ViT of depth 4: [2, 1, 0]",
     ),
     "four strides": (
         lambda c: _network(c, strides=[[1, 1, 1]] + [[2, 2, 2]] * 3),
@@ -38,7 +38,7 @@ EDITS = {  # what Python says of unknown arguments differs between its versions
         "axes are multiples of it",
     ),
     "heads that do not divide": (lambda c: _vit(c, num_heads=5), "ViT width 32 is not divisible by 5 heads"),
-    "shallow ViT": (lambda c: _vit(c, depth=3), "a ViT needs at least 4 blocks to feed four scales, got 3"),
+    "shallow ViT": (lambda c: _vit(c, depth=2), "taps must be 3 increasing blocks of a ViT of depth 2: [0, 1, 2]"),
     "misspelt argument of the ViT": (
         lambda c: _vit(c, widht=3),
         f"architecture {FUSED}: {ANYTHING} unexpected keyword argument 'widht'",

@@ -105,7 +105,7 @@ def test_optimiser_and_deep_supervision(workspace):
     trainer.initialize()
     assert trainer.initial_lr == pytest.approx(0.1 * 2 / 256)
     assert max(trainer.lr_scheduler.base_lrs) == pytest.approx(trainer.initial_lr)
-    assert min(trainer.lr_scheduler.base_lrs) == pytest.approx(trainer.initial_lr * 0.75**6)
+    assert min(trainer.lr_scheduler.base_lrs) == pytest.approx(trainer.initial_lr * 0.75**5)  # four blocks, embedding
     assert trainer.network.vit.blocks[-1].drop_path1.drop_prob == pytest.approx(0.1)
     assert [round(w * 1.75, 3) for w in trainer.loss.weight_factors] == [1, 0.5, 0.25, 0]
     assert len(trainer.network(torch.rand(1, 1, *trainer.configuration_manager.patch_size))) == 4
@@ -123,3 +123,116 @@ def test_training_resumes_and_writes_nnunets_checkpoints(workspace, pretrained):
     assert resumed.current_epoch == 1
     assert torch.equal(resumed.network.vit.norm.weight, trainer.network.vit.norm.weight)
     assert resumed.optimizer.param_groups[0]["lr"] == pytest.approx(trainer.optimizer.param_groups[0]["lr"])
+
+
+def test_parts_that_were_not_pretrained_start_as_the_plans_say(workspace, pretrained, log):
+    plans = workspace.write_plans("Gain", lambda c: c["architecture"]["arch_kwargs"].update(fusion_gain=0.7))
+    trainer = workspace.trainer(FUSED, plans)
+    trainer.find_pretrained_checkpoint = lambda: workspace.checkpoint("TopoMAEPretrainer")
+    trainer.initialize()
+    before = {name: tensor.clone() for name, tensor in trainer.network.pyramid.state_dict().items()}
+    trainer.load_pretrained_weights()
+    assert all(gain.unique().tolist() == pytest.approx([0.7]) for gain in trainer.network.pyramid.gains)
+    for name, tensor in trainer.network.pyramid.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    assert torch.equal(trainer.network.vit.norm.weight, pretrained.task.vit.norm.weight)
+
+
+def _rates(trainer):
+    """The learning rate of every epoch's first iteration, and whether all groups have the same."""
+    return [max(f(i * trainer.num_iterations_per_epoch) for f in trainer.lr_scheduler.lr_lambdas) for i in range(20)]
+
+
+def test_nnssls_recipe_is_trained_with(workspace, log):
+    """Its schedule: linear in the warm-up, then nnU-Net's poly over what is left; a new rate every epoch."""
+    block = {"recipe": "nnssl", "num_epochs": 20, "num_iterations_per_epoch": 3, "from_scratch": True}
+    plans = workspace.write_plans("Nnssl", lambda c: c.update(finetuning=block))
+    trainer = workspace.trainer(FUSED, plans)
+    trainer.initialize()
+    assert isinstance(trainer.optimizer, torch.optim.SGD)
+    assert trainer.optimizer.defaults["nesterov"]
+    assert trainer.optimizer.defaults["momentum"] == 0.99
+    assert {group["initial_lr"] for group in trainer.optimizer.param_groups} == {1e-3}
+    assert {group["weight_decay"] for group in trainer.optimizer.param_groups} == {0, 3e-5}
+    assert _rates(trainer) == pytest.approx([0.5, 1.0, *((1 - epoch / 18) ** 0.9 for epoch in range(18))])
+    assert len({trainer.lr_scheduler.lr_lambdas[0](iteration) for iteration in (6, 7, 8)}) == 1
+    assert "Fine-tuning recipe: nnssl" in log
+
+
+def test_the_log_names_keys_that_overrule_the_recipe(workspace, log):
+    block = {"recipe": "anatomask", "num_epochs": 20, "base_lr": 0.5}
+    workspace.trainer(FUSED, workspace.write_plans("Overruled", lambda c: c.update(finetuning=block))).initialize()
+    assert "Fine-tuning recipe: anatomask, except for what the plans say themselves: base_lr" in log
+
+
+STAGED = {
+    "recipe": "staged",
+    "num_epochs": 4,
+    "freeze_epochs": 2,
+    "warmup_epochs": 1,
+    "num_iterations_per_epoch": 2,
+    "num_val_iterations_per_epoch": 1,
+}
+
+
+def _changed(trainer, before):
+    """Names of parameters that have changed."""
+    return {n for n, p in trainer.network.named_parameters() if not torch.equal(p, before[n])}
+
+
+def test_fresh_parts_learn_first(workspace, pretrained):
+    plans = workspace.write_plans("Staged", lambda c: c.update(finetuning=STAGED))
+    link_pretraining(workspace, plans)
+    trainer = workspace.trainer(FUSED, plans)
+    trainer.num_epochs = 2
+    states = []
+    trainer.on_epoch_end = lambda: states.append({n: p.detach().clone() for n, p in trainer.network.named_parameters()})
+    trainer.perform_actual_validation = lambda *args, **kwargs: None
+    trainer.on_train_start()
+    states.append({n: p.detach().clone() for n, p in trainer.network.named_parameters()})
+    learning = set()
+    for epoch in range(3):
+        trainer.current_epoch = epoch
+        trainer.on_train_epoch_start()
+        for _ in range(2):
+            trainer.train_step(next(trainer.dataloader_train))
+        learning = _changed(trainer, states[0])
+        if epoch < 2:
+            assert {name.split(".")[0] for name in learning} == {"pyramid", "decoder"}
+            assert {name for name in learning if name.startswith("decoder")} <= {
+                name for name in states[0] if ".seg_layers." in name
+            }
+    trainer.on_train_end()
+    assert {"vit", "encoder", "decoder", "pyramid"} <= {name.split(".")[0] for name in learning}
+
+
+def test_fresh_parts_rise_and_fall_before_all_parts_do(workspace, log):
+    block = {**STAGED, "num_epochs": 20, "freeze_epochs": 4, "warmup_epochs": 2, "from_scratch": True}
+    trainer = workspace.trainer(FUSED, workspace.write_plans("Saw", lambda c: c.update(finetuning=block)))
+    trainer.initialize()
+    rates = _rates(trainer)
+    assert rates[0] < rates[1] < rates[2] == 1.0 > rates[3] > rates[4]
+    assert rates[4] < rates[5] < rates[6] == 1.0 > rates[7] > rates[19] > 0
+
+
+def test_a_staged_training_resumes(workspace, pretrained):
+    plans = workspace.write_plans("StagedResumed", lambda c: c.update(finetuning={**STAGED, "from_scratch": False}))
+    link_pretraining(workspace, plans)
+    trainer = workspace.trainer(FUSED, plans)
+    trainer.num_epochs = 1
+    trainer.run_training()
+    resumed = workspace.trainer(FUSED, plans, continue_training=True)
+    maybe_load_checkpoint(resumed, continue_training=True, validation_only=False)
+    assert resumed.fresh == trainer.fresh
+    assert [len(g["params"]) for g in resumed.optimizer.param_groups] == [
+        len(g["params"]) for g in trainer.optimizer.param_groups
+    ]
+    assert resumed.lr_scheduler.get_last_lr() == pytest.approx(trainer.lr_scheduler.get_last_lr())
+    assert min(resumed.lr_scheduler.get_last_lr()) == 0.0  # the second frozen epoch comes next
+
+
+def link_pretraining(workspace, plans):
+    """Let plans of another name have the checkpoint of the session's pre-training."""
+    file = workspace.checkpoint("TopoMAEPretrainer", plans)
+    file.parent.mkdir(parents=True)
+    file.write_bytes(workspace.checkpoint("TopoMAEPretrainer").read_bytes())

@@ -11,16 +11,7 @@ from nnunet_topomae.methods.inpainting import harmonic_inpainting
 from nnunet_topomae.methods.masking import mask_to_voxels
 from nnunet_topomae.methods.topomae.views import KeypointViews
 from nnunet_topomae.nnunet.training.pretraining import external_folders, find_pretrainer, named_pretrainers
-from nnunet_topomae.nnunet.training.schedule import warmup_cosine
 from nnunet_topomae.nnunet.weights.checkpoints import read_checkpoint
-
-
-@pytest.mark.parametrize(
-    ("iteration", "expected"),
-    [(0, 1 / 11), (9, 10 / 11), (10, 1.0), (60, 0.5), (110, 0.0)],
-)
-def test_warm_up_and_cosine(iteration, expected):
-    assert warmup_cosine(iteration, warmup=10, total=110) == pytest.approx(expected, abs=1e-12)
 
 
 def test_run_leaves_checkpoints_curves_pictures_and_summary(workspace, pretrained):

@@ -25,10 +25,10 @@ def test_hand_over_loads_all_but_heads_and_reports_what_was_never_trained():
         "network_weights": {**source.state_dict(), "vit_decoder.weight": torch.rand(2)},
         "untrained_parameters": ["pyramid.weight", "pyramid.bias"],
     }
-    head = target.decoder.seg_layers[0].weight.clone()
+    pyramid, head = target.pyramid.weight.clone(), target.decoder.seg_layers[0].weight.clone()
     result = hand_over(checkpoint, target, Path("x.pth"))
     assert torch.equal(target.encoder.weight, source.encoder.weight)
-    assert torch.equal(target.pyramid.weight, source.pyramid.weight)
+    assert torch.equal(target.pyramid.weight, pyramid)
     assert torch.equal(target.decoder.seg_layers[0].weight, head)
     assert result.loaded == ["encoder.weight", "encoder.bias"]
     assert result.fresh == [
