@@ -118,6 +118,15 @@ def test_several_channels():
     assert torch.isfinite(task.loss_terms(task(batch), batch)["total"])
 
 
+def test_key_point_heads_start_as_the_vit_does():
+    """Xavier-uniform, whose bound is sqrt(6 / (inputs + outputs)), and biases of 0."""
+    for head in make_task().keypoint_heads.values():
+        for layer in (head.mlp[0], head.mlp[2]):
+            bound = (6 / (layer.in_features + layer.out_features)) ** 0.5
+            assert 0.98 * bound < layer.weight.abs().max() <= bound
+            assert not layer.bias.any()
+
+
 def test_another_network_is_refused():
     kwargs = {key: TINY_NETWORK[key] for key in ("crop_size", "strides", "features_per_stage", "depths")}
     with pytest.raises(ValueError, match="the plans name UNETRPP"):
