@@ -34,7 +34,6 @@ from nnunet_topomae.nnunet.planning.traces import StepSizes, trace_finetuning, t
 from nnunet_topomae.settings import FinetuningConfig, PretrainingConfig, StageConfig, to_block
 
 _MIN_BATCH_SIZE = 2
-_PRETRAINING_PASSES, _FINETUNING_PASSES = 10_000, 5_000  # over all cases; SelfMedMAE
 
 
 class PretrainingPlanner(ExperimentPlanner, ABC):
@@ -57,6 +56,11 @@ class PretrainingPlanner(ExperimentPlanner, ABC):
         intensity_range: HU that CT is clipped to before it is scaled to [0, 1]; None for the 0.5 and 99.5 percentiles
             of the foreground.
         crop_size: voxels (z, y, x); None for the largest that fits into the memory.
+        strides: of the network for that crop, five of which the first is 1; None for those of nnU-Net's rules.
+        memory_target: GB of GPU memory that training may take unless the user names another number.
+        pretraining_passes, finetuning_passes: how often every training case is drawn; SelfMedMAE.
+        training_share: share of the cases that are trained on, where no ``splits_final.json`` says it; 80 % in
+            nnU-Net's five folds.
         max_epochs: most epochs of either stage; 1000 is nnU-Net's own number.
         warmup_share: share of all epochs in which the learning rate rises.
     """
@@ -74,21 +78,27 @@ class PretrainingPlanner(ExperimentPlanner, ABC):
     unit_intensities: bool = False
     intensity_range: tuple[float, float] | None = None
     crop_size: Size | None = None
+    strides: Strides | None = None
+    memory_target: float = 8
+    pretraining_passes: int = 10_000
+    finetuning_passes: int = 5_000
+    training_share: float = 0.8
     max_epochs: float = 1000
     warmup_share: float = 0.05
 
     def __init__(
         self,
         dataset_name_or_id: str | int,
-        gpu_memory_target_in_gb: float = 8,
+        gpu_memory_target_in_gb: float | None = None,
         preprocessor_name: str = "DefaultPreprocessor",
         plans_name: str | None = None,
         overwrite_target_spacing: Sequence[float] | None = None,
         suppress_transpose: bool = False,
     ):
+        self.check_dataset(dataset_name_or_id)
         super().__init__(
             dataset_name_or_id,
-            gpu_memory_target_in_gb,
+            gpu_memory_target_in_gb or self.memory_target,
             preprocessor_name,
             plans_name or self.default_plans_name,
             overwrite_target_spacing or self.target_spacing,
@@ -100,6 +110,14 @@ class PretrainingPlanner(ExperimentPlanner, ABC):
         self._check_ct_has_foreground()
         if self.unit_intensities:
             self._scale_ct_to_unit_interval()
+
+    @classmethod
+    def check_dataset(cls, dataset_name_or_id: str | int) -> None:
+        """Refuse a raw dataset that this planner is not made for, before anything is written; here none is refused.
+
+        Raises:
+            ValueError: one sentence that says what the planner is made for.
+        """
 
     @abstractmethod
     def network_arguments(self, crop_size: Size, strides: Strides, patch_size: Size) -> dict[str, Any]:
@@ -260,10 +278,12 @@ class PretrainingPlanner(ExperimentPlanner, ABC):
         Raises:
             ValueError: if none does.
         """
-        if self.crop_size is not None:
+        if self.crop_size is None:
+            candidates = list(shrinking_crops(spacing, median_shape))
+        elif self.strides is None:
             candidates = [fit_strides(spacing, self.crop_size)[:2]]
         else:
-            candidates = list(shrinking_crops(spacing, median_shape))
+            candidates = [(self.crop_size, self.strides)]
 
         def sizes(candidate: tuple[Size, Strides]) -> StepSizes:
             return self._step_sizes(*candidate, choose_patch_size(candidate[0], spacing), _MIN_BATCH_SIZE)
@@ -282,14 +302,28 @@ class PretrainingPlanner(ExperimentPlanner, ABC):
         return candidates[first]
 
     def _batch_size(self, crop_size: Size, strides: Strides, patch_size: Size, num_voxels: float) -> int:
-        """As many crops as fit, covering at most 5 % of the dataset as in nnU-Net, at least 2."""
+        """As many crops as fit, covering at most 5 % of the dataset as in nnU-Net, at least 2.
 
-        def too_large(batch_size: int) -> bool:
+        Once activations outweigh the optimiser's temporaries, memory grows along a straight line with the batch. So the
+        search goes at once to where the line through the last two batches meets the memory target.
+        """
+        limit = num_voxels * self.max_dataset_covered / math.prod(crop_size) + 0.5  # rounded
+
+        def spare_bytes(batch_size: int) -> float:
             sizes = self._step_sizes(crop_size, strides, patch_size, batch_size)
-            return not (self._pretraining_fits(sizes) and self._finetuning_fits(sizes))
+            needed = max(trace_pretraining(self.task_class, sizes), trace_finetuning(sizes))
+            return self.UNet_vram_target_GB * GIB - needed
 
-        limit = max(round(num_voxels * self.max_dataset_covered / math.prod(crop_size)), _MIN_BATCH_SIZE)
-        return bisect_left(range(limit + 1), True, lo=_MIN_BATCH_SIZE + 1, key=too_large) - 1
+        batch_size, step = _MIN_BATCH_SIZE, 1
+        while step > 0:
+            larger = batch_size + step
+            if larger > limit or spare_bytes(larger) < 0:
+                step //= 2
+                continue
+            bytes_per_crop = (spare_bytes(batch_size) - spare_bytes(larger)) / step
+            batch_size = larger
+            step = max(int(spare_bytes(larger) / bytes_per_crop), 1) if bytes_per_crop > 0 else larger
+        return batch_size
 
     def _step_sizes(self, crop_size: Size, strides: Strides, patch_size: Size, batch_size: int) -> StepSizes:
         arguments = json.dumps(self.network_arguments(crop_size, strides, patch_size))
@@ -303,16 +337,30 @@ class PretrainingPlanner(ExperimentPlanner, ABC):
 
     def pretraining_config(self, crop_size: Size, spacing: Sequence[float], batch_size: int) -> PretrainingConfig:
         """Default settings of the method, with the planned number of epochs and what the method itself plans."""
-        schedule = self._schedule(self.task_class.config_class(), _PRETRAINING_PASSES, batch_size)
+        schedule = self._schedule(self.task_class.config_class(), self.pretraining_passes, batch_size)
         return self.task_class.planned(schedule, crop_size, spacing)
 
     def finetuning_config(self, batch_size: int) -> FinetuningConfig:
         """Default settings of fine-tuning, with the planned number of epochs."""
-        return self._schedule(FinetuningConfig(), _FINETUNING_PASSES, batch_size)
+        return self._schedule(FinetuningConfig(), self.finetuning_passes, batch_size)
 
     def _schedule(self, config: Any, passes: int, batch_size: int) -> Any:
-        num_epochs = min(epochs_for(passes, self.dataset_json["numTraining"], batch_size, config), self.max_epochs)
+        num_epochs = min(epochs_for(passes, self._num_training_cases(), batch_size, config), self.max_epochs)
         return replace(config, num_epochs=num_epochs, warmup_epochs=round(self.warmup_share * num_epochs, 1))
+
+    def _num_training_cases(self) -> int:
+        """Training cases of the first split in nnU-Net's file; where there is none, the planner's share of all cases.
+
+        Raises:
+            ValueError: if the file does not hold splits.
+        """
+        file = Path(nnUNet_preprocessed) / self.dataset_name / "splits_final.json"
+        if not file.is_file():
+            return max(round(self.training_share * self.dataset_json["numTraining"]), 1)
+        try:
+            return len(json.loads(file.read_text())[0]["train"])
+        except (ValueError, LookupError, TypeError) as error:
+            raise ValueError(f'{file} must be a list of splits with "train" cases; mend or delete it') from error
 
 
 def epochs_for(passes: int, num_cases: int, batch_size: int, config: StageConfig) -> int:
