@@ -47,13 +47,13 @@ class _PaperPlanner(TopoMAEPlanner):
         """Refuse datasets of other channels or another number of labels; see :class:`PretrainingPlanner`."""
         name = maybe_convert_to_dataset_name(dataset_name_or_id)
         description, _ = read_dataset(Path(nnUNet_raw) / name)
-        channels, num_labels = channel_names(description), len(description["labels"]) - 1
+        channels, num_labels = channel_names(description), len(description["labels"])
         is_ct = [channel.casefold() == "ct" for channel in channels]
-        if is_ct != [cls.is_ct] or num_labels != cls.num_labels:
+        if is_ct != [cls.is_ct] or num_labels != 1 + cls.num_labels:
             raise ValueError(
-                f"{name}: {cls.__name__} is made for one {'CT' if cls.is_ct else 'MRI'} channel and {cls.num_labels} "
-                f"labels beside the background, but this dataset has {', '.join(channels)} and {num_labels}; use "
-                f"TopoMAEPlanner"
+                f"{name}: {cls.__name__} is made for one {'CT' if cls.is_ct else 'MRI'} channel and "
+                f"{1 + cls.num_labels} labels (with the background), but this dataset has {', '.join(channels)} and "
+                f"{num_labels} labels; use TopoMAEPlanner"
             )
 
     def network_arguments(self, crop_size: Size, strides: Strides, patch_size: Size) -> dict[str, Any]:

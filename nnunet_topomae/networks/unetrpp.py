@@ -266,7 +266,8 @@ class UNETRPP(nn.Module):
     """UNETR++ as published for Synapse: 42,952,850 parameters for 64x128x128 crops, 14 classes and a stem of (2, 4, 4).
 
     The networks published for ACDC (66,796,404 parameters) and lung (121,174,798) have two residual blocks in every EPA
-    block, and separate projections of keys and values. Attention dropout is 0.15 in that for Synapse, 0.1 in the others.
+    block, and separate projections of keys and values. Attention dropout is 0.15 in the network published for Synapse
+    and 0.1 in the others.
 
     Args:
         input_channels, num_classes, deep_supervision: given by nnU-Net.
