@@ -65,6 +65,13 @@ def test_fused_network_at_the_synapse_configuration():
     assert _giga_multiply_adds(network, (64, 128, 128)) == pytest.approx(82.6, rel=0.01)  # paper: 82.49
 
 
+@pytest.mark.parametrize(("stem", "millions"), [((4, 4, 4), 72.95), ((2, 4, 4), 82.32)])
+def test_the_papers_crop_does_not_give_the_papers_size(stem, millions):
+    """Section III-B has 96^3, Table I 85.96 M parameters; see docs/datasets.md."""
+    network = _published(FusedViTUNETRPP, (96, 96, 96), stem, vit={"patch_size": (16, 16, 16)})
+    assert round(_num_parameters(network) / 1e6, 2) == millions
+
+
 @pytest.mark.parametrize("separate", [False, True])
 def test_paired_attention_by_the_definition(separate):
     """Against the definition, head by head and in its own order of operations (Shaker et al., section 3.2)."""
