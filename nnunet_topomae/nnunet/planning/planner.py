@@ -4,9 +4,10 @@ import json
 import math
 from abc import ABC, abstractmethod
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,7 +29,7 @@ from nnunet_topomae.networks.geometry import Size
 from nnunet_topomae.nnunet.data.preprocessed import PlannedDataset
 from nnunet_topomae.nnunet.data.raw import channel_names
 from nnunet_topomae.nnunet.planning.geometry import Strides, choose_patch_size, fit_strides, shrinking_crops
-from nnunet_topomae.nnunet.planning.memory import GIB
+from nnunet_topomae.nnunet.planning.memory import GIB, largest_batch
 from nnunet_topomae.nnunet.planning.plans import FINETUNING, PRETRAINING
 from nnunet_topomae.nnunet.planning.traces import StepSizes, trace_finetuning, trace_pretraining
 from nnunet_topomae.settings import FinetuningConfig, PretrainingConfig, StageConfig, to_block
@@ -302,28 +303,16 @@ class PretrainingPlanner(ExperimentPlanner, ABC):
         return candidates[first]
 
     def _batch_size(self, crop_size: Size, strides: Strides, patch_size: Size, num_voxels: float) -> int:
-        """As many crops as fit, covering at most 5 % of the dataset as in nnU-Net, at least 2.
+        """As many crops as fit in both stages, covering at most 5 % of the dataset as in nnU-Net, at least 2."""
 
-        Once activations outweigh the optimiser's temporaries, memory grows along a straight line with the batch. So the
-        search goes at once to where the line through the last two batches meets the memory target.
-        """
+        def largest(trace: Callable[[StepSizes], float], limit: float) -> int:
+            def needed(batch_size: int) -> float:
+                return trace(self._step_sizes(crop_size, strides, patch_size, batch_size))
+
+            return largest_batch(needed, self.UNet_vram_target_GB * GIB, _MIN_BATCH_SIZE, limit)
+
         limit = num_voxels * self.max_dataset_covered / math.prod(crop_size) + 0.5  # rounded
-
-        def spare_bytes(batch_size: int) -> float:
-            sizes = self._step_sizes(crop_size, strides, patch_size, batch_size)
-            needed = max(trace_pretraining(self.task_class, sizes), trace_finetuning(sizes))
-            return self.UNet_vram_target_GB * GIB - needed
-
-        batch_size, step = _MIN_BATCH_SIZE, 1
-        while step > 0:
-            larger = batch_size + step
-            if larger > limit or spare_bytes(larger) < 0:
-                step //= 2
-                continue
-            bytes_per_crop = (spare_bytes(batch_size) - spare_bytes(larger)) / step
-            batch_size = larger
-            step = max(int(spare_bytes(larger) / bytes_per_crop), 1) if bytes_per_crop > 0 else larger
-        return batch_size
+        return largest(trace_finetuning, largest(partial(trace_pretraining, self.task_class), limit))
 
     def _step_sizes(self, crop_size: Size, strides: Strides, patch_size: Size, batch_size: int) -> StepSizes:
         arguments = json.dumps(self.network_arguments(crop_size, strides, patch_size))

@@ -277,20 +277,6 @@ def test_a_file_that_holds_no_splits_is_named(tmp_path, monkeypatch, content):
         planner.plan_experiment()
 
 
-@pytest.mark.parametrize("fixed", [0, 3.9])  # GiB that do not depend on the batch, but outweigh small ones
-@pytest.mark.parametrize("target", [4, 8, 32])
-def test_the_batch_is_the_largest_that_fits(tmp_path, monkeypatch, fixed, target):
-    def trace(sizes):
-        return max(fixed * GIB, 1.1 * GIB + 3e8 * sizes.batch_size)
-
-    monkeypatch.setattr(planner_module, "trace_finetuning", trace)
-    fixed_crop = type("Fixed", (SmallPlanner,), {"crop_size": (16, 16, 16)})
-    planner = _planner(tmp_path, monkeypatch, planner_class=fixed_crop, gpu_memory_target_in_gb=target)
-    planner.max_dataset_covered = np.inf
-    batch_size = planner.plan_experiment()["configurations"]["3d_fullres"]["batch_size"]
-    assert batch_size == int((target - 1.1) * GIB / 3e8)
-
-
 def test_a_batch_covers_at_most_5_percent_of_the_dataset(tmp_path, monkeypatch):
     fixed_crop = type("Fixed", (SmallPlanner,), {"crop_size": (96, 96, 96)})
     planner = _planner(tmp_path, monkeypatch, (96, 96, 96), (1, 1, 1), planner_class=fixed_crop, num_cases=100)
