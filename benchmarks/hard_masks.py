@@ -39,7 +39,7 @@ def make_task(crop: int) -> AnatoMask:
 
 
 def to_unit(hounsfield: torch.Tensor) -> torch.Tensor:
-    """Clipped and scaled to [0, 1], as the planner's CT normalisation does."""
+    """Clipped and scaled to [0, 1], as the paper's set-ups do; crops of nnU-Net's own plans are z-scores."""
     return (hounsfield.clamp(LOW, HIGH) - LOW) / (HIGH - LOW)
 
 

@@ -17,7 +17,7 @@ class TopoMAEPlanner(PretrainingPlanner):
 
     Attributes:
         features_per_stage: channels of UNETR++.
-        pretraining_dropout: dropout rate of UNETR++ in pre-training.
+        pretraining_dropout: dropout rate of UNETR++ in pre-training; None for that of fine-tuning.
     """
 
     network_class = FusedViTUNETRPP
@@ -27,7 +27,7 @@ class TopoMAEPlanner(PretrainingPlanner):
     default_plans_name = "nnUNetTopoMAEPlans"
     vit: ClassVar = {"width": 512, "depth": 12, "num_heads": 8}
     features_per_stage: ClassVar = (32, 64, 128, 256)
-    pretraining_dropout: ClassVar = 0.0
+    pretraining_dropout: ClassVar[float | None] = 0.0
 
     def pretraining_config(self, crop_size: Size, spacing: Sequence[float], batch_size: int) -> Any:
         """With the dropout of this planner; see :meth:`PretrainingPlanner.pretraining_config`."""

@@ -95,7 +95,10 @@ def _add_planning_options(parser: argparse.ArgumentParser) -> None:
         "-pl", default="TopoMAEPlanner", metavar="PLANNER", help="class of the planner (default: %(default)s)"
     )
     parser.add_argument(
-        "-gpu_memory_target", type=positive(float), metavar="GB", help="GPU memory that training may take (default: 8)"
+        "-gpu_memory_target",
+        type=positive(float),
+        metavar="GB",
+        help="GPU memory that training may take (default: 8, in the paper's set-ups 32)",
     )
     parser.add_argument("-preprocessor_name", default="DefaultPreprocessor", help="class of nnU-Net's preprocessor")
     parser.add_argument(
@@ -190,8 +193,7 @@ def _plan_and_preprocess(options: argparse.Namespace) -> None:
     from nnunet_topomae.nnunet.planning import preprocessing
 
     _check_configurations(options.c)
-    planner = find_planner(options.pl)
-    preprocessing.check_preprocessor(options.preprocessor_name)
+    planner = _checked_planner(options)
     for dataset_id in options.d:
         preprocessing.extract_fingerprint(
             dataset_id,
@@ -216,12 +218,20 @@ def _plan_and_preprocess(options: argparse.Namespace) -> None:
 
 
 def _plan_experiment(options: argparse.Namespace) -> None:
+    planner = _checked_planner(options)
+    plans_name = _plan(options, planner)
+    _print_next_commands(planner, options.d[0], _CONFIGURATIONS[0], plans_name, preprocessed=False)
+
+
+def _checked_planner(options: argparse.Namespace) -> "type[PretrainingPlanner]":
+    """The planner that is asked for, once it is known that all datasets are such as it plans."""
     from nnunet_topomae.nnunet.planning import preprocessing
 
     planner = find_planner(options.pl)
     preprocessing.check_preprocessor(options.preprocessor_name)
-    plans_name = _plan(options, planner)
-    _print_next_commands(planner, options.d[0], _CONFIGURATIONS[0], plans_name, preprocessed=False)
+    for dataset_id in options.d:
+        planner.check_dataset(dataset_id)
+    return planner
 
 
 def _plan(options: argparse.Namespace, planner: "type[PretrainingPlanner]") -> str:

@@ -15,7 +15,7 @@ from nnunet_topomae.settings.schema import with_default
 class MAEConfig(MaskedConfig):
     """The ``pretraining`` block of MAE."""
 
-    mask_ratio: float = with_default(MaskedConfig, "mask_ratio", 0.75, "SelfMedMAE")
+    mask_ratio: float = with_default(MaskedConfig, "mask_ratio", 0.75, "SelfMedMAE's configuration file")
 
 
 class MAE(NormalisedReconstruction):

@@ -57,7 +57,7 @@ class MaskedConfig(PretrainingConfig):
     """What the ``pretraining`` blocks of masked methods have in common."""
 
     mask_ratio: float = setting(
-        0.5, Number(0, 1, low_open=True, high_open=True), "share of the patches that are hidden", "paper, II-A"
+        0.5, Number(0, 1, low_open=True, high_open=True), "share of the patches that are hidden", "paper, I"
     )
     mask_source: str = setting(
         "random",

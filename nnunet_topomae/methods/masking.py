@@ -24,7 +24,7 @@ def num_hidden_patches(num_patches: int, ratio: float) -> int:
 
 
 def random_patch_mask(grid: Sequence[int], ratio: float, generator: torch.Generator) -> Tensor:
-    """Hide a uniformly random set of patches of exactly the asked size (Gu et al., section II-A: 50 %).
+    """Hide a uniformly random set of patches of exactly the asked size (Gu et al., section I: "e.g., 50%").
 
     Args:
         grid: number of patches per axis, (d, h, w).

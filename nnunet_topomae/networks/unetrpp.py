@@ -1,6 +1,7 @@
 """UNETR++ (Shaker et al.) for any crop size and any strides, in the form nnU-Net builds from plans."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import accumulate
 from math import gcd, prod
 
@@ -13,6 +14,8 @@ from nnunet_topomae.networks.geometry import Size, grid_of, size_of
 from nnunet_topomae.networks.grids import GridTensor, Positions, TokenProjection
 from nnunet_topomae.networks.initialization import initialize
 
+_CHANNEL_DROPOUT = 0.1
+
 
 class EfficientPairedAttention(nn.Module):
     """Channel and spatial attention that share queries and keys (Shaker et al., section 3.2).
@@ -23,18 +26,29 @@ class EfficientPairedAttention(nn.Module):
         projection_size: P, the number of tokens that keys and values are projected to for spatial attention.
         num_heads: number of attention heads.
         dropout: dropout rate on both attention maps.
+        separate_projections: whether values have a projection of their own (E and F in the paper); otherwise they share
+            that of the keys.
 
     Raises:
         ValueError: if the channels are not divisible.
     """
 
-    def __init__(self, num_tokens: int, channels: int, projection_size: int, num_heads: int, dropout: float = 0.1):
+    def __init__(
+        self,
+        num_tokens: int,
+        channels: int,
+        projection_size: int,
+        num_heads: int,
+        dropout: float = 0.1,
+        separate_projections: bool = False,
+    ):
         super().__init__()
         if channels % (2 * num_heads):
             raise ValueError(f"features_per_stage must be divisible by twice the {num_heads} heads, got {channels}")
         self.num_heads = num_heads
         self.qkvv = nn.Linear(channels, 4 * channels, bias=False)
         self.project = nn.Linear(num_tokens, projection_size)
+        self.project_values = nn.Linear(num_tokens, projection_size) if separate_projections else None
         self.channel_temperature = nn.Parameter(torch.ones(num_heads, 1, 1))
         self.spatial_temperature = nn.Parameter(torch.ones(num_heads, 1, 1))
         self.dropout = nn.Dropout(dropout)
@@ -44,7 +58,8 @@ class EfficientPairedAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) to (B, N, C)."""
         query, key, value_channel, value_spatial = self._heads(self.qkvv(x))  # each (B, heads, d, N)
-        key_projected, value_projected = self.project(key), self.project(value_spatial)  # (B, heads, d, P)
+        key_projected = self.project(key)  # (B, heads, d, P)
+        value_projected = (self.project_values or self.project)(value_spatial)
         query, key = F.normalize(query, dim=-1), F.normalize(key, dim=-1)
 
         channel_map = self.dropout(((query @ key.transpose(-2, -1)) * self.channel_temperature).softmax(dim=-1))
@@ -65,39 +80,63 @@ class EfficientPairedAttention(nn.Module):
 
 
 class EPABlock(nn.Module):
-    """Paired attention with learned positions and layer scale, then a convolution block; there is no MLP.
+    """Paired attention with learned positions and layer scale, then convolution blocks; there is no MLP.
+
+    Channel dropout of 10 % precedes the last convolution.
 
     Args:
         grid: tokens per axis of the feature maps.
-        channels, projection_size, num_heads: see :class:`EfficientPairedAttention`.
-        dropout: rate of channel dropout before the last convolution, and of dropout on the attention maps.
+        channels, projection_size, num_heads, separate_projections: see :class:`EfficientPairedAttention`.
+        attention_dropout: dropout rate on both attention maps.
+        num_residual_blocks: number of residual convolution blocks after the attention.
+
+    Raises:
+        ValueError: if there is to be no residual block.
     """
 
-    def __init__(self, grid: Size, channels: int, projection_size: int, num_heads: int, dropout: float = 0.1):
+    def __init__(
+        self,
+        grid: Size,
+        channels: int,
+        projection_size: int,
+        num_heads: int,
+        attention_dropout: float = 0.1,
+        num_residual_blocks: int = 1,
+        separate_projections: bool = False,
+    ):
         super().__init__()
+        if num_residual_blocks < 1:
+            raise ValueError(f"num_residual_blocks must be at least 1, got {num_residual_blocks}")
         self.grid = tuple(grid)
         num_tokens = prod(grid)
         self.pos_embed = nn.Parameter(torch.zeros(1, num_tokens, channels))
         self.norm = nn.LayerNorm(channels)
         self.gamma = nn.Parameter(torch.full((channels,), 1e-6))
-        self.attention = EfficientPairedAttention(num_tokens, channels, projection_size, num_heads, dropout)
+        self.attention = EfficientPairedAttention(
+            num_tokens, channels, projection_size, num_heads, attention_dropout, separate_projections
+        )
         self.residual = residual_block(channels, channels, nn.BatchNorm3d)
-        self.output = nn.Sequential(nn.Dropout3d(dropout), nn.Conv3d(channels, channels, 1))
+        self.more_residuals = nn.Sequential(
+            *(residual_block(channels, channels, nn.BatchNorm3d) for _ in range(num_residual_blocks - 1))
+        )
+        self.output = nn.Sequential(nn.Dropout3d(_CHANNEL_DROPOUT), nn.Conv3d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, d, h, w) to the same shape."""
         tokens = x.flatten(2).transpose(1, 2) + self.pos_embed
         tokens = tokens + self.gamma * self.attention(self.norm(tokens))
         attended = tokens.transpose(1, 2).reshape(x.shape)
-        return attended + self.output(self.residual(attended))
+        return attended + self.output(self.more_residuals(self.residual(attended)))
 
     def no_weight_decay(self) -> set[str]:
         """The positions."""
         return {"pos_embed"}
 
     def resizing(self) -> dict[str, GridTensor]:
-        """The positions, and the projection of keys and values over tokens."""
-        return {"pos_embed": Positions(self.grid), "attention.project.weight": TokenProjection(self.grid)}
+        """The positions, and the projections of keys and values over tokens."""
+        projections = ["project"] if self.attention.project_values is None else ["project", "project_values"]
+        by_name = {f"attention.{name}.weight": TokenProjection(self.grid) for name in projections}
+        return {"pos_embed": Positions(self.grid), **by_name}
 
 
 class UNETRPPEncoder(nn.Module):
@@ -110,7 +149,7 @@ class UNETRPPEncoder(nn.Module):
         features_per_stage: channels of the four stages.
         depths: number of EPA blocks of the four stages.
         projection_sizes: projection size of the EPA blocks of the four stages.
-        num_heads: heads of every block.
+        make_block: makes an EPA block from its grid, channels and projection size.
     """
 
     def __init__(
@@ -121,7 +160,7 @@ class UNETRPPEncoder(nn.Module):
         features_per_stage: Sequence[int],
         depths: Sequence[int],
         projection_sizes: Sequence[int],
-        num_heads: int,
+        make_block: Callable[[Size, int, int], EPABlock],
     ):
         super().__init__()
         self.features_per_stage = tuple(features_per_stage)
@@ -134,7 +173,7 @@ class UNETRPPEncoder(nn.Module):
             for before, after, stride in zip(inputs, features_per_stage, strides, strict=True)
         )
         self.stages = nn.ModuleList(
-            nn.Sequential(*(EPABlock(grid, channels, projection, num_heads) for _ in range(depth)))
+            nn.Sequential(*(make_block(grid, channels, projection) for _ in range(depth)))
             for grid, channels, depth, projection in zip(
                 grids, features_per_stage, depths, projection_sizes, strict=True
             )
@@ -176,7 +215,7 @@ class UNETRPPDecoder(nn.Module):
         features_per_stage: Sequence[int],
         depths: Sequence[int],
         projection_size: int,
-        num_heads: int,
+        make_block: Callable[[Size, int, int], EPABlock],
         full_resolution_features: int,
         deep_supervision: bool,
     ):
@@ -190,7 +229,7 @@ class UNETRPPDecoder(nn.Module):
                 strides[level + 1],
                 nn.Sequential(
                     *(
-                        EPABlock(grids[level], features_per_stage[level], projection_size, num_heads)
+                        make_block(grids[level], features_per_stage[level], projection_size)
                         for _ in range(depths[level])
                     )
                 ),
@@ -224,7 +263,11 @@ class UNETRPPDecoder(nn.Module):
 
 
 class UNETRPP(nn.Module):
-    """UNETR++ as published: 42,952,850 parameters for 64x128x128 crops, one channel, 14 classes, stem (2, 4, 4).
+    """UNETR++ as published for Synapse: 42,952,850 parameters for 64x128x128 crops, 14 classes and a stem of (2, 4, 4).
+
+    The networks published for ACDC (66,796,404 parameters) and lung (121,174,798) have two residual blocks in every EPA
+    block, and separate projections of keys and values. Attention dropout is 0.15 in the network published for Synapse
+    and 0.1 in the others.
 
     Args:
         input_channels, num_classes, deep_supervision: given by nnU-Net.
@@ -236,6 +279,7 @@ class UNETRPP(nn.Module):
         decoder_projection_size: projection size of all EPA blocks of the decoder.
         num_heads: heads of every EPA block.
         full_resolution_features: channels at full resolution.
+        attention_dropout, num_residual_blocks, separate_projections: see :class:`EPABlock`.
 
     Raises:
         ValueError: if the strides do not divide the crop, or are not five per-axis strides that start with 1.
@@ -264,12 +308,22 @@ class UNETRPP(nn.Module):
         decoder_projection_size: int = 64,
         num_heads: int = 4,
         full_resolution_features: int = 16,
+        attention_dropout: float = 0.1,
+        num_residual_blocks: int = 1,
+        separate_projections: bool = False,
         deep_supervision: bool = True,
     ):
         super().__init__()
         grids = stage_grids(crop_size, strides)
+        make_block = partial(
+            EPABlock,
+            num_heads=num_heads,
+            attention_dropout=attention_dropout,
+            num_residual_blocks=num_residual_blocks,
+            separate_projections=separate_projections,
+        )
         self.encoder = UNETRPPEncoder(
-            input_channels, grids, strides[1:], features_per_stage, depths, projection_sizes, num_heads
+            input_channels, grids, strides[1:], features_per_stage, depths, projection_sizes, make_block
         )
         self.full_resolution_skip = residual_block(input_channels, full_resolution_features)
         self.decoder = UNETRPPDecoder(
@@ -279,7 +333,7 @@ class UNETRPP(nn.Module):
             features_per_stage,
             depths,
             decoder_projection_size,
-            num_heads,
+            make_block,
             full_resolution_features,
             deep_supervision,
         )

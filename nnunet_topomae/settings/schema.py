@@ -17,16 +17,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Number:
-    """Accepts numbers from ``low`` to ``high``; ``low_open`` and ``high_open`` leave out the bound itself."""
+    """Accepts numbers from ``low`` to ``high``; ``low_open`` and ``high_open`` leave out the bound itself.
+
+    ``optional`` lets in null, too.
+    """
 
     low: float
     high: float = float("inf")
     integer: bool = False
     low_open: bool = False
     high_open: bool = False
+    optional: bool = False
 
     def accepts(self, value: Any) -> bool:
         """Whether ``value`` is a number in the range, and a whole one if asked; true and false are no numbers."""
+        if value is None:
+            return self.optional
         kind = int if self.integer else (int, float)
         if isinstance(value, bool) or not isinstance(value, kind):
             return False
@@ -34,7 +40,7 @@ class Number:
         return above and (value < self.high if self.high_open else value <= self.high)
 
     def __str__(self) -> str:
-        kind = "a whole number" if self.integer else "a number"
+        kind = f"{'null or ' * self.optional}{'a whole number' if self.integer else 'a number'}"
         low = f"{'above' if self.low_open else 'of at least'} {_as_written(self.low)}"
         if self.high == float("inf"):
             return f"{kind} {low}"

@@ -26,6 +26,11 @@ SENTENCES = {  # after "Error: "; ours
         [*PLAN, "998", "-pl", "NoPlanner"],
         "-pl NoPlanner: there is no such planner in $planners; for nnU-Net's own planners use nnUNetv2_plan_experiment",
     ),
+    "another dataset than the paper's": (
+        [*PLAN, "998", "-pl", "TopoMAEPlannerSynapse", "--clean"],
+        "Dataset998_Phantom: TopoMAEPlannerSynapse is made for one CT channel and 9 labels (with the background), but "
+        "this dataset has CT and 5 labels; use TopoMAEPlanner",
+    ),
     "no such preprocessor": (
         [*PLAN, "998", "-preprocessor_name", "No"],
         "-preprocessor_name No: there is no preprocessor No in nnU-Net",

@@ -91,7 +91,7 @@ def test_an_edited_table_is_noticed_and_mended(tables, tmp_path, capsys):
     page.write_text(region("nnunet_topomae.methods.mae.MAEConfig only mask_ratio"))
     assert tables.main([str(tmp_path)]) == 0
     assert capsys.readouterr().out == "methods/page.md rewritten\n"
-    assert "| `0.75` | SelfMedMAE |" in page.read_text()
+    assert "| `0.75` | SelfMedMAE's configuration file |" in page.read_text()
     assert tables.main(["--check", str(tmp_path)]) == 0
 
     page.write_text(page.read_text().replace("0.75", "0.7"))

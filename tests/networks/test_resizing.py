@@ -60,15 +60,16 @@ def test_resizing(before, after, values, expected):
 
 
 def test_projections_of_constant_tokens_stay_what_they_were():
-    old, new = EPABlock((2, 4, 4), 8, 4, 2), EPABlock((4, 4, 6), 8, 4, 2)
+    old, new = (EPABlock(grid, 8, 4, 2, separate_projections=True) for grid in ((2, 4, 4), (4, 4, 6)))
     with torch.no_grad():
         old.pos_embed.fill_(3)
     result = adapt_weights(old.state_dict(), old, new, (1, 1))
     new.load_state_dict(result.weights)
-    assert result.adapted == ["pos_embed", "attention.project.weight"]
+    assert result.adapted == ["pos_embed", "attention.project.weight", "attention.project_values.weight"]
     assert torch.allclose(new.pos_embed, torch.full((1, 96, 8), 3.0))
-    projected = [block.attention.project(torch.ones(n, dtype=torch.float)) for block, n in ((old, 32), (new, 96))]
-    torch.testing.assert_close(*projected)
+    for name in ("project", "project_values"):
+        projected = [getattr(block.attention, name)(torch.ones(n)) for block, n in ((old, 32), (new, 96))]
+        torch.testing.assert_close(*projected)
 
 
 @pytest.mark.parametrize("channels", [(1, 4), (4, 1), (2, 3), (3, 2)])

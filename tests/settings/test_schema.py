@@ -46,6 +46,8 @@ def test_left_out_keys_take_their_defaults():
         ({"branches": "vit"}, "pretraining.branches"),
         ({"topology": {"gird": None}}, "unknown key pretraining.topology.gird in the plans; did you mean grid?"),
         ({"topology": {"grid": [8, 8]}}, "pretraining.topology.grid in the plans must be null or three whole numbers"),
+        ({"dropout": 1}, "pretraining.dropout in the plans must be null or a number of at least 0 and below 1, got 1"),
+        ({"mask_ratio": None}, "pretraining.mask_ratio in the plans must be a number above 0 and below 1, got None"),
         ({"topology": True}, "pretraining.topology must be a block of settings, got True"),
         ({"spatial": {"enabled": 1}}, "pretraining.spatial.enabled in the plans must be true or false, got 1"),
         ({"from_scratch": True}, "unknown key pretraining.from_scratch"),

@@ -12,6 +12,7 @@ class SparKConfig(MaskedConfig):
     """The ``pretraining`` block of SparK."""
 
     mask_ratio: float = with_default(MaskedConfig, "mask_ratio", 0.6, "AnatoMask")
+    base_lr: float = with_default(StageConfig, "base_lr", 6.4e-3, "AnatoMask: 1e-4 at a batch of 4")
     weight_decay: float = with_default(StageConfig, "weight_decay", 1e-5, "AnatoMask")
     warmup_epochs: float = with_default(StageConfig, "warmup_epochs", 20, "AnatoMask")
     decoder_width: int = setting(

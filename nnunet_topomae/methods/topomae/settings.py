@@ -53,14 +53,15 @@ class TopoMAEConfig(MaskedConfig):
     """The ``pretraining`` block of TopoMAE."""
 
     branches: Sequence[str] = setting(BRANCHES, Subset(BRANCHES), "networks to pre-train", "paper, II-C; Table VI")
-    lambda1: float = setting(0.5, Number(0, 1), "share of UNETR++ in the loss; the ViT has the rest", "paper, II-C")
-    lambda2: float = setting(0.1, Number(0, 0.5), "weight of the topological and of the spatial term", "paper, II-C")
-    lambda3: float = setting(0.1, Number(0), "weight of both consistency terms", "paper, II-C")
-    dropout: float = setting(
-        0.1,
-        Number(0, 1, high_open=True),
-        "dropout rate of UNETR++ in pre-training; TopoMAEPlanner writes 0, with which it learns faster",
-        "UNETR++ for ACDC and lung",
+    lambda1: float = setting(0.5, Number(0, 1), "share of UNETR++ in the loss; the ViT has the rest", "paper, III-B")
+    lambda2: float = setting(0.1, Number(0, 0.5), "weight of the topological and of the spatial term", "paper, III-B")
+    lambda3: float = setting(0.1, Number(0), "weight of both consistency terms", "paper, III-B")
+    dropout: float | None = setting(
+        None,
+        Number(0, 1, high_open=True, optional=True),
+        "dropout rate of UNETR++ in pre-training; null: as in fine-tuning; TopoMAEPlanner writes 0, with which it "
+        "learns faster",
+        "UNETR++",
     )
     spatial: SpatialConfig = block(SpatialConfig)
     topology: TopologyConfig = block(TopologyConfig)

@@ -91,9 +91,8 @@ class TopoMAE(MaskedReconstruction):
         super().__init__(network, config, crop_size)
         check_grid(crop_size, config.topology.grid)
         self.decoder.deep_supervision = False
-        for part in (*self.encoder.modules(), *self.decoder.modules()):
-            if isinstance(part, nn.Dropout | nn.Dropout3d):
-                part.p = config.dropout
+        if config.dropout is not None:
+            self._set_dropout(config.dropout)
         self.topological_loss = TopologicalLoss(config.topology.grid, config.topology.tolerance)
         channels = self.decoder.num_classes
         heads = {}
@@ -104,6 +103,11 @@ class TopoMAE(MaskedReconstruction):
             heads["unetrpp"] = KeypointHead(self.encoder.features_per_stage[-1])
         self.keypoint_heads = nn.ModuleDict(heads if config.spatial.enabled else {})
         self._freeze_what_is_not_trained()
+
+    def _set_dropout(self, rate: float) -> None:
+        for part in (*self.encoder.modules(), *self.decoder.modules()):
+            if isinstance(part, nn.Dropout | nn.Dropout3d):
+                part.p = rate
 
     def _freeze_what_is_not_trained(self) -> None:
         frozen = [self.pyramid, *self.decoder.seg_layers[1:]]

@@ -11,7 +11,7 @@ from nnunetv2.experiment_planning.experiment_planners.network_topology import ge
 
 from nnunet_topomae.networks.geometry import Size, size_of
 
-_MIN_EDGE = 3  # of the coarsest feature map; a 96^3 crop and a total stride of 32 give it, as published
+_MIN_EDGE = 3  # of the coarsest feature map; a 96^3 crop (Gu et al., III-B) and a total stride of 32 give it
 _MAX_POOLINGS = 5  # a stem of 4 and three downsamplings by 2
 _PATCH_SIZES = (16, 8, 4, 2)
 _TARGET_TOKENS = 200

@@ -48,6 +48,30 @@ def trace_step(build: Callable[[], nn.Module], loss: Callable[[Any], Tensor], *,
     return num_trained * _TRAINED_BYTES + num_frozen * _FROZEN_BYTES + cuda * CONTEXT + max(live.peak, update)
 
 
+def largest_batch(needed: Callable[[int], float], target: float, smallest: int, limit: float) -> int:
+    """The largest batch that fits into the memory.
+
+    Once activations outweigh the optimiser's temporaries, memory grows along a straight line with the batch. So the
+    search goes at once to where the line through the last two batches meets the target.
+
+    Args:
+        needed: bytes that a step with a batch of some size takes; asked for the same size more than once.
+        target: bytes that there are.
+        smallest: size of a batch that fits; taken even if it is above the limit.
+        limit: the batch is not to be larger.
+    """
+    batch_size, step = smallest, 1
+    while step > 0:
+        larger = batch_size + step
+        if larger > limit or needed(larger) > target:
+            step //= 2
+            continue
+        bytes_per_crop = (needed(larger) - needed(batch_size)) / step
+        batch_size = larger
+        step = max(int((target - needed(larger)) / bytes_per_crop), 1) if bytes_per_crop > 0 else larger
+    return batch_size
+
+
 def _forget_gradient(parameter: Tensor) -> None:
     """Drop the gradient of a weight as soon as it is there; all of them are counted apart.
 

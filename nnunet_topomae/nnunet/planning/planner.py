@@ -4,9 +4,10 @@ import json
 import math
 from abc import ABC, abstractmethod
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,13 +29,12 @@ from nnunet_topomae.networks.geometry import Size
 from nnunet_topomae.nnunet.data.preprocessed import PlannedDataset
 from nnunet_topomae.nnunet.data.raw import channel_names
 from nnunet_topomae.nnunet.planning.geometry import Strides, choose_patch_size, fit_strides, shrinking_crops
-from nnunet_topomae.nnunet.planning.memory import GIB
+from nnunet_topomae.nnunet.planning.memory import GIB, largest_batch
 from nnunet_topomae.nnunet.planning.plans import FINETUNING, PRETRAINING
 from nnunet_topomae.nnunet.planning.traces import StepSizes, trace_finetuning, trace_pretraining
 from nnunet_topomae.settings import FinetuningConfig, PretrainingConfig, StageConfig, to_block
 
 _MIN_BATCH_SIZE = 2
-_PRETRAINING_PASSES, _FINETUNING_PASSES = 10_000, 5_000  # over all cases; SelfMedMAE
 
 
 class PretrainingPlanner(ExperimentPlanner, ABC):
@@ -57,6 +57,11 @@ class PretrainingPlanner(ExperimentPlanner, ABC):
         intensity_range: HU that CT is clipped to before it is scaled to [0, 1]; None for the 0.5 and 99.5 percentiles
             of the foreground.
         crop_size: voxels (z, y, x); None for the largest that fits into the memory.
+        strides: of the network for that crop, five of which the first is 1; None for those of nnU-Net's rules.
+        memory_target: GB of GPU memory that training may take unless the user names another number.
+        pretraining_passes, finetuning_passes: how often every training case is drawn; SelfMedMAE.
+        training_share: share of the cases that are trained on, where no ``splits_final.json`` says it; 80 % in
+            nnU-Net's five folds.
         max_epochs: most epochs of either stage; 1000 is nnU-Net's own number.
         warmup_share: share of all epochs in which the learning rate rises.
     """
@@ -74,21 +79,27 @@ class PretrainingPlanner(ExperimentPlanner, ABC):
     unit_intensities: bool = False
     intensity_range: tuple[float, float] | None = None
     crop_size: Size | None = None
+    strides: Strides | None = None
+    memory_target: float = 8
+    pretraining_passes: int = 10_000
+    finetuning_passes: int = 5_000
+    training_share: float = 0.8
     max_epochs: float = 1000
     warmup_share: float = 0.05
 
     def __init__(
         self,
         dataset_name_or_id: str | int,
-        gpu_memory_target_in_gb: float = 8,
+        gpu_memory_target_in_gb: float | None = None,
         preprocessor_name: str = "DefaultPreprocessor",
         plans_name: str | None = None,
         overwrite_target_spacing: Sequence[float] | None = None,
         suppress_transpose: bool = False,
     ):
+        self.check_dataset(dataset_name_or_id)
         super().__init__(
             dataset_name_or_id,
-            gpu_memory_target_in_gb,
+            gpu_memory_target_in_gb or self.memory_target,
             preprocessor_name,
             plans_name or self.default_plans_name,
             overwrite_target_spacing or self.target_spacing,
@@ -100,6 +111,14 @@ class PretrainingPlanner(ExperimentPlanner, ABC):
         self._check_ct_has_foreground()
         if self.unit_intensities:
             self._scale_ct_to_unit_interval()
+
+    @classmethod
+    def check_dataset(cls, dataset_name_or_id: str | int) -> None:
+        """Refuse a raw dataset that this planner is not made for, before anything is written; here none is refused.
+
+        Raises:
+            ValueError: one sentence that says what the planner is made for.
+        """
 
     @abstractmethod
     def network_arguments(self, crop_size: Size, strides: Strides, patch_size: Size) -> dict[str, Any]:
@@ -260,10 +279,12 @@ class PretrainingPlanner(ExperimentPlanner, ABC):
         Raises:
             ValueError: if none does.
         """
-        if self.crop_size is not None:
+        if self.crop_size is None:
+            candidates = list(shrinking_crops(spacing, median_shape))
+        elif self.strides is None:
             candidates = [fit_strides(spacing, self.crop_size)[:2]]
         else:
-            candidates = list(shrinking_crops(spacing, median_shape))
+            candidates = [(self.crop_size, self.strides)]
 
         def sizes(candidate: tuple[Size, Strides]) -> StepSizes:
             return self._step_sizes(*candidate, choose_patch_size(candidate[0], spacing), _MIN_BATCH_SIZE)
@@ -282,14 +303,16 @@ class PretrainingPlanner(ExperimentPlanner, ABC):
         return candidates[first]
 
     def _batch_size(self, crop_size: Size, strides: Strides, patch_size: Size, num_voxels: float) -> int:
-        """As many crops as fit, covering at most 5 % of the dataset as in nnU-Net, at least 2."""
+        """As many crops as fit in both stages, covering at most 5 % of the dataset as in nnU-Net, at least 2."""
 
-        def too_large(batch_size: int) -> bool:
-            sizes = self._step_sizes(crop_size, strides, patch_size, batch_size)
-            return not (self._pretraining_fits(sizes) and self._finetuning_fits(sizes))
+        def largest(trace: Callable[[StepSizes], float], limit: float) -> int:
+            def needed(batch_size: int) -> float:
+                return trace(self._step_sizes(crop_size, strides, patch_size, batch_size))
 
-        limit = max(round(num_voxels * self.max_dataset_covered / math.prod(crop_size)), _MIN_BATCH_SIZE)
-        return bisect_left(range(limit + 1), True, lo=_MIN_BATCH_SIZE + 1, key=too_large) - 1
+            return largest_batch(needed, self.UNet_vram_target_GB * GIB, _MIN_BATCH_SIZE, limit)
+
+        limit = num_voxels * self.max_dataset_covered / math.prod(crop_size) + 0.5  # rounded
+        return largest(trace_finetuning, largest(partial(trace_pretraining, self.task_class), limit))
 
     def _step_sizes(self, crop_size: Size, strides: Strides, patch_size: Size, batch_size: int) -> StepSizes:
         arguments = json.dumps(self.network_arguments(crop_size, strides, patch_size))
@@ -304,17 +327,31 @@ class PretrainingPlanner(ExperimentPlanner, ABC):
     def pretraining_config(self, crop_size: Size, spacing: Sequence[float], batch_size: int) -> PretrainingConfig:
         """Default settings of the method, with the planned number of epochs and what the method itself plans."""
         config: Any = self.task_class.config_class()
-        num_epochs = self._num_epochs(config, _PRETRAINING_PASSES, batch_size)
+        num_epochs = self._num_epochs(config, self.pretraining_passes, batch_size)
         config = replace(config, num_epochs=num_epochs, warmup_epochs=round(self.warmup_share * num_epochs, 1))
         return self.task_class.planned(config, crop_size, spacing)
 
     def finetuning_block(self, batch_size: int) -> dict[str, Any]:
         """The recipe's name and the planned number of epochs; the recipe decides the rest, so it can be exchanged."""
         config = FinetuningConfig()
-        return {"recipe": config.recipe, "num_epochs": self._num_epochs(config, _FINETUNING_PASSES, batch_size)}
+        return {"recipe": config.recipe, "num_epochs": self._num_epochs(config, self.finetuning_passes, batch_size)}
 
     def _num_epochs(self, config: StageConfig, passes: int, batch_size: int) -> int:
-        return int(min(epochs_for(passes, self.dataset_json["numTraining"], batch_size, config), self.max_epochs))
+        return int(min(epochs_for(passes, self._num_training_cases(), batch_size, config), self.max_epochs))
+
+    def _num_training_cases(self) -> int:
+        """Training cases of the first split in nnU-Net's file; where there is none, the planner's share of all cases.
+
+        Raises:
+            ValueError: if the file does not hold splits.
+        """
+        file = Path(nnUNet_preprocessed) / self.dataset_name / "splits_final.json"
+        if not file.is_file():
+            return max(round(self.training_share * self.dataset_json["numTraining"]), 1)
+        try:
+            return len(json.loads(file.read_text())[0]["train"])
+        except (ValueError, LookupError, TypeError) as error:
+            raise ValueError(f'{file} must be a list of splits with "train" cases; mend or delete it') from error
 
 
 def epochs_for(passes: int, num_cases: int, batch_size: int, config: StageConfig) -> int:

@@ -133,11 +133,13 @@ def test_another_network_is_refused():
         TopoMAE(UNETRPP(1, 1, **kwargs), TopoMAEConfig(), kwargs["crop_size"])
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.3])
-def test_dropout_of_unetrpp_is_that_of_the_settings(rate):
-    task = make_task(TopoMAEConfig(dropout=rate))
+@pytest.mark.parametrize(("rate", "rates"), [(0.0, {0.0}), (0.3, {0.3}), (None, {0.15, 0.1})])
+def test_dropout_of_unetrpp_is_that_of_the_settings(rate, rates):
+    """Null leaves the network's own: 0.15 on attention maps, as asked for, and 0.1 on channels."""
+    network = FusedViTUNETRPP(1, 1, deep_supervision=False, attention_dropout=0.15, **TINY_NETWORK)
+    task = TopoMAE.build(network, TopoMAEConfig(dropout=rate), TINY_CROP)
     parts = [*task.encoder.modules(), *task.decoder.modules()]
-    assert {part.p for part in parts if isinstance(part, nn.Dropout | nn.Dropout3d)} == {rate}
+    assert {part.p for part in parts if isinstance(part, nn.Dropout | nn.Dropout3d)} == rates
 
 
 @pytest.mark.parametrize(("branch", "learning_rate", "steps"), [("vit", 2e-3, 300), ("unetrpp", 3e-3, 250)])

@@ -8,7 +8,7 @@ from torch import nn
 
 from nnunet_topomae.methods.topomae import TopoMAE
 from nnunet_topomae.networks import FusedViTUNETRPP
-from nnunet_topomae.nnunet.planning.memory import CONTEXT, trace_step
+from nnunet_topomae.nnunet.planning.memory import CONTEXT, largest_batch, trace_step
 from nnunet_topomae.nnunet.planning.traces import StepSizes, trace_finetuning, trace_pretraining
 from tiny import TINY_NETWORK
 
@@ -59,3 +59,29 @@ def test_steps_of_real_networks(trace):
     full = trace(replace(many, cuda=False))
     assert CONTEXT < trace(few) < trace(many)
     assert trace(many) - CONTEXT < full  # half precision takes less
+
+
+@pytest.mark.parametrize(
+    ("needed", "target", "limit", "expected"),
+    [
+        (lambda n: 5 + 3 * n, 100, float("inf"), 31),  # a line: 98 fit, 101 do not
+        (lambda n: max(90, 3 * n), 100, float("inf"), 33),  # what does not depend on the batch outweighs small ones
+        (lambda n: max(50 + n, 10 * n), 100, float("inf"), 10),
+        (lambda n: 5 + 3 * n, 100, 9.5, 9),
+        (lambda n: 5 + 3 * n, 100, 0.5, 2),  # never less than the smallest
+        (lambda n: 50 * n, 100, float("inf"), 2),
+    ],
+)
+def test_largest_batch(needed, target, limit, expected):
+    assert largest_batch(needed, target, 2, limit) == expected
+
+
+def test_few_traces_find_a_large_batch():
+    traced = set()
+
+    def needed(batch_size):
+        traced.add(batch_size)
+        return 5 + 3 * batch_size
+
+    assert largest_batch(needed, 3005, 2, float("inf")) == 1000
+    assert len(traced) <= 4

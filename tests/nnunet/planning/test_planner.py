@@ -2,9 +2,11 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from nnunet_topomae.commands.cli import find_planner
 from nnunet_topomae.methods.topomae import TopoMAEConfig
+from nnunet_topomae.networks import FusedViTUNETRPP
 from nnunet_topomae.nnunet.planning import planner as planner_module
 from nnunet_topomae.nnunet.planning.geometry import choose_patch_size, fit_strides, shrinking_crops
 from nnunet_topomae.nnunet.planning.memory import GIB
@@ -83,6 +85,8 @@ def _planner(
     spacing=(1.5, 1.0, 1.0),
     channels=("CT",),
     planner_class=SmallPlanner,
+    num_labels=1,
+    num_cases=30,
     **kwargs,
 ):
     """A dataset that has a fingerprint and file names, but no image."""
@@ -90,22 +94,22 @@ def _planner(
     images, labels = raw / DATASET / "imagesTr", raw / DATASET / "labelsTr"
     for folder in (images, labels, preprocessed / DATASET):
         folder.mkdir(parents=True, exist_ok=True)
-    for case in range(30):
+    for case in range(num_cases):
         for channel in range(len(channels)):
-            (images / f"c{case:02d}_{channel:04d}.nii.gz").touch()
-        (labels / f"c{case:02d}.nii.gz").touch()
+            (images / f"c{case:03d}_{channel:04d}.nii.gz").touch()
+        (labels / f"c{case:03d}.nii.gz").touch()
     dataset = {
         "channel_names": {str(i): name for i, name in enumerate(channels)},
-        "labels": {"background": 0, "organ": 1},
-        "numTraining": 30,
+        "labels": {"background": 0, **{f"organ {i}": i for i in range(1, num_labels + 1)}},
+        "numTraining": num_cases,
         "file_ending": ".nii.gz",
         "overwrite_image_reader_writer": "SimpleITKIO",
     }
     (raw / DATASET / "dataset.json").write_text(json.dumps(dataset))
     intensities = {"percentile_00_5": -175.0, "percentile_99_5": 250.0, "mean": 40.0, "std": 70.0}
     fingerprint = {
-        "spacings": [list(spacing)] * 30,
-        "shapes_after_crop": [list(shape)] * 30,
+        "spacings": [list(spacing)] * num_cases,
+        "shapes_after_crop": [list(shape)] * num_cases,
         "foreground_intensity_properties_per_channel": {str(i): dict(intensities) for i in range(len(channels))},
         "median_relative_size_after_cropping": 1.0,
     }
@@ -245,46 +249,154 @@ def test_too_little_memory_is_said(tmp_path, monkeypatch):
         planner.plan_experiment()
 
 
+def _plan_epochs(tmp_path, monkeypatch, planner_class=SmallPlanner, **kwargs):
+    plan = _planner(tmp_path, monkeypatch, planner_class=planner_class, **kwargs).plan_experiment()
+    configuration = plan["configurations"]["3d_fullres"]
+    return configuration["pretraining"]["num_epochs"] * configuration["batch_size"] * 250 / 10_000
+
+
+def test_passes_are_over_the_training_cases_of_nnunets_folds(tmp_path, monkeypatch):
+    unlimited = type("Unlimited", (SmallPlanner,), {"max_epochs": np.inf})
+    assert _plan_epochs(tmp_path, monkeypatch, unlimited) == pytest.approx(0.8 * 30, rel=0.01)
+
+
+def test_passes_are_over_the_training_cases_of_the_split(tmp_path, monkeypatch):
+    unlimited = type("Unlimited", (SmallPlanner,), {"max_epochs": np.inf})
+    _planner(tmp_path, monkeypatch)
+    split = {"train": [f"c{case:03d}" for case in range(6)], "val": ["c006"]}
+    (tmp_path / "preprocessed" / DATASET / "splits_final.json").write_text(json.dumps([split]))
+    assert _plan_epochs(tmp_path, monkeypatch, unlimited) == pytest.approx(6, rel=0.01)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '[{"val": []}]', "[3]"])
+def test_a_file_that_holds_no_splits_is_named(tmp_path, monkeypatch, content):
+    planner = _planner(tmp_path, monkeypatch)
+    file = tmp_path / "preprocessed" / DATASET / "splits_final.json"
+    file.write_text(content)
+    with pytest.raises(ValueError, match=f'{file} must be a list of splits with "train" cases; mend or delete it'):
+        planner.plan_experiment()
+
+
+def test_a_batch_covers_at_most_5_percent_of_the_dataset(tmp_path, monkeypatch):
+    fixed_crop = type("Fixed", (SmallPlanner,), {"crop_size": (96, 96, 96)})
+    planner = _planner(tmp_path, monkeypatch, (96, 96, 96), (1, 1, 1), planner_class=fixed_crop, num_cases=100)
+    assert planner.plan_experiment()["configurations"]["3d_fullres"]["batch_size"] == 5
+
+
+RAW = {  # what the datasets look like: shape, spacing in mm (z, y, x), channel
+    "Synapse": ((148, 512, 512), (3.0, 0.76, 0.76), "CT"),
+    "BTCV": ((148, 512, 512), (3.0, 0.76, 0.76), "CT"),
+    "ACDC": ((9, 256, 216), (10.0, 1.56, 1.56), "MRI"),
+    "Spleen": ((90, 512, 512), (5.0, 0.79, 0.79), "CT"),
+    "Lung": ((252, 512, 512), (1.24, 0.79, 0.79), "CT"),
+}
+NUM_LABELS = {"Synapse": 8, "BTCV": 13, "ACDC": 3, "Spleen": 1, "Lung": 1}
+
+
+def _paper_plans(tmp_path, monkeypatch, name, num_cases=30):
+    shape, spacing, channel = RAW[name]
+    planner_class = find_planner(f"TopoMAEPlanner{name}")
+    return _planner(
+        tmp_path,
+        monkeypatch,
+        shape,
+        spacing,
+        (channel,),
+        planner_class,
+        num_labels=NUM_LABELS[name],
+        num_cases=num_cases,
+    ).plan_experiment()
+
+
 @pytest.mark.parametrize(
-    ("name", "shape", "spacing", "channel", "crop", "stem", "planned_spacing", "hu"),
-    [
-        (
-            "Synapse",
-            (148, 512, 512),
-            (3.0, 0.76, 0.76),
-            "CT",
-            (64, 128, 128),
-            [2, 4, 4],
-            (3.0, 0.76, 0.76),
-            (-175, 250),
-        ),
-        ("BTCV", (148, 512, 512), (3.0, 0.76, 0.76), "CT", (96, 96, 96), [4, 4, 4], (2.0, 1.5, 1.5), (-175, 250)),
-        ("ACDC", (9, 256, 216), (10.0, 1.56, 1.56), "MRI", (16, 160, 160), [1, 4, 4], (10.0, 1.56, 1.56), None),
-        ("Spleen", (90, 512, 512), (5.0, 0.79, 0.79), "CT", (96, 96, 96), [4, 4, 4], (2.0, 1.5, 1.5), (-57, 164)),
-        ("Lung", (252, 512, 512), (1.24, 0.79, 0.79), "CT", (32, 192, 192), [4, 4, 4], (1.24, 0.79, 0.79), None),
+    ("name", "spacing", "hu", "crop", "cases", "training_cases", "passes"),
+    [  # Gu et al., section III; axes (z, y, x)
+        ("Synapse", [2.0, 1.5, 1.5], (-175, 250), [96, 96, 96], 30, 18, (10_000, 5_000)),
+        ("BTCV", [2.0, 1.5, 1.5], (-175, 250), [96, 96, 96], 30, 24, (10_000, 5_000)),  # no split given: 80 %
+        ("ACDC", [6.35, 1.52, 1.52], None, [16, 160, 160], 100, 70, (2_000, 1_000)),
+        ("Spleen", [2.0, 1.5, 1.5], (-57, 164), [96, 96, 96], 41, 33, (10_000, 5_000)),
+        ("Lung", [1.0, 1.0, 1.0], (-1000, 3071), [32, 192, 192], 64, 51, (10_000, 5_000)),
     ],
 )
-def test_the_papers_set_ups(tmp_path, monkeypatch, name, shape, spacing, channel, crop, stem, planned_spacing, hu):
-    planner_class = find_planner(f"TopoMAEPlanner{name}")
-    small = type("Small", (planner_class,), {"vit": SmallPlanner.vit, "features_per_stage": (8, 16, 32, 64)})
-    plans = _planner(tmp_path, monkeypatch, shape, spacing, (channel,), small, gpu_memory_target_in_gb=24)
-    plans = plans.plan_experiment()
+def test_the_papers_set_ups(tmp_path, monkeypatch, name, spacing, hu, crop, cases, training_cases, passes):
+    plans = _paper_plans(tmp_path, monkeypatch, name, cases)
     assert plans["plans_name"] == f"nnUNetTopoMAE{name}Plans"
+    assert list(plans["configurations"]) == ["3d_fullres"]
     plan = plans["configurations"]["3d_fullres"]
     TopoMAEPretrainer.check_plans(plans, "3d_fullres")
-    assert plan["patch_size"] == list(crop)
-    assert plan["architecture"]["arch_kwargs"]["strides"][1] == stem
-    assert list(plan["spacing"]) == list(planned_spacing)
-    schedule = plan["pretraining"]
-    assert schedule["num_epochs"] == round(10_000 * 30 / plan["batch_size"] / 250)  # no limit
-    assert schedule["warmup_epochs"] == pytest.approx(0.01 * schedule["num_epochs"], abs=0.05)
-    assert plan["normalization_schemes"] == ["CTNormalization" if channel == "CT" else "RescaleTo01Normalization"]
-    assert schedule["dropout"] == 0.1
-    assert not plan["architecture"]["arch_kwargs"]["vit"]["local_start"]
-    if hu is not None:
+    assert plan["spacing"] == spacing
+    assert plan["patch_size"] == crop
+    if hu is None:
+        assert plan["normalization_schemes"] == ["RescaleTo01Normalization"]
+    else:
+        assert plan["normalization_schemes"] == ["CTNormalization"]
         properties = plans["foreground_intensity_properties_per_channel"]["0"]
         assert (properties["percentile_00_5"], properties["percentile_99_5"]) == hu
         assert (properties["mean"], properties["std"]) == (hu[0], hu[1] - hu[0])
+    bytes_of_a_crop = 1100 * np.prod(crop)
+    assert plan["batch_size"] == (32 - 1.5) * GIB // bytes_of_a_crop  # the largest; 5 % of the dataset are fewer
+    for stage, times in zip(("pretraining", "finetuning"), passes, strict=True):
+        schedule = plan[stage]
+        assert schedule["num_epochs"] == round(times * training_cases / plan["batch_size"] / 250)
+        assert schedule["warmup_epochs"] == pytest.approx(0.01 * schedule["num_epochs"], abs=0.05)
+        assert schedule["weight_decay"] == 0.005
+    pretraining = plan["pretraining"]
+    assert pretraining["topology"] == {"enabled": True, "weight": 1, "grid": None, "tolerance": 0}
+    assert (pretraining["lambda1"], pretraining["lambda2"], pretraining["lambda3"]) == (0.5, 0.1, 0.1)
+    assert (pretraining["base_lr"], plan["finetuning"]["base_lr"]) == (6.4e-3, 1e-1)
+    assert pretraining["mask_ratio"] == 0.5
+    assert pretraining["dropout"] is None  # the published network's
+    arguments = plan["architecture"]["arch_kwargs"]
+    assert arguments["fusion_gain"] == 1
+    assert not arguments["vit"]["local_start"]
+
+
+@pytest.mark.parametrize(
+    ("name", "strides", "attention_dropout", "millions"),
+    [  # UNETR++ alone; ACDC and lung: published to the parameter
+        ("Synapse", [[1, 1, 1], [4, 4, 4], *[[2, 2, 2]] * 3], 0.15, 29.867),
+        ("ACDC", [[1, 1, 1], [1, 4, 4], *[[2, 2, 2]] * 3], 0.1, 66.796404),
+        ("Lung", [[1, 1, 1], [1, 4, 4], *[[2, 2, 2]] * 3], 0.1, 121.174798),
+    ],
+)
+def test_the_papers_set_ups_have_the_published_networks(
+    tmp_path, monkeypatch, name, strides, attention_dropout, millions
+):
+    arguments = _paper_plans(tmp_path, monkeypatch, name)["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+    assert arguments["strides"] == strides
+    classes = 14 if name == "Synapse" else 1 + NUM_LABELS[name]
+    with torch.device("meta"):
+        network = FusedViTUNETRPP(1, classes, **arguments)
+    ours = (network.vit, network.pyramid)
+    fused, added = (sum(p.numel() for m in modules for p in m.parameters()) for modules in ([network], ours))
+    assert (fused - added) / 1e6 == pytest.approx(millions, abs=5e-4 if name == "Synapse" else 1e-9)
+    for part in (network.encoder, network.decoder):
+        assert {m.p for m in part.modules() if isinstance(m, torch.nn.Dropout)} == {attention_dropout}
+
+
+def test_the_memory_target_of_the_papers_set_ups_can_be_changed(tmp_path, monkeypatch):
+    batch_sizes = [
+        _planner(
+            tmp_path, monkeypatch, *RAW["Spleen"][:2], planner_class=find_planner("TopoMAEPlannerSpleen"), **target
+        ).plan_experiment()["configurations"]["3d_fullres"]["batch_size"]
+        for target in ({"gpu_memory_target_in_gb": 8}, {})
+    ]
+    assert batch_sizes[0] < batch_sizes[1] / 3
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "num_labels", "message"),
+    [
+        ("Synapse", ("CT",), 13, "one CT channel and 9 labels .* but this dataset has CT and 14 labels"),
+        ("Spleen", ("MRI",), 1, "one CT channel and 2 labels .* but this dataset has MRI and 2 labels"),
+        ("Lung", ("CT", "PET"), 1, "one CT channel and 2 labels .* but this dataset has CT, PET and 2 labels"),
+        ("ACDC", ("CT",), 3, "one MRI channel and 4 labels .* but this dataset has CT and 4 labels"),
+    ],
+)
+def test_another_dataset_than_the_papers_is_refused(tmp_path, monkeypatch, name, channels, num_labels, message):
+    planner_class = find_planner(f"TopoMAEPlanner{name}")
+    with pytest.raises(ValueError, match=f"{DATASET}: TopoMAEPlanner{name} is made for {message}; use TopoMAEPlanner"):
+        _planner(tmp_path, monkeypatch, channels=channels, planner_class=planner_class, num_labels=num_labels)
 
 
 def test_large_images_get_a_low_resolution_and_no_cascade(tmp_path, monkeypatch):
