@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
 from nnunet_topomae.nnunet.data.preprocessed import Cases, JoinedCases, PlannedDataset, open_cases
+from nnunet_topomae.nnunet.data.splits import Split, read_splits
 
 _FOLDS, _SPLIT_SEED = 5, 12345  # nnU-Net's
 
@@ -17,10 +18,12 @@ class PretrainingCases:
     Attributes:
         dataset: the dataset that the plans were made for.
         configuration: name of the configuration in these plans.
+        split: what ``splits_final.json`` says about the fold.
     """
 
     dataset: PlannedDataset
     configuration: str
+    split: Split
 
     @property
     def without_labels(self) -> bool:
@@ -49,20 +52,20 @@ class PretrainingCases:
         split = generate_crossval_split(cases, seed=_SPLIT_SEED, n_splits=_FOLDS)[fold % _FOLDS]
         return list(split["train"]), list(split["val"])
 
-    def training(self, own: Cases, held_out: Sequence[str], others: Sequence[int]) -> Cases:
-        """All cases to draw from: the fold's own, all unlabelled ones, and every case of other datasets.
+    def training(self, own: Cases, others: Sequence[int]) -> Cases:
+        """All cases to draw from: the fold's own, all that were added without labels, and every case of other datasets.
 
         Args:
-            own: the fold's training cases.
-            held_out: the fold's validation cases.
+            own: the fold's training cases, and those that the split keeps as unlabelled.
             others: IDs of the other datasets.
 
         Raises:
-            ValueError: if a case is there with and without labels, or another dataset was preprocessed differently.
+            ValueError: if a case is there with and without labels, an unlabelled one is of the same patient as a
+                validation or test case, or another dataset was preprocessed differently.
         """
         parts: list[Cases] = [own]
         if self._unlabelled and not self.without_labels:
-            self._check_distinct({*own.identifiers, *held_out})
+            self._check_added()
             parts.append(open_cases(self.dataset.unlabelled_folder(self.configuration), self._unlabelled))
         for number in others:
             other = PlannedDataset.of(number, self.dataset.plans.plans_name)
@@ -71,18 +74,35 @@ class PretrainingCases:
                 parts += other.open_all(self.configuration)
         return own if len(parts) == 1 else JoinedCases(*parts)
 
-    def _check_distinct(self, labelled: set[str]) -> None:
-        if twice := sorted(labelled.intersection(self._unlabelled)):
+    def _check_added(self) -> None:
+        labelled = {*self.dataset.labelled_cases(self.configuration), *self.split.test}
+        problems = self.split.clashes(self._unlabelled, [*self.split.val, *self.split.test])
+        problems |= dict.fromkeys(labelled.intersection(self._unlabelled), "is a labelled case")
+        if problems:
+            case = min(problems)
             raise ValueError(
-                f"{twice[0]} is a labelled case and lies in {self.dataset.unlabelled_folder(self.configuration)} too; "
-                f"remove it there with nnUNetv2_topomae add_unlabelled --remove {twice[0]}"
+                f"{case} {problems[case]} and lies in {self.dataset.unlabelled_folder(self.configuration)} too; "
+                f"remove it there with nnUNetv2_topomae add_unlabelled --remove {case}"
             )
 
     def count(self, training: Cases) -> str:
         """How many cases of which kind, for the log."""
         others = [case for case in training.identifiers if "/" in case]
-        unlabelled = len(set(training.identifiers).intersection(self._unlabelled))
+        unlabelled = len({*self._unlabelled, *self.split.unlabelled}.intersection(training.identifiers))
         return (
             f"{len(training.identifiers) - unlabelled - len(others)} labelled and {unlabelled} unlabelled cases"
             f"{f' and {len(others)} of other datasets' if others else ''}"
         )
+
+
+def count_images(dataset: PlannedDataset, configuration: str) -> int:
+    """How many images of a dataset pre-training draws from: those of the split's largest fold, and all added ones.
+
+    Before there is a split, all labelled cases count.
+
+    Raises:
+        ValueError: see :func:`~nnunet_topomae.nnunet.data.splits.read_splits`.
+    """
+    splits = read_splits(dataset.folder)
+    labelled = [len(split.images) for split in splits] or [len(dataset.labelled_cases(configuration))]
+    return max(labelled) + len(dataset.unlabelled_cases(configuration))

@@ -13,10 +13,12 @@ from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
 from nnunet_topomae.networks.traits import no_weight_decay
+from nnunet_topomae.nnunet.data.preprocessed import PlannedDataset
+from nnunet_topomae.nnunet.data.splits import read_splits
 from nnunet_topomae.nnunet.planning.plans import FINETUNING, build_network
 from nnunet_topomae.nnunet.training.pretraining import external_folders, named_pretrainers
 from nnunet_topomae.nnunet.training.stage import StageTrainer
-from nnunet_topomae.nnunet.weights.checkpoints import is_pretrained, read_checkpoint
+from nnunet_topomae.nnunet.weights.checkpoints import drawn_from, is_pretrained, read_checkpoint
 from nnunet_topomae.nnunet.weights.handover import hand_over
 from nnunet_topomae.settings import FinetuningConfig
 
@@ -87,13 +89,15 @@ class FinetuneTrainer(StageTrainer):
         self.print_to_log_file(f"Pre-trained weights: {file}\n{result.report(self.module)}")
 
     def find_pretrained_checkpoint(self) -> Path:
-        """The checkpoint of this fold; if there is none, that of fold ``all``, which has seen the validation images.
+        """The checkpoint of this fold, of a fold with the same images, or of fold ``all``: the first that there is.
+
+        Fold ``all`` has seen the validation images.
 
         Raises:
-            ValueError: if there is neither, or there are several; names the command that makes one.
+            ValueError: if there is none, or there are several; names the command that makes one.
         """
-        own, of_all = (self._checkpoints(fold) for fold in (self.fold, "all"))
-        found = own or of_all
+        own, same = self._checkpoints(self.fold), {}
+        found = own or (same := self._checkpoints_of_same_images()) or self._checkpoints("all")
         if len(found) > 1:
             raise ValueError(
                 f"there are pre-trained checkpoints of {' and '.join(found)}; set finetuning.pretrainer in "
@@ -102,12 +106,31 @@ class FinetuneTrainer(StageTrainer):
         if not found:
             raise ValueError(self._how_to_pretrain())
         (file,) = found.values()
-        if not own:
+        if same:
+            self.print_to_log_file(
+                f"There is no pre-training of fold {self.fold}; starting from that of another fold, which drew from the "
+                f"same {len(self._images())} images: {file}"
+            )
+        elif not own:
             self.print_to_log_file(
                 f"WARNING: there is no pre-training of fold {self.fold}; starting from fold all, which has seen the "
                 f"images (not the labels) of this fold's validation cases"
             )
         return file
+
+    def _images(self) -> set[str]:
+        """The images of the dataset that a pre-training of this fold would draw from; none if there is no split yet."""
+        folder = Path(self.preprocessed_dataset_folder_base)
+        dataset = PlannedDataset(folder, self.plans_manager, self.dataset_json)
+        return self.split.images and self.split.images.union(dataset.unlabelled_cases(self.configuration_name))
+
+    def _checkpoints_of_same_images(self) -> dict[str, Path]:
+        """Pre-trained checkpoints of the first other fold that drew from the images of this one and no others."""
+        for fold in range(len(read_splits(Path(self.preprocessed_dataset_folder_base)))):
+            files = self._checkpoints(fold)
+            if same := {name: file for name, file in files.items() if drawn_from(file) == self._images()}:
+                return same
+        return {}
 
     def _wanted(self) -> Sequence[str] | None:
         """Trainers whose checkpoints can be taken; None for all."""
@@ -129,7 +152,7 @@ class FinetuneTrainer(StageTrainer):
         )
         names = self._wanted() or named_pretrainers(external_folders())
         return (
-            f"no pre-trained checkpoint of fold {self.fold} or all beside {self.output_folder_base}. Pre-train first "
+            f"no pre-trained checkpoint of fold {self.fold}, of a fold with the same images, or of fold all beside {self.output_folder_base}. Pre-train first "
             f"(add --c to continue an interrupted run):\n\n"
             + "".join(f"    {command} {name}\n" for name in names)
             + "\nor pass -pretrained_weights FILE, or set finetuning.from_scratch to true in "

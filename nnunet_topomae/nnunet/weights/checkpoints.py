@@ -14,6 +14,7 @@ from nnunet_topomae.files import write_file
 
 WEIGHTS = "network_weights"  # nnU-Net's key
 UNTRAINED = "untrained_parameters"  # names, written by pre-training
+DRAWN_FROM = "drawn_from"  # names of the cases, written by pre-training
 FIXED = "fixed_parameters"  # those of them whose first values are meant to stay
 _DAMAGES = (RuntimeError, EOFError, zipfile.BadZipFile, OSError, ValueError, LookupError, AttributeError)
 
@@ -73,6 +74,15 @@ def is_pretrained(file: Path) -> bool:
         return UNTRAINED in _load(file, mmap=True)
     except pickle.UnpicklingError:  # nnU-Net's own checkpoints hold more than tensors and plain types
         return False
+
+
+def drawn_from(file: Path) -> set[str]:
+    """The cases that a pre-training drew from, those of other datasets aside; none if its checkpoint does not say.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
+    return {case for case in _load(file, mmap=True).get(DRAWN_FROM, ()) if "/" not in case}
 
 
 def _load(file: Path, device: torch.device | str = "cpu", *, mmap: bool = False) -> Any:
