@@ -51,6 +51,6 @@ def read_json(file: Path, kind: type = dict) -> Any:
     except ValueError as error:
         raise ValueError(f"{file} is no valid JSON: {error}") from error
     if not isinstance(content, kind):
-        wanted = {dict: "object", list: "list"}[kind]
+        wanted = "object" if kind is dict else "list"
         raise ValueError(f"{file} must hold a JSON {wanted}, got {type(content).__name__}")
     return content

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
 from nnunet_topomae.nnunet.data.preprocessed import Cases, JoinedCases, PlannedDataset, open_cases
-from nnunet_topomae.nnunet.data.splits import Split, read_splits
+from nnunet_topomae.nnunet.data.splits import SPLITS, Split, read_splits
 
 _FOLDS, _SPLIT_SEED = 5, 12345  # nnU-Net's
 
@@ -60,12 +60,15 @@ class PretrainingCases:
             others: IDs of the other datasets.
 
         Raises:
-            ValueError: if a case is there with and without labels, an unlabelled one is of the same patient as a
-                validation or test case, or another dataset was preprocessed differently.
+            ValueError: if a case is missing or is there with and without labels, an added one is of the same patient
+                as a validation or test case, or another dataset was preprocessed differently.
         """
         parts: list[Cases] = [own]
+        if not self.without_labels:
+            self._check_split()
         if self._unlabelled and not self.without_labels:
-            self._check_added()
+            self._check_distinct()
+            self.split.check_added(self._unlabelled)
             parts.append(open_cases(self.dataset.unlabelled_folder(self.configuration), self._unlabelled))
         for number in others:
             other = PlannedDataset.of(number, self.dataset.plans.plans_name)
@@ -74,15 +77,20 @@ class PretrainingCases:
                 parts += other.open_all(self.configuration)
         return own if len(parts) == 1 else JoinedCases(*parts)
 
-    def _check_added(self) -> None:
-        labelled = {*self.dataset.labelled_cases(self.configuration), *self.split.test}
-        problems = self.split.clashes(self._unlabelled, [*self.split.val, *self.split.test])
-        problems |= dict.fromkeys(labelled.intersection(self._unlabelled), "is a labelled case")
-        if problems:
-            case = min(problems)
+    def _check_split(self) -> None:
+        folder = self.dataset.labelled_folder(self.configuration)
+        if missing := self.split.images.difference(self.dataset.labelled_cases(self.configuration)):
             raise ValueError(
-                f"{case} {problems[case]} and lies in {self.dataset.unlabelled_folder(self.configuration)} too; "
-                f"remove it there with nnUNetv2_topomae add_unlabelled --remove {case}"
+                f"{min(missing)} is in {self.dataset.folder / SPLITS}, but not in {folder}; preprocess the dataset again, "
+                f"or correct the split"
+            )
+
+    def _check_distinct(self) -> None:
+        labelled = {*self.dataset.labelled_cases(self.configuration), *self.split.test}
+        if twice := sorted(labelled.intersection(self._unlabelled)):
+            raise ValueError(
+                f"{twice[0]} is a labelled case and lies in {self.dataset.unlabelled_folder(self.configuration)} too; "
+                f"remove it there with nnUNetv2_topomae add_unlabelled --remove {twice[0]}"
             )
 
     def count(self, training: Cases) -> str:

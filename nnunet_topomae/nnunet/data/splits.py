@@ -14,7 +14,7 @@ from nnunet_topomae.files import read_json, write_json
 from nnunet_topomae.nnunet.data.preprocessed import cases_in
 from nnunet_topomae.nnunet.data.raw import read_dataset
 
-_FILE = "splits_final.json"  # nnU-Net's
+SPLITS = "splits_final.json"  # nnU-Net's
 _PARTS = ("train", "val", "test", "unlabelled")
 
 
@@ -40,6 +40,10 @@ class Split:
     def images(self) -> set[str]:
         """The cases whose images pre-training draws from."""
         return {*self.train, *self.unlabelled}
+
+    def __str__(self) -> str:
+        sizes = {part: len(getattr(self, part)) for part in _PARTS}
+        return ", ".join(f"{size} {part}" for part, size in sizes.items() if size)
 
     def patient_of(self, case: str) -> str:
         """What names the patient; the name of the case if ``patient`` finds nothing in it."""
@@ -78,6 +82,19 @@ class Split:
             case = min(problems)
             raise ValueError(f"{case} is in {'train' if case in self.train else 'unlabelled'}, but {problems[case]}")
 
+    def check_added(self, added: Iterable[str]) -> None:
+        """See that no image that was added without its label is of a patient to validate or to test on.
+
+        Raises:
+            ValueError: names such an image.
+        """
+        if problems := self.clashes(added, [*self.val, *self.test]):
+            case = min(problems)
+            raise ValueError(
+                f"the added image {case} {problems[case]}; remove it with nnUNetv2_topomae add_unlabelled --remove "
+                f"{case}, or hold out other cases"
+            )
+
 
 def read_splits(folder: Path) -> list[Split]:
     """The folds of a preprocessed dataset; none before nnU-Net or ``nnUNetv2_topomae splits`` has written them.
@@ -85,7 +102,7 @@ def read_splits(folder: Path) -> list[Split]:
     Raises:
         ValueError: if the file cannot be read, or a fold of it makes no sense.
     """
-    file = folder / _FILE
+    file = folder / SPLITS
     entries = read_json(file, list) if file.exists() else []
     return [_read_split(entry, f"{file}, fold {fold}") for fold, entry in enumerate(entries)]
 
@@ -96,7 +113,7 @@ def _read_split(entry: Any, where: str) -> Split:
         if not isinstance(cases, list) or not all(isinstance(case, str) for case in cases):
             raise ValueError(f"{where}: {part} must be a list of names of cases, got {cases!r}")
     try:
-        split = Split(**lists, patient=check_pattern(entry.get("patient")))
+        split = Split(*lists.values(), patient=check_pattern(entry.get("patient")))
         split.check()
     except ValueError as error:
         raise ValueError(
@@ -120,7 +137,7 @@ def read_fold(folder: Path, fold: int | str) -> Split:
     for split in splits:
         if kept := [*split.test, *split.unlabelled]:
             raise ValueError(
-                f"fold {fold} would train on cases that {folder / _FILE} keeps as test or unlabelled cases, such as "
+                f"fold {fold} would train on cases that {folder / SPLITS} keeps as test or unlabelled cases, such as "
                 f"{kept[0]}; use fold {' or '.join(map(str, range(len(splits))))}, or move the file away to train on "
                 f"all cases"
             )
@@ -192,13 +209,8 @@ def write_label_counts(
     """
     file, cases = _open(dataset_id, overwrite=overwrite)
     splits = label_counts(cases, counts, num_val, num_test, seed, patient)
-    added = {case for folder in file.parent.glob("*_unlabelled") for case in cases_in(folder)}
-    if problems := splits[0].clashes(added, [*splits[0].val, *splits[0].test]):
-        case = min(problems)
-        raise ValueError(
-            f"the added image {case} {problems[case]}; remove it with nnUNetv2_topomae add_unlabelled --remove {case}, "
-            f"or use another --seed"
-        )
+    for folder_of_added in file.parent.glob("*_unlabelled"):
+        splits[0].check_added(cases_in(folder_of_added))
     return file, _write(file, splits)
 
 
@@ -208,7 +220,7 @@ def _open(dataset_id: int, *, overwrite: bool) -> tuple[Path, list[str]]:
     folder = Path(nnUNet_preprocessed) / name
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} does not exist; plan the dataset first")
-    file = folder / _FILE
+    file = folder / SPLITS
     if file.exists() and not overwrite:
         raise ValueError(f"{file} exists already, and trainings may rest on it; add --overwrite to replace it")
     return file, sorted(read_dataset(Path(nnUNet_raw) / name)[1])

@@ -34,7 +34,7 @@ from nnunet_topomae.nnunet.planning.traces import StepSizes, trace_finetuning, t
 from nnunet_topomae.settings import FinetuningConfig, PretrainingConfig, StageConfig, to_block
 
 _MIN_BATCH_SIZE = 2
-_PRETRAINING_PASSES, _FINETUNING_PASSES = 10_000, 5_000  # over all cases; SelfMedMAE
+PRETRAINING_PASSES, _FINETUNING_PASSES = 10_000, 5_000  # over all cases; SelfMedMAE
 
 
 class PretrainingPlanner(ExperimentPlanner, ABC):
@@ -303,16 +303,26 @@ class PretrainingPlanner(ExperimentPlanner, ABC):
 
     def pretraining_config(self, crop_size: Size, spacing: Sequence[float], batch_size: int) -> PretrainingConfig:
         """Default settings of the method, with the planned number of epochs and what the method itself plans."""
-        schedule = self._schedule(self.task_class.config_class(), _PRETRAINING_PASSES, batch_size)
+        num_images = self.dataset_json["numTraining"]
+        schedule = self.schedule(self.task_class.config_class(), PRETRAINING_PASSES, num_images, batch_size)
         return self.task_class.planned(schedule, crop_size, spacing)
 
     def finetuning_config(self, batch_size: int) -> FinetuningConfig:
         """Default settings of fine-tuning, with the planned number of epochs."""
-        return self._schedule(FinetuningConfig(), _FINETUNING_PASSES, batch_size)
+        return self.schedule(FinetuningConfig(), _FINETUNING_PASSES, self.dataset_json["numTraining"], batch_size)
 
-    def _schedule(self, config: Any, passes: int, batch_size: int) -> Any:
-        num_epochs = min(epochs_for(passes, self.dataset_json["numTraining"], batch_size, config), self.max_epochs)
-        return replace(config, num_epochs=num_epochs, warmup_epochs=round(self.warmup_share * num_epochs, 1))
+    @classmethod
+    def schedule(cls, config: Any, passes: int, num_images: int, batch_size: int) -> Any:
+        """Settings with the number of epochs that this planner plans for a number of images, and their warm-up.
+
+        Args:
+            config: settings of a stage.
+            passes: how often every image is drawn on average, unless ``max_epochs`` is reached before.
+            num_images: that are drawn from.
+            batch_size: crops in a training step.
+        """
+        num_epochs = min(epochs_for(passes, num_images, batch_size, config), cls.max_epochs)
+        return replace(config, num_epochs=num_epochs, warmup_epochs=round(cls.warmup_share * num_epochs, 1))
 
 
 def epochs_for(passes: int, num_cases: int, batch_size: int, config: StageConfig) -> int:

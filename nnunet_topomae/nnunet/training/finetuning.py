@@ -23,6 +23,14 @@ from nnunet_topomae.nnunet.weights.handover import hand_over
 from nnunet_topomae.settings import FinetuningConfig
 
 _PRETRAINED = "checkpoint_final.pth"
+_OF_SAME_IMAGES = (
+    "There is no pre-training of fold {}; starting from that of another fold, which drew from the same images"
+)
+_OF_ALL = (
+    "WARNING: there is no pre-training of fold {}; starting from fold all, which has seen the images (not the labels) "
+    "of this fold's validation cases"
+)
+_SEEN = "WARNING: {} has seen images (not labels) of cases that this fold now holds out, such as {}; pre-train again"
 
 
 class FinetuneTrainer(StageTrainer):
@@ -96,8 +104,9 @@ class FinetuneTrainer(StageTrainer):
         Raises:
             ValueError: if there is none, or there are several; names the command that makes one.
         """
-        own, same = self._checkpoints(self.fold), {}
-        found = own or (same := self._checkpoints_of_same_images()) or self._checkpoints("all")
+        own = self._checkpoints(self.fold)
+        same = {} if own else self._checkpoints_of_same_images()
+        found = own or same or self._checkpoints("all")
         if len(found) > 1:
             raise ValueError(
                 f"there are pre-trained checkpoints of {' and '.join(found)}; set finetuning.pretrainer in "
@@ -106,29 +115,20 @@ class FinetuneTrainer(StageTrainer):
         if not found:
             raise ValueError(self._how_to_pretrain())
         (file,) = found.values()
-        if same:
-            self.print_to_log_file(
-                f"There is no pre-training of fold {self.fold}; starting from that of another fold, which drew from the "
-                f"same {len(self._images())} images: {file}"
-            )
-        elif not own:
-            self.print_to_log_file(
-                f"WARNING: there is no pre-training of fold {self.fold}; starting from fold all, which has seen the "
-                f"images (not the labels) of this fold's validation cases"
-            )
+        if not own:
+            self.print_to_log_file((_OF_SAME_IMAGES if same else _OF_ALL).format(self.fold))
+        elif seen := drawn_from(file).intersection([*self.split.val, *self.split.test]):
+            self.print_to_log_file(_SEEN.format(file, min(seen)))
         return file
-
-    def _images(self) -> set[str]:
-        """The images of the dataset that a pre-training of this fold would draw from; none if there is no split yet."""
-        folder = Path(self.preprocessed_dataset_folder_base)
-        dataset = PlannedDataset(folder, self.plans_manager, self.dataset_json)
-        return self.split.images and self.split.images.union(dataset.unlabelled_cases(self.configuration_name))
 
     def _checkpoints_of_same_images(self) -> dict[str, Path]:
         """Pre-trained checkpoints of the first other fold that drew from the images of this one and no others."""
-        for fold in range(len(read_splits(Path(self.preprocessed_dataset_folder_base)))):
+        folder = Path(self.preprocessed_dataset_folder_base)
+        dataset = PlannedDataset(folder, self.plans_manager, self.dataset_json)
+        images = self.split.images.union(dataset.unlabelled_cases(self.configuration_name))
+        for fold in range(len(read_splits(folder)) if self.split.images else 0):
             files = self._checkpoints(fold)
-            if same := {name: file for name, file in files.items() if drawn_from(file) == self._images()}:
+            if same := {name: file for name, file in files.items() if drawn_from(file) == images}:
                 return same
         return {}
 
@@ -152,8 +152,8 @@ class FinetuneTrainer(StageTrainer):
         )
         names = self._wanted() or named_pretrainers(external_folders())
         return (
-            f"no pre-trained checkpoint of fold {self.fold}, of a fold with the same images, or of fold all beside {self.output_folder_base}. Pre-train first "
-            f"(add --c to continue an interrupted run):\n\n"
+            f"no pre-trained checkpoint of fold {self.fold}, of a fold with the same images, or of fold all beside "
+            f"{self.output_folder_base}. Pre-train first (add --c to continue an interrupted run):\n\n"
             + "".join(f"    {command} {name}\n" for name in names)
             + "\nor pass -pretrained_weights FILE, or set finetuning.from_scratch to true in "
             f"{self.plans_manager.plans_name}.json to train without"

@@ -317,7 +317,7 @@ class Pretrainer(StageTrainer):
         return self.task.headings.get(branch, branch)
 
     def checkpoint(self) -> dict[str, Any]:
-        """Adds the cases drawn from, the names of parameters that are not trained, and which of them are meant not to."""
+        """Adds the cases drawn from, and the names of parameters that are not trained and of those meant not to be."""
         return {
             **super().checkpoint(),
             DRAWN_FROM: self.drawn_from,

@@ -70,10 +70,7 @@ def is_pretrained(file: Path) -> bool:
     Raises:
         ValueError: if the file is damaged.
     """
-    try:
-        return UNTRAINED in _load(file, mmap=True)
-    except pickle.UnpicklingError:  # nnU-Net's own checkpoints hold more than tensors and plain types
-        return False
+    return UNTRAINED in _peek(file)
 
 
 def drawn_from(file: Path) -> set[str]:
@@ -82,7 +79,16 @@ def drawn_from(file: Path) -> set[str]:
     Raises:
         ValueError: if the file is damaged.
     """
-    return {case for case in _load(file, mmap=True).get(DRAWN_FROM, ()) if "/" not in case}
+    return {case for case in _peek(file).get(DRAWN_FROM, ()) if "/" not in case}
+
+
+def _peek(file: Path) -> dict[str, Any]:
+    """What a file holds, its tensors unread; nothing if that could execute code, as in files of nnU-Net's trainers."""
+    try:
+        checkpoint = _load(file, mmap=True)
+    except pickle.UnpicklingError:
+        return {}
+    return checkpoint if isinstance(checkpoint, dict) else {}
 
 
 def _load(file: Path, device: torch.device | str = "cpu", *, mmap: bool = False) -> Any:
