@@ -325,11 +325,10 @@ def _splits(options: argparse.Namespace) -> None:
         file, folds = splits.write_label_counts(
             options.d, counts, num_val, num_test, options.seed, options.patient, overwrite=options.overwrite
         )
-    _say(f"{file}:")
     for fold, split in enumerate(folds):
-        _say(f"    fold {fold}: {split}")
+        _say(f"{file}: {split}; train with fold {fold}")
     if len(folds) > 1:
-        _say("Pre-train one of these folds: fine-tuning of the others finds it, as the images are the same")
+        _say("Pre-train fold 0 only: fine-tuning of the other folds finds it, as the images are the same")
 
 
 def _adapt(options: argparse.Namespace) -> None:

@@ -81,8 +81,8 @@ class PretrainingCases:
         folder = self.dataset.labelled_folder(self.configuration)
         if missing := self.split.images.difference(self.dataset.labelled_cases(self.configuration)):
             raise ValueError(
-                f"{min(missing)} is in {self.dataset.folder / SPLITS}, but not in {folder}; preprocess the dataset again, "
-                f"or correct the split"
+                f"{min(missing)} is in {self.dataset.folder / SPLITS}, but not in {folder}; preprocess the dataset "
+                f"again, or correct the split"
             )
 
     def _check_distinct(self) -> None:

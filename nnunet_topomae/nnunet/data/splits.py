@@ -108,12 +108,14 @@ def read_splits(folder: Path) -> list[Split]:
 
 
 def _read_split(entry: Any, where: str) -> Split:
-    lists = {part: entry.get(part, []) for part in _PARTS} if isinstance(entry, Mapping) else {"the fold": entry}
+    if not isinstance(entry, Mapping):
+        raise ValueError(f"{where} must be an object with the lists train and val, got {entry!r}")
+    lists: dict[str, Any] = {part: entry.get(part, []) for part in _PARTS}
     for part, cases in lists.items():
         if not isinstance(cases, list) or not all(isinstance(case, str) for case in cases):
             raise ValueError(f"{where}: {part} must be a list of names of cases, got {cases!r}")
     try:
-        split = Split(*lists.values(), patient=check_pattern(entry.get("patient")))
+        split = Split(**lists, patient=check_pattern(entry.get("patient")))
         split.check()
     except ValueError as error:
         raise ValueError(
@@ -178,7 +180,9 @@ def write_split(dataset_id: int, shares: str, seed: int, *, overwrite: bool) -> 
     sizes = part_sizes(shares, len(cases))
     shuffled = np.random.default_rng(seed).permutation(cases).tolist()
     ends = np.cumsum(sizes).tolist()
-    parts = {part: sorted(shuffled[end - size : end]) for part, size, end in zip(_PARTS, sizes, ends, strict=False)}
+    parts: dict[str, Any] = {
+        part: sorted(shuffled[end - size : end]) for part, size, end in zip(_PARTS, sizes, ends, strict=False)
+    }
     return file, _write(file, [Split(**parts)])
 
 
@@ -289,7 +293,7 @@ def _take(groups: list[list[str]], size: int, option: str) -> list[str]:
             taken += group
             groups.remove(group)
     if len(taken) < size:
-        raise ValueError(f"{option} {size} would divide a patient; with whole patients it can be {len(taken)}")
+        raise ValueError(f"{option} {size} would divide a patient; {len(taken)} does not, or try another --seed")
     return sorted(taken)
 
 

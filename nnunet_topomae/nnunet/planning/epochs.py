@@ -41,14 +41,11 @@ def follow_images(
     if present.num_epochs == planned.num_epochs:
         return f"{counted} stays {present.num_epochs}"
     if not update:
-        return (
-            f"{counted} is {present.num_epochs}, for that many images it would be {planned.num_epochs}: add "
-            f"--update_epochs to set it"
-        )
+        return f"{counted} is {present.num_epochs}, and would be {planned.num_epochs} now (--update_epochs sets it)"
     content = read_json(plans_file)
     content["configurations"][configuration][PRETRAINING] = {
         **block,
         **{key: getattr(planned, key) for key in _SCHEDULE},
     }
     write_json(content, plans_file)
-    return f"{counted} was {present.num_epochs}, is {planned.num_epochs} now"
+    return f"{counted} was {present.num_epochs} and is {planned.num_epochs} now"
