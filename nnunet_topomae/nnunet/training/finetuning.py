@@ -28,7 +28,7 @@ _OF_SAME_IMAGES = (
 )
 _OF_ALL = (
     "WARNING: there is no pre-training of fold {}; starting from fold all, which has seen the images (not the labels) "
-    "of this fold's validation cases"
+    "of this fold's validation cases, and of test cases if there are any"
 )
 _SEEN = "WARNING: {} has seen images (not labels) of cases that this fold now holds out, such as {}; pre-train again"
 
