@@ -71,12 +71,14 @@ class Split:
     def check(self) -> None:
         """See that no case, and no patient, is both drawn from and held out.
 
-        That a case is in ``train`` and ``val`` is left to nnU-Net, which warns.
+        Where patients are not named, a case that is in ``train`` and ``val`` is left to nnU-Net, which warns.
 
         Raises:
             ValueError: names such a case.
         """
-        problems = self.clashes(self.unlabelled, [*self.val, *self.test]) | self.clashes(self.train, self.test)
+        held_out = [*self.val, *self.test]
+        problems = self.clashes(self.unlabelled, held_out)
+        problems |= self.clashes(self.train, held_out if self.patient else self.test)
         problems |= dict.fromkeys(set(self.train).intersection(self.unlabelled), "is in unlabelled, too")
         if problems:
             case = min(problems)

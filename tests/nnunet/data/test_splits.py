@@ -158,6 +158,10 @@ FOLD = {"train": ["a_1"], "val": ["b_1"], "test": ["c_1"], "unlabelled": ["d_1"]
             [{**FOLD, "unlabelled": ["c_2"], "patient": "^."}],
             ", fold 0: c_2 is in unlabelled, but is of the same patient as c_1, which is held out; correct the file",
         ),
+        (
+            [{**FOLD, "val": ["a_2"], "patient": "^."}],
+            ", fold 0: a_1 is in train, but is of the same patient as a_2, which is held out; correct the file",
+        ),
         ([{**FOLD, "test": "c_1"}], ", fold 0: test must be a list of names of cases, got 'c_1'"),
         ([{**FOLD, "patient": 5}], ", fold 0: the patient must be a regular expression, got 5: "),
         (["a_1"], ", fold 0 must be an object with the lists train and val, got 'a_1'"),

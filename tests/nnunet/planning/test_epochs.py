@@ -65,7 +65,11 @@ def test_the_default_planner_stops_at_1000(workspace, no_split, capsys):
 
 
 def test_plans_of_nnunets_planners_get_a_block(workspace, no_split):
-    plans = workspace.write_plans("UNetEpochs", lambda c: c.update(batch_size=2), like="nnUNetResEncUNetMPlans")
+    def as_planned(configuration):
+        configuration["batch_size"] = 2
+        configuration.pop("pretraining", None)  # which other tests give these plans
+
+    plans = workspace.write_plans("UNetEpochs", as_planned, like="nnUNetResEncUNetMPlans")
     assert cli.main([*LIST, "-p", plans, "--update_epochs"]) == 0
     pretraining = workspace.plans(plans)["configurations"]["3d_fullres"]["pretraining"]
     assert pretraining == {"num_epochs": 100, "warmup_epochs": 5.0}  # 10,000 draws of 5 images, 2 x 250 an epoch
