@@ -33,8 +33,12 @@ def write_json(content: Any, file: Path) -> None:
     write_file(file, lambda stream: stream.write(json.dumps(content, indent=4).encode()))
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON file that holds an object.
+def read_json(file: Path, kind: type = dict) -> Any:
+    """Read a JSON file that holds an object, which becomes a dict, or a list.
+
+    Args:
+        file: to read.
+        kind: dict or list.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -46,6 +50,7 @@ def read_json(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_text())
     except ValueError as error:
         raise ValueError(f"{file} is no valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} must hold a JSON object, got {type(content).__name__}")
+    if not isinstance(content, kind):
+        wanted = "object" if kind is dict else "list"
+        raise ValueError(f"{file} must hold a JSON {wanted}, got {type(content).__name__}")
     return content

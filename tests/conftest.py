@@ -71,6 +71,18 @@ def workspace(planned, tmp_path_factory):
         yield Workspace(folder)
 
 
+@pytest.fixture
+def no_split(workspace):
+    """The file of the split, set aside for a test if other tests have made it."""
+    file = workspace.preprocessed / "splits_final.json"
+    content = file.read_bytes() if file.exists() else None
+    file.unlink(missing_ok=True)
+    yield file
+    file.unlink(missing_ok=True)
+    if content is not None:
+        file.write_bytes(content)
+
+
 @pytest.fixture(scope="session")
 def pretrained(workspace):
     """A finished pre-training of fold 0."""

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, TextIO
 from nnunet_topomae import __version__, planners, trainers
 
 if TYPE_CHECKING:  # nnU-Net takes seconds to import, which --help and trainers can do without
+    from nnunet_topomae.nnunet.data.preprocessed import PlannedDataset
     from nnunet_topomae.nnunet.planning.planner import PretrainingPlanner
 
 _PLANS = "nnUNetTopoMAEPlans"
 _CONFIGURATIONS = ("3d_fullres", "3d_lowres")
+_NUM_VAL = 5
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,15 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     add.set_defaults(run=_add_unlabelled)
 
     split = commands.add_parser("splits", help="split a dataset at random into training, validation and test cases")
-    split.add_argument("-d", type=int, required=True, metavar="ID", help="ID of the dataset")
-    split.add_argument(
-        "-s",
-        required=True,
-        metavar="SHARES",
-        help="training, validation and (optional) test cases: numbers, such as 18/12, or percentages, such as 80:15:5",
-    )
-    split.add_argument("--seed", type=int, default=12345, help="seed of the random split (default: %(default)s)")
-    split.add_argument("--overwrite", action="store_true", help="replace an existing split")
+    _add_split_options(split)
     split.set_defaults(run=_splits)
 
     adapt = commands.add_parser("adapt", help="make a pre-trained checkpoint fit other plans")
@@ -159,7 +153,46 @@ def _add_unlabelled_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-np", type=positive(int), default=4, metavar="N", help="number of processes (default: %(default)s)"
     )
+    parser.add_argument(
+        "--update_epochs",
+        action="store_true",
+        help="set pretraining.num_epochs in the plans to what the planner would plan for all images",
+    )
     parser.add_argument("--no_pbar", action="store_true", help="show no progress bar")
+
+
+def _add_split_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-d", type=int, required=True, metavar="ID", help="ID of the dataset")
+    parser.add_argument(
+        "-s",
+        metavar="SHARES",
+        help="training, validation and (optional) test cases: numbers, such as 18/12, or percentages, such as 80:15:5",
+    )
+    parser.add_argument(
+        "--labelled",
+        type=positive(int),
+        metavar="N",
+        help="in place of -s: training cases with labels; all cases that are left are unlabelled, for pre-training",
+    )
+    parser.add_argument(
+        "--nested",
+        type=positive(int),
+        nargs="+",
+        metavar="N",
+        help="one fold for each number of labelled cases, each a part of the next; the rest is the same in all folds",
+    )
+    parser.add_argument(
+        "--val", type=positive(int), metavar="N", help=f"validation cases beside them (default: {_NUM_VAL})"
+    )
+    parser.add_argument("--test", type=positive(int), metavar="N", help="test cases beside them (default: none)")
+    parser.add_argument(
+        "--patient",
+        metavar="PATTERN",
+        help="regular expression that finds the patient in the name of a case; validation and test patients are kept "
+        "whole (default: every case is another patient)",
+    )
+    parser.add_argument("--seed", type=int, default=12345, help="seed of the random split (default: %(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing split")
 
 
 def _add_unlabelled(options: argparse.Namespace) -> None:
@@ -168,6 +201,7 @@ def _add_unlabelled(options: argparse.Namespace) -> None:
 
     dataset = PlannedDataset.of(options.d, options.p)
     configurations = dataset.configurations(options.c)
+    problems: dict[str, str] = {}
     if options.remove:
         unlabelled.remove(dataset, options.remove, configurations)
         _say(f"Removed {options.remove}")
@@ -184,9 +218,26 @@ def _add_unlabelled(options: argparse.Namespace) -> None:
         for name, count in added.items():
             total = len(dataset.unlabelled_cases(name))
             _say(f"{name}: {count} cases added, {total} unlabelled cases in all")
-        if problems:
-            listing = "".join(f"\n    {case} {problem}" for case, problem in sorted(problems.items()))
-            raise ValueError(f"{len(problems)} cases were left out:{listing}")
+    _follow_images(dataset, configurations, options)
+    if problems:
+        listing = "".join(f"\n    {case} {problem}" for case, problem in sorted(problems.items()))
+        raise ValueError(f"{len(problems)} cases were left out:{listing}")
+
+
+def _follow_images(dataset: "PlannedDataset", configurations: Sequence[str], options: argparse.Namespace) -> None:
+    """Say how many epochs the images ask for, by the planner that made the plans, or else by our rule for any."""
+    from nnunet_topomae.nnunet.finding import find_class
+    from nnunet_topomae.nnunet.planning import epochs
+    from nnunet_topomae.nnunet.planning.planner import PretrainingPlanner
+
+    name = dataset.plans.experiment_planner_name
+    found = find_class(name, Path(planners.__path__[0]), PretrainingPlanner, planners.__name__)
+    file = dataset.folder / f"{options.p}.json"
+    for configuration in configurations:
+        said = epochs.follow_images(
+            dataset, configuration, found or PretrainingPlanner, file, update=options.update_epochs
+        )
+        _say(f"{configuration}: {said}")
 
 
 def _plan_and_preprocess(options: argparse.Namespace) -> None:
@@ -271,9 +322,23 @@ def find_planner(name: str) -> "type[PretrainingPlanner]":
 def _splits(options: argparse.Namespace) -> None:
     from nnunet_topomae.nnunet.data import splits
 
-    file, split = splits.write_split(options.d, options.s, options.seed, overwrite=options.overwrite)
-    parts = ", ".join(f"{len(cases)} {part}" for part, cases in split.items())
-    _say(f"{file}: {parts}; train with fold 0")
+    counts = {*(options.nested or ()), *([options.labelled] if options.labelled else ())}
+    if bool(counts) == bool(options.s) or (options.s and (options.val or options.test or options.patient)):
+        raise ValueError(
+            "splits takes either -s SHARES, or --labelled N or --nested N N ..., and only with these --val, --test and "
+            "--patient"
+        )
+    if options.s:
+        file, folds = splits.write_split(options.d, options.s, options.seed, overwrite=options.overwrite)
+    else:
+        num_val, num_test = options.val or _NUM_VAL, options.test or 0
+        file, folds = splits.write_label_counts(
+            options.d, counts, num_val, num_test, options.seed, options.patient, overwrite=options.overwrite
+        )
+    for fold, split in enumerate(folds):
+        _say(f"{file}: {split}; train with fold {fold}")
+    if len(folds) > 1:
+        _say("Pre-train fold 0 only: fine-tuning of the other folds finds it, as the images are the same")
 
 
 def _adapt(options: argparse.Namespace) -> None:

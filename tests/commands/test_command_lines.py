@@ -66,6 +66,32 @@ SENTENCES = {  # after "Error: "; ours
         ["splits", "-d", "998", "-s", "18/12"],
         "18/12 sums to 30, but the dataset has 5 cases",
     ),
+    "splits: nothing asked for": (
+        ["splits", "-d", "998"],
+        "splits takes either -s SHARES, or --labelled N or --nested N N ..., and only with these --val, --test and "
+        "--patient",
+    ),
+    "splits: two forms": (
+        ["splits", "-d", "998", "-s", "4/1", "--test", "1"],
+        "splits takes either -s SHARES, or --labelled N or --nested N N ..., and only with these --val, --test and "
+        "--patient",
+    ),
+    "splits: more labelled cases than there are": (
+        ["splits", "-d", "998", "--nested", "1", "4", "--val", "1", "--test", "1"],
+        "4 labelled cases, 1 validation and 1 test cases are more than the dataset's 5 cases",
+    ),
+    "splits: no pattern": (
+        ["splits", "-d", "998", "--labelled", "1", "--val", "1", "--patient", "("],
+        f"the patient must be a regular expression, got '(': {ANYTHING}",
+    ),
+    "splits: a name without a patient": (
+        ["splits", "-d", "998", "--labelled", "1", "--val", "1", "--patient", "phantom_00[1-4]"],
+        '--patient "phantom_00[1-4]" finds no patient in the name of case phantom_000',
+    ),
+    "splits: patients that cannot be kept whole": (
+        ["splits", "-d", "998", "--labelled", "1", "--val", "1", "--patient", "phantom"],
+        "--val 1 would divide a patient; 0 does not, or try another --seed",
+    ),
     "demo: folder in use": (["demo", "--keep", HERE], f"{HERE} is not empty; name a new folder"),
 }
 USAGES = {  # the last line, after a usage message; by argparse
@@ -93,6 +119,10 @@ USAGES = {  # the last line, after a usage message; by argparse
         ["add_unlabelled", "-d", 998],
         "add_unlabelled: error: one of the arguments -i --list --remove is required",
     ),
+    "splits: no labelled case": (
+        ["splits", "-d", "998", "--nested", "0", "1"],
+        "splits: error: argument --nested: invalid positive whole number value: '0'",
+    ),
     "adapt: no output": (
         ["adapt", "no.pth", "-d", "998"],
         "adapt: error: the following arguments are required: -o",
@@ -110,20 +140,8 @@ def unchanged(workspace, monkeypatch, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.fixture
-def without_split(workspace):
-    """Sets a split of the dataset aside, which other tests may have made."""
-    file, aside = (workspace.preprocessed / name for name in ("splits_final.json", "aside"))
-    present = file.exists()
-    if present:
-        file.rename(aside)
-    yield
-    if present:
-        aside.rename(file)
-
-
 @pytest.mark.parametrize(("arguments", "sentence"), SENTENCES.values(), ids=SENTENCES.keys())
-def test_what_cannot_be_done_is_one_sentence(workspace, without_split, unchanged, capsys, arguments, sentence):
+def test_what_cannot_be_done_is_one_sentence(workspace, no_split, unchanged, capsys, arguments, sentence):
     expected = Template(sentence).substitute(preprocessed=workspace.preprocessed, planners=planners.__path__[0])
     said = refused(arguments, capsys)
     assert says(said, f"Error: {expected}\n"), said

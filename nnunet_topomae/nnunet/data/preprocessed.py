@@ -123,11 +123,11 @@ class PlannedDataset:
 
     def labelled_cases(self, configuration: str) -> list[str]:
         """Names of the labelled cases, sorted."""
-        return _cases_in(self.labelled_folder(configuration))
+        return cases_in(self.labelled_folder(configuration))
 
     def unlabelled_cases(self, configuration: str) -> list[str]:
         """Names of the cases without labels, sorted."""
-        return _cases_in(self.unlabelled_folder(configuration))
+        return cases_in(self.unlabelled_folder(configuration))
 
     def open_all(self, configuration: str) -> list[Cases]:
         """Labelled and unlabelled cases under the names ``DatasetXXX_Name/CASE``.
@@ -171,7 +171,7 @@ class PlannedDataset:
         return next(different, "")
 
 
-def _cases_in(folder: Path) -> list[str]:
+def cases_in(folder: Path) -> list[str]:
     """Names of the cases in a preprocessed folder; none if there is no such folder."""
     if not folder.is_dir() or not any(folder.glob("*.pkl")):
         return []

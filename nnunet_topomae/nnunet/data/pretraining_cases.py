@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
 from nnunet_topomae.nnunet.data.preprocessed import Cases, JoinedCases, PlannedDataset, open_cases
+from nnunet_topomae.nnunet.data.splits import SPLITS, Split, read_splits
 
 _FOLDS, _SPLIT_SEED = 5, 12345  # nnU-Net's
 
@@ -17,10 +18,12 @@ class PretrainingCases:
     Attributes:
         dataset: the dataset that the plans were made for.
         configuration: name of the configuration in these plans.
+        split: what ``splits_final.json`` says about the fold.
     """
 
     dataset: PlannedDataset
     configuration: str
+    split: Split
 
     @property
     def without_labels(self) -> bool:
@@ -49,20 +52,23 @@ class PretrainingCases:
         split = generate_crossval_split(cases, seed=_SPLIT_SEED, n_splits=_FOLDS)[fold % _FOLDS]
         return list(split["train"]), list(split["val"])
 
-    def training(self, own: Cases, held_out: Sequence[str], others: Sequence[int]) -> Cases:
-        """All cases to draw from: the fold's own, all unlabelled ones, and every case of other datasets.
+    def training(self, own: Cases, others: Sequence[int]) -> Cases:
+        """All cases to draw from: the fold's own, all that were added without labels, and every case of other datasets.
 
         Args:
-            own: the fold's training cases.
-            held_out: the fold's validation cases.
+            own: the fold's training cases, and those that the split keeps as unlabelled.
             others: IDs of the other datasets.
 
         Raises:
-            ValueError: if a case is there with and without labels, or another dataset was preprocessed differently.
+            ValueError: if a case is missing or is there with and without labels, an added one is of the same patient
+                as a validation or test case, or another dataset was preprocessed differently.
         """
         parts: list[Cases] = [own]
+        if not self.without_labels:
+            self._check_split()
         if self._unlabelled and not self.without_labels:
-            self._check_distinct({*own.identifiers, *held_out})
+            self._check_distinct()
+            self.split.check_added(self._unlabelled)
             parts.append(open_cases(self.dataset.unlabelled_folder(self.configuration), self._unlabelled))
         for number in others:
             other = PlannedDataset.of(number, self.dataset.plans.plans_name)
@@ -71,7 +77,16 @@ class PretrainingCases:
                 parts += other.open_all(self.configuration)
         return own if len(parts) == 1 else JoinedCases(*parts)
 
-    def _check_distinct(self, labelled: set[str]) -> None:
+    def _check_split(self) -> None:
+        folder = self.dataset.labelled_folder(self.configuration)
+        if missing := self.split.images.difference(self.dataset.labelled_cases(self.configuration)):
+            raise ValueError(
+                f"{min(missing)} is in {self.dataset.folder / SPLITS}, but not in {folder}; preprocess the dataset "
+                f"again, or correct the split"
+            )
+
+    def _check_distinct(self) -> None:
+        labelled = {*self.dataset.labelled_cases(self.configuration), *self.split.test}
         if twice := sorted(labelled.intersection(self._unlabelled)):
             raise ValueError(
                 f"{twice[0]} is a labelled case and lies in {self.dataset.unlabelled_folder(self.configuration)} too; "
@@ -81,8 +96,25 @@ class PretrainingCases:
     def count(self, training: Cases) -> str:
         """How many cases of which kind, for the log."""
         others = [case for case in training.identifiers if "/" in case]
-        unlabelled = len(set(training.identifiers).intersection(self._unlabelled))
+        unlabelled = len({*self._unlabelled, *self.split.unlabelled}.intersection(training.identifiers))
         return (
             f"{len(training.identifiers) - unlabelled - len(others)} labelled and {unlabelled} unlabelled cases"
             f"{f' and {len(others)} of other datasets' if others else ''}"
         )
+
+
+def count_images(dataset: PlannedDataset, configuration: str, training_share: float) -> int:
+    """How many images of a dataset pre-training draws from: those of the split's largest fold, and all added ones.
+
+    Args:
+        dataset: a preprocessed dataset.
+        configuration: name of a configuration of its plans.
+        training_share: share of the labelled cases that is trained on, where there is no split yet.
+
+    Raises:
+        ValueError: see :func:`~nnunet_topomae.nnunet.data.splits.read_splits`.
+    """
+    splits = read_splits(dataset.folder)
+    labelled = [len(split.images) for split in splits]
+    labelled = labelled or [round(training_share * len(dataset.labelled_cases(configuration)))]
+    return max(labelled) + len(dataset.unlabelled_cases(configuration))

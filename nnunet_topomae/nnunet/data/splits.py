@@ -1,19 +1,168 @@
-"""``nnUNetv2_topomae splits``: one seeded split into training, validation and test cases."""
+"""``splits_final.json``: the cases to train, to validate and to test on, and those whose images alone are used."""
 
 import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_name
 
-from nnunet_topomae.files import write_json
+from nnunet_topomae.files import read_json, write_json
+from nnunet_topomae.nnunet.data.preprocessed import cases_in
 from nnunet_topomae.nnunet.data.raw import read_dataset
 
-_PARTS = ("train", "val", "test")
+SPLITS = "splits_final.json"  # nnU-Net's
+_PARTS = ("train", "val", "test", "unlabelled")
 
 
-def write_split(dataset_id: int, shares: str, seed: int, *, overwrite: bool) -> tuple[Path, dict[str, list[str]]]:
+@dataclass(frozen=True)
+class Split:
+    """A fold of ``splits_final.json``, of which nnU-Net reads ``train`` and ``val`` only.
+
+    Attributes:
+        train, val: cases to train and to validate on.
+        test: cases that no training touches.
+        unlabelled: cases whose images pre-training draws from, and whose labels no training touches.
+        patient: a regular expression; cases in whose names it finds the same text are of the same patient. None: every
+            case is of another patient.
+    """
+
+    train: Sequence[str] = ()
+    val: Sequence[str] = ()
+    test: Sequence[str] = ()
+    unlabelled: Sequence[str] = ()
+    patient: str | None = None
+
+    @property
+    def images(self) -> set[str]:
+        """The cases whose images pre-training draws from."""
+        return {*self.train, *self.unlabelled}
+
+    def __str__(self) -> str:
+        sizes = {part: len(getattr(self, part)) for part in _PARTS}
+        return ", ".join(f"{size} {part}" for part, size in sizes.items() if size)
+
+    def patient_of(self, case: str) -> str:
+        """What names the patient; the name of the case if ``patient`` finds nothing in it."""
+        found = re.search(self.patient, case) if self.patient else None
+        return found[0] if found else case
+
+    def clashes(self, drawn: Iterable[str], held_out: Iterable[str]) -> dict[str, str]:
+        """What is wrong with cases that are drawn from: they are held out as well, or their patient is.
+
+        Args:
+            drawn: cases that a training draws from.
+            held_out: cases to validate or to test on.
+
+        Returns:
+            A phrase by the name of the case, for the ill ones only.
+        """
+        patients = {self.patient_of(case): case for case in held_out}
+        others = {case: patients.get(self.patient_of(case)) for case in drawn}
+        return {
+            case: "is held out, too" if other == case else f"is of the same patient as {other}, which is held out"
+            for case, other in others.items()
+            if other
+        }
+
+    def check(self) -> None:
+        """See that no case, and no patient, is both drawn from and held out.
+
+        Where patients are not named, a case that is in ``train`` and ``val`` is left to nnU-Net, which warns.
+
+        Raises:
+            ValueError: names such a case.
+        """
+        held_out = [*self.val, *self.test]
+        problems = self.clashes(self.unlabelled, held_out)
+        problems |= self.clashes(self.train, held_out if self.patient else self.test)
+        problems |= dict.fromkeys(set(self.train).intersection(self.unlabelled), "is in unlabelled, too")
+        if problems:
+            case = min(problems)
+            raise ValueError(f"{case} is in {'train' if case in self.train else 'unlabelled'}, but {problems[case]}")
+
+    def check_added(self, added: Iterable[str]) -> None:
+        """See that no image that was added without its label is of a patient to validate or to test on.
+
+        Raises:
+            ValueError: names such an image.
+        """
+        if problems := self.clashes(added, [*self.val, *self.test]):
+            case = min(problems)
+            raise ValueError(
+                f"the added image {case} {problems[case]}; remove it with nnUNetv2_topomae add_unlabelled --remove "
+                f"{case}, or hold out other cases"
+            )
+
+
+def read_splits(folder: Path) -> list[Split]:
+    """The folds of a preprocessed dataset; none before nnU-Net or ``nnUNetv2_topomae splits`` has written them.
+
+    Raises:
+        ValueError: if the file cannot be read, or a fold of it makes no sense.
+    """
+    file = folder / SPLITS
+    entries = read_json(file, list) if file.exists() else []
+    return [_read_split(entry, f"{file}, fold {fold}") for fold, entry in enumerate(entries)]
+
+
+def _read_split(entry: Any, where: str) -> Split:
+    if not isinstance(entry, Mapping):
+        raise ValueError(f"{where} must be an object with the lists train and val, got {entry!r}")
+    lists: dict[str, Any] = {part: entry.get(part, []) for part in _PARTS}
+    for part, cases in lists.items():
+        if not isinstance(cases, list) or not all(isinstance(case, str) for case in cases):
+            raise ValueError(f"{where}: {part} must be a list of names of cases, got {cases!r}")
+    try:
+        split = Split(**lists, patient=check_pattern(entry.get("patient")))
+        split.check()
+    except ValueError as error:
+        raise ValueError(
+            f"{where}: {error}; correct the file, or write it anew with nnUNetv2_topomae splits"
+        ) from error
+    return split
+
+
+def read_fold(folder: Path, fold: int | str) -> Split:
+    """What the split of a preprocessed dataset says about a fold.
+
+    Where it says nothing and nnU-Net chooses the cases, all parts are empty: if there is no split yet, and for fold
+    ``all`` and numbers beyond the folds of the split.
+
+    Raises:
+        ValueError: see :func:`read_splits`; or if nnU-Net would choose from test or unlabelled cases.
+    """
+    splits = read_splits(folder)
+    if fold != "all" and int(fold) < len(splits):
+        return splits[int(fold)]
+    for split in splits:
+        if kept := [*split.test, *split.unlabelled]:
+            raise ValueError(
+                f"fold {fold} would train on cases that {folder / SPLITS} keeps as test or unlabelled cases, such as "
+                f"{kept[0]}; use fold {' or '.join(map(str, range(len(splits))))}, or move the file away to train on "
+                f"all cases"
+            )
+    return Split()
+
+
+def check_pattern(pattern: Any) -> str | None:
+    """The pattern, if it can name patients.
+
+    Raises:
+        ValueError: if it is no regular expression.
+    """
+    if pattern is None:
+        return None
+    try:
+        return re.compile(pattern).pattern
+    except (TypeError, re.error) as error:
+        raise ValueError(f"the patient must be a regular expression, got {pattern!r}: {error}") from error
+
+
+def write_split(dataset_id: int, shares: str, seed: int, *, overwrite: bool) -> tuple[Path, list[Split]]:
     """Write one split into ``splits_final.json``, which nnU-Net reads. nnU-Net leaves the test cases in it alone.
 
     Args:
@@ -29,20 +178,125 @@ def write_split(dataset_id: int, shares: str, seed: int, *, overwrite: bool) -> 
         ValueError: if there is a file already, or the shares do not fit the dataset.
         FileNotFoundError: if the dataset has no preprocessed folder.
     """
+    file, cases = _open(dataset_id, overwrite=overwrite)
+    sizes = part_sizes(shares, len(cases))
+    shuffled = np.random.default_rng(seed).permutation(cases).tolist()
+    ends = np.cumsum(sizes).tolist()
+    parts: dict[str, Any] = {
+        part: sorted(shuffled[end - size : end]) for part, size, end in zip(_PARTS, sizes, ends, strict=False)
+    }
+    return file, _write(file, [Split(**parts)])
+
+
+def write_label_counts(
+    dataset_id: int,
+    counts: Iterable[int],
+    num_val: int,
+    num_test: int,
+    seed: int,
+    patient: str | None = None,
+    *,
+    overwrite: bool,
+) -> tuple[Path, list[Split]]:
+    """Write a fold for every number of labelled cases into ``splits_final.json``; see :func:`label_counts`.
+
+    Args:
+        dataset_id: ID of a raw dataset that has a preprocessed folder.
+        counts, num_val, num_test, seed, patient: see :func:`label_counts`.
+        overwrite: whether an existing file is replaced.
+
+    Returns:
+        The file and its folds.
+
+    Raises:
+        ValueError: if there is a file already, the numbers do not fit the dataset, or an image that has been added
+            without its label is of a patient to validate or to test on.
+        FileNotFoundError: if the dataset has no preprocessed folder.
+    """
+    file, cases = _open(dataset_id, overwrite=overwrite)
+    splits = label_counts(cases, counts, num_val, num_test, seed, patient)
+    for folder_of_added in file.parent.glob("*_unlabelled"):
+        splits[0].check_added(cases_in(folder_of_added))
+    return file, _write(file, splits)
+
+
+def _open(dataset_id: int, *, overwrite: bool) -> tuple[Path, list[str]]:
+    """The file to write, and the sorted names of the cases to split."""
     name = convert_id_to_dataset_name(dataset_id)
-    raw, folder = Path(nnUNet_raw) / name, Path(nnUNet_preprocessed) / name
+    folder = Path(nnUNet_preprocessed) / name
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} does not exist; plan the dataset first")
-    file = folder / "splits_final.json"
+    file = folder / SPLITS
     if file.exists() and not overwrite:
         raise ValueError(f"{file} exists already, and trainings may rest on it; add --overwrite to replace it")
-    _, cases = read_dataset(raw)
-    sizes = part_sizes(shares, len(cases))
-    shuffled = np.random.default_rng(seed).permutation(sorted(cases)).tolist()
-    ends = np.cumsum(sizes).tolist()
-    split = {part: sorted(shuffled[end - size : end]) for part, size, end in zip(_PARTS, sizes, ends, strict=False)}
-    write_json([split], file)
-    return file, split
+    return file, sorted(read_dataset(Path(nnUNet_raw) / name)[1])
+
+
+def _write(file: Path, splits: list[Split]) -> list[Split]:
+    write_json(
+        [{key: value for key, value in asdict(split).items() if value or key in _PARTS} for split in splits], file
+    )
+    return splits
+
+
+def label_counts(
+    cases: Sequence[str], counts: Iterable[int], num_val: int, num_test: int, seed: int, patient: str | None = None
+) -> list[Split]:
+    """Folds that differ in how many cases are labelled, and in nothing else.
+
+    Validation and test cases are the same in all of them. Every other case is labelled or unlabelled, and what is
+    labelled in a fold is labelled in the following ones, too.
+
+    Args:
+        cases: names of all cases.
+        counts: numbers of labelled training cases; a fold for each, from the smallest on.
+        num_val, num_test: numbers of validation and test cases.
+        seed: cases are shuffled by it.
+        patient: see :class:`Split`; validation and test cases are then whole patients.
+
+    Raises:
+        ValueError: if there are fewer cases, a name has no patient, or patients cannot be kept whole.
+
+    Example:
+        >>> folds = label_counts(list("abcdefgh"), [1, 4], num_val=1, num_test=2, seed=0)
+        >>> [(len(fold.train), len(fold.val), len(fold.test), len(fold.unlabelled)) for fold in folds]
+        [(1, 1, 2, 4), (4, 1, 2, 1)]
+    """
+    counts = sorted(set(counts))
+    left = len(cases) - num_val - num_test
+    if counts[-1] > left:
+        raise ValueError(
+            f"{counts[-1]} labelled cases, {num_val} validation and {num_test} test cases are more than the dataset's "
+            f"{len(cases)} cases"
+        )
+    groups = _by_patient(np.random.default_rng(seed).permutation(cases).tolist(), patient)
+    test = _take(groups, num_test, "--test")
+    val = _take(groups, num_val, "--val")
+    rest = [case for group in groups for case in group]
+    return [Split(sorted(rest[:n]), val, test, sorted(rest[n:]), patient) for n in counts]
+
+
+def _by_patient(cases: Sequence[str], patient: str | None) -> list[list[str]]:
+    """Cases grouped by patient, in the order in which each patient comes first."""
+    pattern = check_pattern(patient)
+    groups: dict[str, list[str]] = {}
+    for case in cases:
+        if pattern and not re.search(pattern, case):
+            raise ValueError(f'--patient "{pattern}" finds no patient in the name of case {case}')
+        groups.setdefault(Split(patient=pattern).patient_of(case), []).append(case)
+    return list(groups.values())
+
+
+def _take(groups: list[list[str]], size: int, option: str) -> list[str]:
+    """Move whole groups out of the list, the first that fit."""
+    taken: list[str] = []
+    for group in list(groups):
+        if len(taken) + len(group) <= size:
+            taken += group
+            groups.remove(group)
+    if len(taken) < size:
+        raise ValueError(f"{option} {size} would divide a patient; {len(taken)} does not, or try another --seed")
+    return sorted(taken)
 
 
 def part_sizes(shares: str, num_cases: int) -> list[int]:

@@ -5,7 +5,7 @@ import re
 import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from nnunet_topomae.nnunet.data.image_files import inspect
 from nnunet_topomae.nnunet.data.preprocessed import PlannedDataset
+from nnunet_topomae.nnunet.data.splits import read_splits
 
 
 def find_images(folder: Path, file_ending: str, num_channels: int) -> tuple[dict[str, list[Path]], dict[str, str]]:
@@ -53,15 +54,17 @@ def add(
         How many cases were added per configuration, and what is wrong with the others.
 
     Raises:
-        ValueError: if there is no image.
+        ValueError: if there is no image, or the dataset's split makes no sense.
     """
     cases, problems = find_images(images, dataset.description["file_ending"], dataset.num_channels)
+    held_out = _held_out(dataset, cases)
+    problems |= held_out
     added = dict.fromkeys(configurations, 0)
     jobs = []
     for name in configurations:
         labelled, present = set(dataset.labelled_cases(name)), set(dataset.unlabelled_cases(name))
         problems |= dict.fromkeys(labelled & cases.keys(), "is the name of a labelled case")
-        jobs += [(name, case) for case in sorted(cases.keys() - labelled - present)]
+        jobs += [(name, case) for case in sorted(cases.keys() - labelled - present - held_out.keys())]
     with ProcessPoolExecutor(num_processes, multiprocessing.get_context("spawn")) as pool:
         running = {pool.submit(_add_case, dataset, name, case, cases[case]): (name, case) for name, case in jobs}
         hide = None if show_progress else True
@@ -76,6 +79,12 @@ def add(
             else:
                 added[name] += 1
     return added, problems
+
+
+def _held_out(dataset: PlannedDataset, cases: Iterable[str]) -> dict[str, str]:
+    """What is wrong with cases whose patients the dataset's split holds out."""
+    splits = read_splits(dataset.folder)
+    return {case: what for split in splits for case, what in split.clashes(cases, [*split.val, *split.test]).items()}
 
 
 def _add_case(dataset: PlannedDataset, configuration: str, case: str, files: list[Path]) -> str | None:

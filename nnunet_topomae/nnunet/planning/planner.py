@@ -28,6 +28,7 @@ from nnunet_topomae.methods.base import PretextTask
 from nnunet_topomae.networks.geometry import Size
 from nnunet_topomae.nnunet.data.preprocessed import PlannedDataset
 from nnunet_topomae.nnunet.data.raw import channel_names
+from nnunet_topomae.nnunet.data.splits import read_splits
 from nnunet_topomae.nnunet.planning.geometry import Strides, choose_patch_size, fit_strides, shrinking_crops
 from nnunet_topomae.nnunet.planning.memory import GIB, largest_batch
 from nnunet_topomae.nnunet.planning.plans import FINETUNING, PRETRAINING
@@ -326,32 +327,38 @@ class PretrainingPlanner(ExperimentPlanner, ABC):
 
     def pretraining_config(self, crop_size: Size, spacing: Sequence[float], batch_size: int) -> PretrainingConfig:
         """Default settings of the method, with the planned number of epochs and what the method itself plans."""
-        config: Any = self.task_class.config_class()
-        num_epochs = self._num_epochs(config, self.pretraining_passes, batch_size)
-        config = replace(config, num_epochs=num_epochs, warmup_epochs=round(self.warmup_share * num_epochs, 1))
+        config = self.schedule(self.task_class.config_class(), self._largest_fold("images"), batch_size)
         return self.task_class.planned(config, crop_size, spacing)
 
     def finetuning_block(self, batch_size: int) -> dict[str, Any]:
         """The recipe's name and the planned number of epochs; the recipe decides the rest, so it can be exchanged."""
         config = FinetuningConfig()
-        return {"recipe": config.recipe, "num_epochs": self._num_epochs(config, self.finetuning_passes, batch_size)}
+        num_epochs = epochs_for(self.finetuning_passes, self._largest_fold("train"), batch_size, config)
+        return {"recipe": config.recipe, "num_epochs": int(min(num_epochs, self.max_epochs))}
 
-    def _num_epochs(self, config: StageConfig, passes: int, batch_size: int) -> int:
-        return int(min(epochs_for(passes, self._num_training_cases(), batch_size, config), self.max_epochs))
+    @classmethod
+    def schedule(cls, config: Any, num_images: int, batch_size: int) -> Any:
+        """Settings of pre-training with the number of epochs for a number of images, and their warm-up.
 
-    def _num_training_cases(self) -> int:
-        """Training cases of the first split in nnU-Net's file; where there is none, the planner's share of all cases.
+        Every image is drawn ``pretraining_passes`` times on average, unless ``max_epochs`` is reached before.
+
+        Args:
+            config: settings of pre-training.
+            num_images: that are drawn from.
+            batch_size: crops in a training step.
+        """
+        num_epochs = int(min(epochs_for(cls.pretraining_passes, num_images, batch_size, config), cls.max_epochs))
+        return replace(config, num_epochs=num_epochs, warmup_epochs=round(cls.warmup_share * num_epochs, 1))
+
+    def _largest_fold(self, part: str) -> int:
+        """Cases in a part of a split (``train``, or ``images``), without a split the usual share of all labelled ones.
 
         Raises:
-            ValueError: if the file does not hold splits.
+            ValueError: see :func:`read_splits`.
         """
-        file = Path(nnUNet_preprocessed) / self.dataset_name / "splits_final.json"
-        if not file.is_file():
-            return max(round(self.training_share * self.dataset_json["numTraining"]), 1)
-        try:
-            return len(json.loads(file.read_text())[0]["train"])
-        except (ValueError, LookupError, TypeError) as error:
-            raise ValueError(f'{file} must be a list of splits with "train" cases; mend or delete it') from error
+        splits = read_splits(Path(nnUNet_preprocessed) / self.dataset_name)
+        without_split = max(round(self.training_share * self.dataset_json["numTraining"]), 1)
+        return max((len(getattr(split, part)) for split in splits), default=without_split)
 
 
 def epochs_for(passes: int, num_cases: int, batch_size: int, config: StageConfig) -> int:

@@ -14,17 +14,27 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from nnunet_topomae.networks.traits import no_weight_decay
+from nnunet_topomae.nnunet.data.preprocessed import PlannedDataset
+from nnunet_topomae.nnunet.data.splits import read_splits
 from nnunet_topomae.nnunet.planning.plans import FINETUNING, build_network
 from nnunet_topomae.nnunet.training.pretraining import external_folders, named_pretrainers
 from nnunet_topomae.nnunet.training.schedule import learning_rate_factor
 from nnunet_topomae.nnunet.training.stage import StageTrainer, requested_weights
-from nnunet_topomae.nnunet.weights.checkpoints import is_pretrained, read_checkpoint
+from nnunet_topomae.nnunet.weights.checkpoints import drawn_from, is_pretrained, read_checkpoint
 from nnunet_topomae.nnunet.weights.handover import fresh_names, hand_over
 from nnunet_topomae.settings import FinetuningConfig
 from nnunet_topomae.settings.recipes import recipe
 
 _PRETRAINED = "checkpoint_final.pth"
 _FRESH = "fresh_parameters"  # key of checkpoints, and of the optimiser's groups
+_OF_SAME_IMAGES = (
+    "There is no pre-training of fold {}; starting from that of another fold, which drew from the same images"
+)
+_OF_ALL = (
+    "WARNING: there is no pre-training of fold {}; starting from fold all, which has seen the images (not the labels) "
+    "of this fold's validation cases, and of test cases if there are any"
+)
+_SEEN = "WARNING: {} has seen images (not labels) of cases that this fold now holds out, such as {}; pre-train again"
 
 
 class FinetuneTrainer(StageTrainer):
@@ -156,13 +166,16 @@ class FinetuneTrainer(StageTrainer):
         self._set_fresh(checkpoint.get(_FRESH, []))
 
     def find_pretrained_checkpoint(self) -> Path:
-        """The checkpoint of this fold; if there is none, that of fold ``all``, which has seen the validation images.
+        """The checkpoint of this fold, of a fold with the same images, or of fold ``all``: the first that there is.
+
+        Fold ``all`` has seen the validation images.
 
         Raises:
-            ValueError: if there is neither, or there are several; names the command that makes one.
+            ValueError: if there is none, or there are several; names the command that makes one.
         """
-        own, of_all = (self._checkpoints(fold) for fold in (self.fold, "all"))
-        found = own or of_all
+        own = self._checkpoints(self.fold)
+        same = {} if own else self._checkpoints_of_same_images()
+        found = own or same or self._checkpoints("all")
         if len(found) > 1:
             raise ValueError(
                 f"there are pre-trained checkpoints of {' and '.join(found)}; set finetuning.pretrainer in "
@@ -172,11 +185,21 @@ class FinetuneTrainer(StageTrainer):
             raise ValueError(self._how_to_pretrain())
         (file,) = found.values()
         if not own:
-            self.print_to_log_file(
-                f"WARNING: there is no pre-training of fold {self.fold}; starting from fold all, which has seen the "
-                f"images (not the labels) of this fold's validation cases"
-            )
+            self.print_to_log_file((_OF_SAME_IMAGES if same else _OF_ALL).format(self.fold))
+        elif seen := drawn_from(file).intersection([*self.split.val, *self.split.test]):
+            self.print_to_log_file(_SEEN.format(file, min(seen)))
         return file
+
+    def _checkpoints_of_same_images(self) -> dict[str, Path]:
+        """Pre-trained checkpoints of the first other fold that drew from the images of this one and no others."""
+        folder = Path(self.preprocessed_dataset_folder_base)
+        dataset = PlannedDataset(folder, self.plans_manager, self.dataset_json)
+        images = self.split.images.union(dataset.unlabelled_cases(self.configuration_name))
+        for fold in range(len(read_splits(folder)) if self.split.images else 0):
+            files = self._checkpoints(fold)
+            if same := {name: file for name, file in files.items() if drawn_from(file) == images}:
+                return same
+        return {}
 
     def _wanted(self) -> Sequence[str] | None:
         """Trainers whose checkpoints can be taken; None for all."""
@@ -198,8 +221,8 @@ class FinetuneTrainer(StageTrainer):
         )
         names = self._wanted() or named_pretrainers(external_folders())
         return (
-            f"no pre-trained checkpoint of fold {self.fold} or all beside {self.output_folder_base}. Pre-train first "
-            f"(add --c to continue an interrupted run):\n\n"
+            f"no pre-trained checkpoint of fold {self.fold}, of a fold with the same images, or of fold all beside "
+            f"{self.output_folder_base}. Pre-train first (add --c to continue an interrupted run):\n\n"
             + "".join(f"    {command} {name}\n" for name in names)
             + "\nor pass -pretrained_weights FILE, or set finetuning.from_scratch to true in "
             f"{self.plans_manager.plans_name}.json to train without"

@@ -27,7 +27,7 @@ from nnunet_topomae.nnunet.finding import find_class
 from nnunet_topomae.nnunet.planning.plans import FINETUNING, PRETRAINING, build_network
 from nnunet_topomae.nnunet.training.logger import SKILL, PretrainingLogger
 from nnunet_topomae.nnunet.training.stage import StageTrainer, unwrap
-from nnunet_topomae.nnunet.weights.checkpoints import FIXED, UNTRAINED
+from nnunet_topomae.nnunet.weights.checkpoints import DRAWN_FROM, FIXED, UNTRAINED
 from nnunet_topomae.reporting.figures import Geometry, plane_names
 from nnunet_topomae.reporting.report import CaseReport, metrics_table, save_report
 from nnunet_topomae.settings import FinetuningConfig
@@ -87,6 +87,7 @@ class Pretrainer(StageTrainer):
         self.logger.local_logger = PretrainingLogger(self.task_class.headings)
         self._baseline_errors: list[Tensor] = []
         self._validation_batch = 0
+        self.drawn_from: list[str] = []
         if self.cases.without_labels:
             self.preprocessed_dataset_folder = str(self.cases.dataset.unlabelled_folder(self.configuration_name))
         super().initialize()
@@ -95,7 +96,8 @@ class Pretrainer(StageTrainer):
     def cases(self) -> PretrainingCases:
         """All cases of the dataset that the plans were made for."""
         folder = Path(self.preprocessed_dataset_folder_base)
-        return PretrainingCases(PlannedDataset(folder, self.plans_manager, self.dataset_json), self.configuration_name)
+        dataset = PlannedDataset(folder, self.plans_manager, self.dataset_json)
+        return PretrainingCases(dataset, self.configuration_name, self.split)
 
     @property
     def task(self) -> PretextTask:
@@ -103,15 +105,19 @@ class Pretrainer(StageTrainer):
         return unwrap(self.network)
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """nnU-Net's split. A dataset without labels is split in the same way, but no file is written."""
-        if not self.cases.without_labels or self.fold == "all":
-            return super().do_split()
-        return self.cases.split_unlabelled(int(self.fold))
+        """nnU-Net's split, and the cases that it keeps as unlabelled beside those to train on.
+
+        A dataset without labels is split in the same way, but no file is written.
+        """
+        if self.cases.without_labels and self.fold != "all":
+            return self.cases.split_unlabelled(int(self.fold))
+        training, validation = super().do_split()
+        return [*training, *self.split.unlabelled], validation
 
     def get_tr_and_val_datasets(self) -> tuple[Cases, Cases]:
         """All cases to train on, with unlabelled ones and those of other datasets, and the fold's validation cases."""
         training, validation = super().get_tr_and_val_datasets()
-        return self.cases.training(training, validation.identifiers, self.config.datasets), validation
+        return self.cases.training(training, self.config.datasets), validation
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """No weight decay on biases, norms, positions and the like."""
@@ -135,10 +141,13 @@ class Pretrainer(StageTrainer):
     def get_dataloaders(self) -> tuple[Iterator[dict], Iterator[dict]]:
         """Random items of the training cases; fixed items of the validation cases."""
         training, validation = self.get_tr_and_val_datasets()
-        self.print_to_log_file(
-            f"Crops are drawn from {self.cases.count(training)}; validation on {len(validation.identifiers)}"
-        )
+        self.drawn_from = training.identifiers
         global_batch = self.configuration_manager.batch_size
+        draws = self.num_epochs * self.num_iterations_per_epoch * global_batch / len(training.identifiers)
+        self.print_to_log_file(
+            f"Crops are drawn from {self.cases.count(training)}; validation on {len(validation.identifiers)}. "
+            f"In {self.num_epochs} epochs each image is drawn about {draws:,.1f} times"
+        )
         world = {"rank": self.local_rank, "world_size": dist.get_world_size() if self.is_ddp else 1}
         seen = self.current_epoch * self.num_iterations_per_epoch * global_batch
         repeated = self.num_val_iterations_per_epoch * global_batch
@@ -308,9 +317,10 @@ class Pretrainer(StageTrainer):
         return self.task.headings.get(branch, branch)
 
     def checkpoint(self) -> dict[str, Any]:
-        """Adds the names of parameters that pre-training does not train, and which of them are fixed on purpose."""
+        """Adds the cases drawn from, and the names of parameters that are not trained and of those meant not to be."""
         return {
             **super().checkpoint(),
+            DRAWN_FROM: self.drawn_from,
             UNTRAINED: self.task.untrained_parameters(),
             FIXED: self.task.fixed_parameters(),
         }

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
@@ -17,6 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from nnunet_topomae.nnunet.data.preprocessed import JoinedCases
+from nnunet_topomae.nnunet.data.splits import read_fold
 from nnunet_topomae.nnunet.data.stream import check_finite
 from nnunet_topomae.nnunet.planning.plans import check_plans, read_config
 from nnunet_topomae.nnunet.training.schedule import learning_rate_factor
@@ -55,6 +57,7 @@ class StageTrainer(nnUNetTrainer, ABC):
         device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's signature, which it stores by name
     ):
         self.config: Any = self.check_plans(plans, configuration)[self.block]
+        self.split = read_fold(Path(nnUNet_preprocessed) / PlansManager(plans).dataset_name, fold)
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs = self.config.num_epochs
         self.num_iterations_per_epoch = self.config.num_iterations_per_epoch

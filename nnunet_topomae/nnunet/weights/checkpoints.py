@@ -14,6 +14,7 @@ from nnunet_topomae.files import write_file
 
 WEIGHTS = "network_weights"  # nnU-Net's key
 UNTRAINED = "untrained_parameters"  # names, written by pre-training
+DRAWN_FROM = "drawn_from"  # names of the cases, written by pre-training
 FIXED = "fixed_parameters"  # those of them whose first values are meant to stay
 _DAMAGES = (RuntimeError, EOFError, zipfile.BadZipFile, OSError, ValueError, LookupError, AttributeError)
 
@@ -69,10 +70,25 @@ def is_pretrained(file: Path) -> bool:
     Raises:
         ValueError: if the file is damaged.
     """
+    return UNTRAINED in _peek(file)
+
+
+def drawn_from(file: Path) -> set[str]:
+    """The cases that a pre-training drew from, those of other datasets aside; none if its checkpoint does not say.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
+    return {case for case in _peek(file).get(DRAWN_FROM, ()) if "/" not in case}
+
+
+def _peek(file: Path) -> dict[str, Any]:
+    """What a file holds, its tensors unread; nothing if that could execute code, as in files of nnU-Net's trainers."""
     try:
-        return UNTRAINED in _load(file, mmap=True)
-    except pickle.UnpicklingError:  # nnU-Net's own checkpoints hold more than tensors and plain types
-        return False
+        checkpoint = _load(file, mmap=True)
+    except pickle.UnpicklingError:
+        return {}
+    return checkpoint if isinstance(checkpoint, dict) else {}
 
 
 def _load(file: Path, device: torch.device | str = "cpu", *, mmap: bool = False) -> Any:

@@ -102,7 +102,10 @@ def test_pretraining_draws_from_both_and_fine_tuning_from_labelled_cases_alone(w
     training, validation = trainer.get_tr_and_val_datasets()
     assert set(training.identifiers) == {*before[0].identifiers, "extra_0", "extra_1", "extra_2"}
     assert validation.identifiers == before[1].identifiers
-    assert "Crops are drawn from 4 labelled and 3 unlabelled cases" in Path(trainer.log_file).read_text()
+    assert (
+        "Crops are drawn from 4 labelled and 3 unlabelled cases; validation on 1. In 3 epochs each image is drawn "
+        "about 1.7 times"  # 3 epochs of 2 steps of 2 crops, over 7 images
+    ) in Path(trainer.log_file).read_text()
     drawn = {trainer.stream(training, 0, mirror=True)[i]["case"] for i in range(60)}
     assert drawn == set(training.identifiers)
     finetuner = workspace.trainer("FusedFinetuneTrainer")
@@ -120,7 +123,7 @@ def test_cases_are_preprocessed_as_nnunet_does(workspace, images, in_threads):
     np.testing.assert_array_equal(training.load_case("copy")[0][:], labelled.load_case(case)[0][:])
 
 
-def test_list_and_remove(workspace, images, in_threads, capsys):
+def test_list_and_remove(workspace, images, in_threads, no_split, capsys):
     (images / "phantom_000_0000.nii.gz").unlink()
     cli.main([*ADD, "-i", str(images), "-np", "1"])
     assert cli.main([*ADD, "--remove", "extra_1"]) == 0
@@ -130,6 +133,8 @@ def test_list_and_remove(workspace, images, in_threads, capsys):
         f"3d_fullres: 2 unlabelled cases in {_folder(workspace)}",
         "    extra_0",
         "    extra_2",
+        "3d_fullres: 7 images to pre-train on; pretraining.num_epochs is 3, and would be 1000 now (--update_epochs "
+        "sets it)",
     ]
     assert not list(_folder(workspace).glob("extra_1*"))
     assert cli.main([*ADD, "--remove", "extra_1"]) == 2
@@ -142,6 +147,29 @@ def test_a_case_that_got_its_label_later_is_named(workspace, images, in_threads)
     for file in _folder(workspace).glob("extra_0*"):
         file.rename(file.with_name(file.name.replace("extra_0", "phantom_001")))
     with pytest.raises(ValueError, match=r"phantom_001 is a labelled case and lies in .* too; remove it there with"):
+        workspace.trainer("TopoMAEPretrainer").get_tr_and_val_datasets()
+
+
+def test_an_image_of_a_patient_who_is_held_out_is_left_out(workspace, images, in_threads, no_split, capsys):
+    names = ["phantom_001", "phantom_002", "phantom_003", "phantom_004"]
+    no_split.write_text(
+        json.dumps([{"train": names[:2], "val": names[2:], "test": ["extra_1_ct"], "patient": r"extra_\d"}])
+    )
+    assert cli.main([*ADD, "-i", str(images), "-np", "1"]) == 2
+    said = capsys.readouterr()
+    assert "extra_1 is of the same patient as extra_1_ct, which is held out" in said.err
+    assert PlannedDataset.of(998, TopoMAEPlanner.default_plans_name).unlabelled_cases("3d_fullres") == [
+        "extra_0",
+        "extra_2",
+    ]
+    no_split.write_text(
+        json.dumps([{"train": names[:2], "val": names[2:], "test": ["extra_2_ct"], "patient": r"extra_\d"}])
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"^the added image extra_2 is of the same patient as extra_2_ct, which is held out; remove it with "
+        r"nnUNetv2_topomae add_unlabelled --remove extra_2, or hold out other cases$",
+    ):
         workspace.trainer("TopoMAEPretrainer").get_tr_and_val_datasets()
 
 

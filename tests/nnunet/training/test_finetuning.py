@@ -1,3 +1,4 @@
+import json
 import sys
 
 import pytest
@@ -5,6 +6,7 @@ import torch
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.run.run_training import maybe_load_checkpoint
 
+from nnunet_topomae.nnunet.data.preprocessed import PlannedDataset
 from nnunet_topomae.nnunet.weights.checkpoints import read_checkpoint
 
 FUSED = "FusedFinetuneTrainer"
@@ -51,6 +53,53 @@ def test_fold_all_is_taken_with_a_warning(workspace, pretrained, log):
     trainer = workspace.trainer(FUSED, plans, fold=2)
     assert trainer.find_pretrained_checkpoint() == of_all
     assert any("WARNING" in line and "fold all" in line for line in log)
+
+
+@pytest.fixture
+def nested(workspace, no_split):
+    """Two folds with the same images, and one with others; fold 0 is pre-trained."""
+    val, test = ["phantom_003"], ["phantom_004"]
+    folds = [
+        {"train": ["phantom_000"], "val": val, "test": test, "unlabelled": ["phantom_001", "phantom_002"]},
+        {"train": ["phantom_000", "phantom_001"], "val": val, "test": test, "unlabelled": ["phantom_002"]},
+        {"train": ["phantom_000", "phantom_001"], "val": val, "test": test, "unlabelled": []},
+    ]
+    no_split.write_text(json.dumps(folds))
+    plans = workspace.write_plans("Nested", lambda c: c["pretraining"].update(num_epochs=1, warmup_epochs=0))
+    if not workspace.checkpoint("TopoMAEPretrainer", plans).exists():
+        workspace.trainer("TopoMAEPretrainer", plans).run_training()
+    return plans
+
+
+def test_one_pretraining_serves_all_folds_with_the_same_images(workspace, nested, log):
+    file = workspace.checkpoint("TopoMAEPretrainer", nested)
+    assert read_checkpoint(file)["drawn_from"] == ["phantom_000", "phantom_001", "phantom_002"]
+    for trainer in (FUSED, "PretrainedFinetuneTrainer"):
+        assert workspace.trainer(trainer, nested, fold=1).find_pretrained_checkpoint() == file
+    assert log[-1] == (
+        "There is no pre-training of fold 1; starting from that of another fold, which drew from the same images"
+    )
+    with pytest.raises(ValueError, match="no pre-trained checkpoint of fold 2, of a fold with the same images, or of"):
+        workspace.trainer(FUSED, nested, fold=2).find_pretrained_checkpoint()
+
+
+def test_images_that_were_added_later_are_others(workspace, nested, monkeypatch):
+    monkeypatch.setattr(PlannedDataset, "unlabelled_cases", lambda self, configuration: ["extra"])
+    assert workspace.trainer(FUSED, nested, fold=0).find_pretrained_checkpoint().is_file()
+    with pytest.raises(ValueError, match="no pre-trained checkpoint of fold 1"):
+        workspace.trainer(FUSED, nested, fold=1).find_pretrained_checkpoint()
+
+
+def test_a_pretraining_that_saw_what_is_held_out_now_is_warned_of(workspace, nested, no_split, log):
+    trainer = workspace.trainer(FUSED, nested)
+    trainer.find_pretrained_checkpoint()
+    assert not any("WARNING" in line for line in log)
+    no_split.write_text(json.dumps([{"train": ["phantom_000"], "val": ["phantom_003"], "test": ["phantom_002"]}]))
+    file = workspace.trainer(FUSED, nested).find_pretrained_checkpoint()
+    assert log[-1] == (
+        f"WARNING: {file} has seen images (not labels) of cases that this fold now holds out, such as phantom_002; "
+        f"pre-train again"
+    )
 
 
 def test_from_scratch_must_be_asked_for(workspace, log):

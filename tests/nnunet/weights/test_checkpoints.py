@@ -3,7 +3,13 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_topomae.nnunet.weights.checkpoints import is_pretrained, read_checkpoint, to_plain, write_checkpoint
+from nnunet_topomae.nnunet.weights.checkpoints import (
+    drawn_from,
+    is_pretrained,
+    read_checkpoint,
+    to_plain,
+    write_checkpoint,
+)
 
 
 def _write(tmp_path, content):
@@ -77,3 +83,16 @@ def test_a_damaged_checkpoint_is_not_passed_over(tmp_path):
     file.write_bytes(file.read_bytes()[:1500])
     with pytest.raises(ValueError, match="damaged, truncated or no checkpoint"):
         is_pretrained(file)
+
+
+@pytest.mark.parametrize(
+    ("content", "cases"),
+    [
+        ({"drawn_from": ["a", "b", "Dataset007_Other/a"]}, {"a", "b"}),
+        ({"network_weights": {}}, set()),  # of an older version
+        ([1, 2], set()),
+    ],
+)
+def test_cases_that_a_pretraining_drew_from(tmp_path, content, cases):
+    torch.save(content, tmp_path / "checkpoint_final.pth")
+    assert drawn_from(tmp_path / "checkpoint_final.pth") == cases
