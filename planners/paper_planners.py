@@ -65,6 +65,12 @@ class _PaperPlanner(TopoMAEPlanner):
         config = super().pretraining_config(crop_size, spacing, batch_size)
         return replace(config, topology=replace(config.topology, weight=1.0, grid=None))
 
+    def finetuning_block(self, batch_size: int) -> dict[str, Any]:
+        """With the optimiser's settings of section III-B; see :meth:`PretrainingPlanner.finetuning_block`."""
+        block = super().finetuning_block(batch_size)
+        warmup = round(self.warmup_share * block["num_epochs"], 1)
+        return {**block, "base_lr": 0.1, "weight_decay": 0.005, "warmup_epochs": warmup}
+
 
 class _AbdominalCTPlanner(_PaperPlanner):
     target_spacing = (2.0, 1.5, 1.5)

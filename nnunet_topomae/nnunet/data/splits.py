@@ -105,12 +105,16 @@ def read_splits(folder: Path) -> list[Split]:
         ValueError: if the file cannot be read, or a fold of it makes no sense.
     """
     file = folder / SPLITS
-    entries = read_json(file, list) if file.exists() else []
+    if not file.exists():
+        return []
+    entries = read_json(file, list)
+    if not entries:
+        raise ValueError(f"{file} holds no fold; write it anew with nnUNetv2_topomae splits, or delete it")
     return [_read_split(entry, f"{file}, fold {fold}") for fold, entry in enumerate(entries)]
 
 
 def _read_split(entry: Any, where: str) -> Split:
-    if not isinstance(entry, Mapping):
+    if not isinstance(entry, Mapping) or not {"train", "val"} <= entry.keys():
         raise ValueError(f"{where} must be an object with the lists train and val, got {entry!r}")
     lists: dict[str, Any] = {part: entry.get(part, []) for part in _PARTS}
     for part, cases in lists.items():

@@ -133,7 +133,7 @@ def test_list_and_remove(workspace, images, in_threads, no_split, capsys):
         f"3d_fullres: 2 unlabelled cases in {_folder(workspace)}",
         "    extra_0",
         "    extra_2",
-        "3d_fullres: 7 images to pre-train on; pretraining.num_epochs is 3, and would be 1000 now (--update_epochs "
+        "3d_fullres: 6 images to pre-train on; pretraining.num_epochs is 3, and would be 1000 now (--update_epochs "
         "sets it)",
     ]
     assert not list(_folder(workspace).glob("extra_1*"))

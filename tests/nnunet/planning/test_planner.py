@@ -273,7 +273,7 @@ def test_a_file_that_holds_no_splits_is_named(tmp_path, monkeypatch, content):
     planner = _planner(tmp_path, monkeypatch)
     file = tmp_path / "preprocessed" / DATASET / "splits_final.json"
     file.write_text(content)
-    with pytest.raises(ValueError, match=f'{file} must be a list of splits with "train" cases; mend or delete it'):
+    with pytest.raises(ValueError, match=f"{file}.* (valid JSON|holds no fold|JSON list|the lists train and val)"):
         planner.plan_experiment()
 
 
