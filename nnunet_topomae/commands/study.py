@@ -35,7 +35,7 @@ def add_options(study: argparse.ArgumentParser) -> None:
     listing = commands.add_parser("commands", help="print the commands that are missing, or a SLURM job array of them")
     _add_command_options(listing)
     listing.add_argument(
-        "--slurm", metavar="OPTIONS", help='print a script of job arrays; OPTIONS of sbatch, such as "--gres=gpu:1"'
+        "--slurm", metavar="OPTIONS", help='print a script of job arrays; OPTIONS of sbatch, such as --slurm="--gres=gpu:1"'
     )
     listing.set_defaults(run=_commands)
 
@@ -143,13 +143,12 @@ def _steps(options: argparse.Namespace) -> "Steps":
 
 
 def _run(options: argparse.Namespace) -> None:
-    from nnunet_topomae.studies.running import Runner, TimeIsUpError, terminated_as_interrupted
+    from nnunet_topomae.studies.running import Runner, TimeIsUpError
 
     deadline = time.monotonic() + options.hours * _SECONDS if options.hours else None
     runner = Runner(_steps(options), say, _Progress(), deadline)
     try:
-        with terminated_as_interrupted():
-            runner.run()
+        runner.run()
     except (TimeIsUpError, KeyboardInterrupt) as stop:
         say(f"\nStopped: {str(stop) or 'interrupted; the same command goes on from here'}")
     _print_results(runner.steps)

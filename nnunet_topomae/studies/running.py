@@ -124,7 +124,7 @@ class Runner:
     def _call(self, step: Step, lock: int) -> int:
         """Exit status of a command; it is stopped with all of its processes if this one is, or at the deadline."""
         self.log(step).parent.mkdir(exist_ok=True)
-        with self.log(step).open("a") as output:
+        with self.log(step).open("a") as output, _terminated_as_interrupted():
             output.write(f"$ {' '.join(step.words)}\n")
             output.flush()
             process = subprocess.Popen(
@@ -165,8 +165,8 @@ def _signal_group(process: subprocess.Popen, number: signal.Signals) -> None:
 
 
 @contextmanager
-def terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM, by which schedulers end a job, stops commands as Ctrl-C does."""
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM, by which schedulers end a job, raises KeyboardInterrupt as Ctrl-C does."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
