@@ -116,11 +116,11 @@ def _overlap_and_surfaces(
         warnings.simplefilter("ignore", FutureWarning)  # of MONAI about its own calls
         from monai.metrics import compute_dice, compute_hausdorff_distance, compute_surface_dice  # takes seconds
 
-        both = [torch.from_numpy(mask)[None, None] for mask in (predicted, labelled)]
+        first, second = (torch.from_numpy(mask)[None, None] for mask in (predicted, labelled))
         where: dict[str, Any] = {"spacing": [float(mm) for mm in spacing], "include_background": True}
-        dice = compute_dice(*both, include_background=True)
-        hd95 = compute_hausdorff_distance(*both, percentile=95, **where)
-        nsd = compute_surface_dice(*both, class_thresholds=[tolerance], use_subvoxels=True, **where)
+        dice = compute_dice(first, second)
+        hd95 = compute_hausdorff_distance(first, second, percentile=95, **where)
+        nsd = compute_surface_dice(first, second, class_thresholds=[tolerance], use_subvoxels=True, **where)
     return dice.item(), hd95.item(), nsd.item()
 
 
