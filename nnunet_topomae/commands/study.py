@@ -35,7 +35,9 @@ def add_options(study: argparse.ArgumentParser) -> None:
     listing = commands.add_parser("commands", help="print the commands that are missing, or a SLURM job array of them")
     _add_command_options(listing)
     listing.add_argument(
-        "--slurm", metavar="OPTIONS", help='print a script of job arrays; OPTIONS of sbatch, such as --slurm="--gres=gpu:1"'
+        "--slurm",
+        metavar="OPTIONS",
+        help='print a script of job arrays, with OPTIONS of sbatch: --slurm="--gres=gpu:1"',
     )
     listing.set_defaults(run=_commands)
 
