@@ -237,10 +237,13 @@ def _open(dataset_id: int, *, overwrite: bool) -> tuple[Path, list[str]]:
 
 
 def _write(file: Path, splits: list[Split]) -> list[Split]:
-    write_json(
-        [{key: value for key, value in asdict(split).items() if value or key in _PARTS} for split in splits], file
-    )
+    write_json(as_entries(splits), file)
     return splits
+
+
+def as_entries(splits: Iterable[Split]) -> list[dict[str, Any]]:
+    """Folds as they are written into ``splits_final.json``."""
+    return [{key: value for key, value in asdict(split).items() if value or key in _PARTS} for split in splits]
 
 
 def label_counts(
