@@ -1,0 +1,247 @@
+"""What training runs have left: their losses, settings and figures as tables and charts."""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nnunet_topomae.reporting.charts import Line, Style, boxes, over_time
+from nnunet_topomae.reporting.page import Charts, Picture, Pictures, Table
+from nnunet_topomae.reporting.slices import small_png
+from nnunet_topomae.reporting.study import plain
+
+_NONE = "–"
+_TRAIN, _VAL, _SKILL = "train_", "val_", "skill_"
+_FIRST, _LAST = "epoch_start_timestamps", "epoch_end_timestamps"
+_LOWEST_SKILL = -1.5  # that is drawn: early epochs would hide all others
+_SPLITS = {_TRAIN: Style("training", "#3a86c8", "6 2"), _VAL: Style("validation", "#d9702b")}
+_NAMES = {"losses": "total loss", "mean_fg_dice": "pseudo Dice in validation", "lrs": "learning rate"}
+_ABOUT_SKILL = (
+    "Skill: 0 is as good as inpainting that learns nothing, 1 is perfect. "
+    f"Values below {_LOWEST_SKILL} are drawn as {_LOWEST_SKILL}."
+)
+_PICTURES = {
+    "reconstructions.png": (
+        "Reconstructions of validation cases",
+        "Validation cases in three planes: the crop, what the networks saw of it with hidden patches in blue, "
+        "inpainting without learning, and the reconstruction of each network",
+    ),
+    "persistence.png": (
+        "Persistence diagrams of validation cases",
+        "Persistence diagrams of components, loops and voids of validation cases, before and after reconstruction",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of pre-training or fine-tuning.
+
+    Attributes:
+        folder: of the fold.
+        title: what it is called on the page.
+        trainer: class that trained it.
+        dataset, plans, configuration: their names.
+        fold: a number, or ``all``.
+        log: a value per epoch by key.
+        settings: that its plans had, by dotted key.
+        summary: the content of validation/summary.json; empty if there is none.
+        headings: names of the branches as people read them.
+        made_with: versions and hardware, as far as they are known.
+    """
+
+    folder: Path
+    title: str
+    trainer: str
+    dataset: str
+    plans: str
+    configuration: str
+    fold: str
+    log: Mapping[str, Sequence[float]]
+    settings: Mapping[str, Any]
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    headings: Mapping[str, str] = field(default_factory=dict)
+    made_with: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def pretraining(self) -> bool:
+        """Whether it is a pre-training; nnU-Net's log has a Dice."""
+        return "mean_fg_dice" not in self.log
+
+    @property
+    def hours(self) -> float:
+        """Time that its epochs took."""
+        return sum(self.seconds) / 3600
+
+    @property
+    def seconds(self) -> list[float]:
+        """Duration of every epoch."""
+        pairs = zip(self.log.get(_LAST, ()), self.log.get(_FIRST, ()), strict=False)
+        return [last - first for last, first in pairs]
+
+
+class Drawn(NamedTuple):
+    """A run and how it is drawn, which runs of a row have in common.
+
+    Attributes:
+        labelled: number of labelled cases, if it matters.
+    """
+
+    run: Run
+    style: Style
+    labelled: int | None = None
+
+
+def outcome(run: Run) -> str:
+    """What a run has come to, as a sentence."""
+    if not run.summary:
+        return f"{run.title}: not finished, {len(run.seconds)} epochs so far."
+    if run.pretraining:
+        skills = {
+            run.headings.get(branch, branch): skill
+            for branch, figures in run.summary["mean"].items()
+            if branch in run.headings and (skill := figures.get("skill")) is not None
+        }
+        said = ", ".join(f"{name} {skill:.2f}" for name, skill in skills.items())
+        return (
+            f"{run.title}: skill of {said} (0: has learned nothing, 1: perfect)." if said else f"{run.title}: finished."
+        )
+    values = case_dice(run).values()
+    mean = _share(float(np.mean(list(values))) if values else None)
+    return f"{run.title}: Dice {mean} over {len(values)} validation cases."
+
+
+def loss_charts(title: str, runs: Sequence[Drawn]) -> Charts:
+    """Every term over time: training dashed, validation solid; a colour a style if there are several."""
+    several = len({each.style for each in runs}) > 1
+    lines: dict[str, list[Line]] = defaultdict(list)
+    for each in runs:
+        for key, values in each.run.log.items():
+            for prefix, plain_style in _SPLITS.items():
+                if key.startswith(prefix):
+                    mixed = Style(f"{each.style.label}, {plain_style.label}", each.style.color, plain_style.dashes)
+                    lines[key.removeprefix(prefix)].append(Line(values, mixed if several else plain_style))
+    charts = [over_time(_NAMES.get(name, name.replace("_", " ")), drawn) for name, drawn in lines.items()]
+    legend = _solid(runs) if several else list(_SPLITS.values())
+    return Charts(title, charts, legend, "Solid: validation. Dashed: training." if several else "")
+
+
+def _solid(runs: Sequence[Drawn]) -> list[Style]:
+    return list(dict.fromkeys(each.style._replace(dashes="") for each in runs))
+
+
+def course_charts(title: str, runs: Sequence[Drawn]) -> Charts:
+    """Skill or pseudo Dice, learning rate and duration of epochs."""
+    lines: dict[str, list[Line]] = defaultdict(list)
+    for run, style, _ in runs:
+        for key, values in run.log.items():
+            if key.startswith(_SKILL):
+                branch = key.removeprefix(_SKILL)
+                shown = [max(value, _LOWEST_SKILL) for value in values]
+                lines[f"skill of {run.headings.get(branch, branch)}"].append(Line(shown, style))
+            elif key in _NAMES and key != "losses":
+                lines[_NAMES[key]].append(Line(values, style))
+        lines["seconds per epoch"].append(Line(run.seconds, style))
+    charts = [over_time(name, drawn, from_zero=name.startswith(("seconds", "pseudo"))) for name, drawn in lines.items()]
+    note = _ABOUT_SKILL if any(name.startswith("skill") for name in lines) else ""
+    legend = list(dict.fromkeys(each.style for each in runs))
+    return Charts(title, charts, legend if len(legend) > 1 else (), note)
+
+
+def figures_tables(runs: Sequence[Run]) -> list[Table]:
+    """Figures of the validation of pre-trainings, and Dice of the validation cases of fine-tunings."""
+    return [table for run in runs if run.summary for table in [_branches(run) if run.pretraining else _structures(run)]]
+
+
+def _branches(run: Run) -> Table:
+    means = run.summary["mean"]
+    names = list(dict.fromkeys(name for figures in means.values() for name in figures))
+    rows = [
+        [
+            run.headings.get(branch, branch),
+            *(_NONE if (v := figures.get(name)) is None else f"{v:.4g}" for name in names),
+        ]
+        for branch, figures in means.items()
+    ]
+    return Table(f"Validation of {run.title}", ["", *(name.replace("_", " ") for name in names)], rows,
+                 f"Means over {len(run.summary['metric_per_case'])} validation cases.")  # fmt: skip
+
+
+def _structures(run: Run) -> Table:
+    means, cases = run.summary["mean"], run.summary["metric_per_case"]
+    rows = [
+        [_structure(run, label), _share(figures.get("Dice")), _share(figures.get("IoU"))]
+        for label, figures in means.items()
+    ]
+    rows.append(
+        ["all", _share(run.summary["foreground_mean"].get("Dice")), _share(run.summary["foreground_mean"].get("IoU"))]
+    )
+    return Table(
+        f"Validation of {run.title}", ["structure", "Dice", "IoU"], rows, f"Means over {len(cases)} validation cases."
+    )
+
+
+def _structure(run: Run, label: str) -> str:
+    return run.headings.get(label, label)
+
+
+def _share(value: float | None) -> str:
+    return _NONE if value is None or math.isnan(value) else f"{value:.3f}"
+
+
+def case_dice(run: Run) -> dict[str, float]:
+    """Mean Dice over structures of every validation case of a fine-tuning."""
+    found = {}
+    for case in run.summary["metric_per_case"]:
+        values = [figures["Dice"] for figures in case["metrics"].values()]
+        defined = [value for value in values if value is not None and not math.isnan(value)]
+        if defined:
+            name = Path(case["prediction_file"]).name
+            found[name[: name.index(".")]] = float(np.mean(defined))
+    return found
+
+
+def validation_boxes(runs: Sequence[Drawn]) -> Charts:
+    """Dice of the validation cases of fine-tunings; without a chart if there are none."""
+    values = {style: list(case_dice(run).values()) for run, style, _ in runs if run.summary}
+    drawn = {style: row for style, row in values.items() if row}
+    charts = [boxes("validation cases", "Dice", drawn)] if drawn else []
+    return Charts("Over the validation cases", charts, note="A dot is a validation case.")
+
+
+def pictures(run: Run) -> list[Pictures]:
+    """The pictures that the validation of a pre-training has left."""
+    found = []
+    for name, (title, alt) in _PICTURES.items():
+        file = run.folder / "validation" / name
+        if file.is_file():
+            found.append(Pictures(f"{title}: {run.title}", [Picture(small_png(file.read_bytes()), alt)]))
+    return found
+
+
+def runs_table(runs: Sequence[Run]) -> Table:
+    """Where the runs are, and what they took."""
+    columns = list(dict.fromkeys(key for run in runs for key in run.made_with))
+    rows = [
+        [run.title, run.dataset, run.trainer, run.plans, run.configuration, run.fold, plain(_seed(run)),
+         str(len(run.seconds)), f"{run.hours:.2f}", *(run.made_with.get(name, _NONE) for name in columns)]
+        for run in runs
+    ]  # fmt: skip
+    header = ["run", "dataset", "trainer", "plans", "configuration", "fold", "seed", "epochs", "hours", *columns]
+    return Table("Runs", header, rows, f"{sum(run.hours for run in runs):.2f} hours in all.")
+
+
+def _seed(run: Run) -> Any:
+    return run.settings.get(f"{'pretraining' if run.pretraining else 'finetuning'}.seed", 0)
+
+
+def settings_table(runs: Sequence[Run]) -> Table | None:
+    """Settings of which the runs have different values; None if there are none."""
+    keys = dict.fromkeys(key for run in runs for key in run.settings)
+    lines = {key: [plain(run.settings[key]) if key in run.settings else _NONE for run in runs] for key in keys}
+    rows = [[key, *values] for key, values in lines.items() if len(set(values)) > 1]
+    return Table("Settings that differ", ["setting", *(run.title for run in runs)], rows) if rows else None
