@@ -10,8 +10,11 @@ import SimpleITK as sitk
 import torch
 from scipy.ndimage import gaussian_filter, shift
 
-from nnunet_topomae.commands.phantom import LABELS, write_dataset
+from nnunet_topomae.commands.phantom import LABELS, make_case, write_dataset
+from nnunet_topomae.reporting.figures import Geometry, plane_names
+from nnunet_topomae.reporting.report import CaseReport, save_report
 from nnunet_topomae.reporting.study import MEASURES
+from nnunet_topomae.topology import persistence_diagrams
 
 DATASET = "Dataset997_MadeUp"
 ROWS = {  # title, trainer of pre-training, Dice with 5 and 10 labelled cases
@@ -104,11 +107,28 @@ def _write_predictions(labels: Path, folder: Path) -> None:
 
 
 def _write_runs(results: Path, name: str, pretrainer: str | None) -> None:
+    seed = 10 * list(ROWS).index(name)
     if pretrainer:
         branches = ("vit", "unetrpp") if name == "topomae" else ("network",)
-        write_fold(results, pretrainer, f"study_{name}", 0, pretraining_log(branches))
+        folder = write_fold(results, pretrainer, f"study_{name}", 0, pretraining_log(branches, seed))
+        _write_validation(folder / "validation", branches)
     for fold in range(len(COUNTS) * len(SEEDS)):
-        write_fold(results, FINETUNER, f"study_{name}", fold, finetuning_log(fold))
+        write_fold(results, FINETUNER, f"study_{name}", fold, finetuning_log(seed + fold))
+
+
+def _write_validation(folder: Path, branches) -> None:
+    folder.mkdir()
+    image = make_case(0, (24, 32, 32))[0].astype(np.float32)[None]
+    rough = [gaussian_filter(image, (0, width, width, width)) for width in (2, 1, 0.7)]
+    names = ["input", "masked", "harmonic inpainting", *branches]
+    volumes = dict(zip(names, (image, rough[0], rough[0], *rough[1:]), strict=False))
+    diagrams = {
+        name: [diagram.numpy() for diagram in persistence_diagrams(torch.from_numpy(volumes[name][0, ::2, ::2, ::2]))]
+        for name in ("input", *branches)
+    }
+    metrics = {branch: {"MSE": 0.2, "PSNR": None} for branch in branches} | {"harmonic inpainting": {"MSE": 0.4}}
+    reports = [("phantom_000", CaseReport(volumes, metrics, diagrams))]
+    save_report(reports, folder, Geometry((2, 2, 2), plane_names()), "harmonic inpainting")
 
 
 def write_fold(results: Path, trainer: str, plans: str, fold: int, log: dict, **settings) -> Path:
@@ -138,11 +158,17 @@ def _times(epochs: int = 40) -> dict[str, list[float]]:
     return {"epoch_start_timestamps": starts, "epoch_end_timestamps": [start + 90 for start in starts]}
 
 
-def pretraining_log(branches=("vit", "unetrpp")) -> dict[str, list[float]]:
+def pretraining_log(branches=("vit", "unetrpp"), seed=0) -> dict[str, list[float]]:
     """Terms of the loss and skills, as :class:`PretrainingLogger` leaves them."""
     terms = [f"{branch}_{term}" for branch in branches for term in ("mse", "topological", "spatial")]
-    log = {f"{split}_{term}": _falling(1, 0.2, len(split + term)) for term in ("losses", *terms) for split in ("train", "val")}
-    log |= {f"skill_{branch}": [1 - 1.4 * value for value in _falling(1.5, 0.5, len(branch))] for branch in branches}
+    log = {
+        f"{split}_{term}": _falling(1, 0.2, seed + len(split + term))
+        for term in ("losses", *terms)
+        for split in ("train", "val")
+    }
+    log |= {
+        f"skill_{branch}": [1 - 1.4 * value for value in _falling(1.5, 0.5, seed + len(branch))] for branch in branches
+    }
     return {**log, "lrs": _falling(1e-3, 1e-6, 5), **_times()}
 
 

@@ -12,12 +12,12 @@ from nnunet_topomae.reporting import study as of_study
 from nnunet_topomae.reporting.charts import Style, styles
 from nnunet_topomae.reporting.page import Page, Picture, Pictures, Section
 from nnunet_topomae.reporting.runs import Drawn, Run
-from nnunet_topomae.reporting.slices import LABEL, PREDICTION, slices
+from nnunet_topomae.reporting.slices import slices
 from nnunet_topomae.reporting.study import MEASURES, PREDICTIONS, SCORES, STUDY, Study, read_study
 
 _NO_ANSWER = "No answer yet: the study has not been evaluated."
 _NO_RAW = "Pictures of cases are left out, because nnUNet_raw is not set or has no {}."
-_LINES = "Yellow: the label. Blue, dashed: the prediction. Each plane is that with most labelled voxels."
+_LINES = "Orange: the label. Blue, dashed: the prediction. Each plane is that with most labelled voxels."
 
 
 def run(folders: Sequence[Path], output: Path, *, overwrite: bool = False) -> None:
@@ -133,12 +133,10 @@ def _test_cases(study: Study) -> Section:
     measure, best = MEASURES[study.measure], study.rows[shown.rows[-1]].title
     blocks = []
     for kind, case in shown.cases.items():
-        tiles = []
         for row in shown.rows:
-            file = study.folder / PREDICTIONS / row / f"labelled_{shown.labelled}" / f"seed_{shown.seed}"
-            title = f"{study.rows[row].title}: {measure} {shown.values[row, case]:.3f}"
-            tiles += _tiles(raw, case, file / f"{case}{raw.file_ending}", title)
-        blocks.append(Pictures(f"{kind.capitalize()} case: {case}", tiles, columns=3))
+            folder = study.folder / PREDICTIONS / row / f"labelled_{shown.labelled}" / f"seed_{shown.seed}"
+            what = f"{kind.capitalize()} case, {case}: {study.rows[row].title}, {measure} {shown.values[row, case]:.3f}"
+            blocks.append(_planes(what, raw, case, folder))
     which = (
         f"Test cases ranked by the {measure} of {best} with {shown.labelled} labelled cases, seeds averaged; "
         f"the predictions are of seed {shown.seed}. {_LINES}"
@@ -156,17 +154,12 @@ def _check_scores(study: Study, raw: RawCases) -> None:
             )
 
 
-def _tiles(raw: RawCases, case: str, prediction: Path, title: str) -> list[Picture]:
-    found = raw.read(case, prediction)
+def _planes(title: str, raw: RawCases, case: str, predictions: Path) -> Pictures:
+    found = raw.read(case, predictions / f"{case}{raw.file_ending}")
     drawn = slices(found.image, found.label, found.prediction, found.geometry)
-    return [
-        Picture(
-            png,
-            f"{case}, {plane} plane, contours of {LABEL.label} and {PREDICTION.label}; {title}",
-            f"{title}, {plane}",
-        )
-        for plane, png in drawn.items()
-    ]
+    alt = "{} plane of {} with the contours of label and prediction. {}"
+    pictures = [Picture(png, alt.format(plane.capitalize(), case, title), plane) for plane, png in drawn.items()]
+    return Pictures(title, pictures, columns=3)
 
 
 def _pretraining_section(runs: Sequence[Drawn]) -> Section:
@@ -229,7 +222,6 @@ def _validation_cases(run: Run) -> Section:
     for kind, case in (("best", ranked[-1]), ("median", ranked[len(ranked) // 2]), ("worst", ranked[0])):
         if case not in raw:
             raise ValueError(f"{run.folder} has validated case {case}, which {raw.folder} has not")
-        file = run.folder / "validation" / f"{case}{raw.file_ending}"
-        tiles = _tiles(raw, case, file, f"Dice {values[case]:.3f}")
-        blocks.append(Pictures(f"{kind.capitalize()} case: {case}", tiles, columns=3))
+        title = f"{kind.capitalize()} case, {case}: Dice {values[case]:.3f}"
+        blocks.append(_planes(title, raw, case, run.folder / "validation"))
     return Section(heading, blocks, [_LINES])

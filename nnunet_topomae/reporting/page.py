@@ -70,7 +70,7 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Table:
-    """A table; the first cell of every row names it, and an empty heading is allowed for that column only."""
+    """A table; the first cell of every row names it."""
 
     kind: ClassVar[str] = "table"
     title: str

@@ -124,10 +124,20 @@ def loss_charts(title: str, runs: Sequence[Drawn]) -> Charts:
             for prefix, plain_style in _SPLITS.items():
                 if key.startswith(prefix):
                     mixed = Style(f"{each.style.label}, {plain_style.label}", each.style.color, plain_style.dashes)
-                    lines[key.removeprefix(prefix)].append(Line(values, mixed if several else plain_style))
-    charts = [over_time(_NAMES.get(name, name.replace("_", " ")), drawn) for name, drawn in lines.items()]
+                    lines[_term(key.removeprefix(prefix), each.run)].append(
+                        Line(values, mixed if several else plain_style)
+                    )
+    charts = [over_time(name, drawn) for name, drawn in lines.items()]
     legend = _solid(runs) if several else list(_SPLITS.values())
     return Charts(title, charts, legend, "Solid: validation. Dashed: training." if several else "")
+
+
+def _term(name: str, run: Run) -> str:
+    """A term of the loss as people read it."""
+    for branch, heading in run.headings.items():
+        if name.startswith(f"{branch}_"):
+            return f"{heading}: {name.removeprefix(f'{branch}_').replace('_', ' ')}"
+    return _NAMES.get(name, name.replace("_", " "))
 
 
 def _solid(runs: Sequence[Drawn]) -> list[Style]:
@@ -146,7 +156,10 @@ def course_charts(title: str, runs: Sequence[Drawn]) -> Charts:
             elif key in _NAMES and key != "losses":
                 lines[_NAMES[key]].append(Line(values, style))
         lines["seconds per epoch"].append(Line(run.seconds, style))
-    charts = [over_time(name, drawn, from_zero=name.startswith(("seconds", "pseudo"))) for name, drawn in lines.items()]
+    charts = [
+        over_time(name, drawn, from_zero=name.startswith(("seconds", "pseudo")))
+        for name, drawn in sorted(lines.items(), key=lambda item: not item[0].startswith(("skill", "pseudo")))
+    ]
     note = _ABOUT_SKILL if any(name.startswith("skill") for name in lines) else ""
     legend = list(dict.fromkeys(each.style for each in runs))
     return Charts(title, charts, legend if len(legend) > 1 else (), note)
@@ -167,7 +180,7 @@ def _branches(run: Run) -> Table:
         ]
         for branch, figures in means.items()
     ]
-    return Table(f"Validation of {run.title}", ["", *(name.replace("_", " ") for name in names)], rows,
+    return Table(f"Validation of {run.title}", ["network", *(name.replace("_", " ") for name in names)], rows,
                  f"Means over {len(run.summary['metric_per_case'])} validation cases.")  # fmt: skip
 
 
@@ -224,15 +237,25 @@ def pictures(run: Run) -> list[Pictures]:
 
 
 def runs_table(runs: Sequence[Run]) -> Table:
-    """Where the runs are, and what they took."""
-    columns = list(dict.fromkeys(key for run in runs for key in run.made_with))
-    rows = [
-        [run.title, run.dataset, run.trainer, run.plans, run.configuration, run.fold, plain(_seed(run)),
-         str(len(run.seconds)), f"{run.hours:.2f}", *(run.made_with.get(name, _NONE) for name in columns)]
+    """What the runs are and what they took; what they have in common is said once, below the title."""
+    lines = [
+        {
+            **{name: getattr(run, name) for name in ("dataset", "trainer", "plans", "configuration", "fold")},
+            "seed": plain(_seed(run)),
+            "epochs": str(len(run.seconds)),
+            "hours": f"{run.hours:.2f}",
+            **run.made_with,
+        }
         for run in runs
-    ]  # fmt: skip
-    header = ["run", "dataset", "trainer", "plans", "configuration", "fold", "seed", "epochs", "hours", *columns]
-    return Table("Runs", header, rows, f"{sum(run.hours for run in runs):.2f} hours in all.")
+    ]
+    columns = dict.fromkeys(name for line in lines for name in line)
+    values = {name: [line.get(name, _NONE) for line in lines] for name in columns}
+    common = {name: each[0] for name, each in values.items() if len(set(each)) == 1 and name != "hours"}
+    own = [name for name in columns if name not in common]
+    rows = [[run.title, *(values[name][index] for name in own)] for index, run in enumerate(runs)]
+    said = ", ".join(f"{name} {value}" for name, value in common.items())
+    note = f"{sum(run.hours for run in runs):.2f} hours in all." + (f" All runs: {said}." if said else "")
+    return Table("Runs", ["run", *own], rows, note)
 
 
 def _seed(run: Run) -> Any:

@@ -10,7 +10,7 @@ from PIL import Image as Pillow
 from nnunet_topomae.reporting.charts import Style
 from nnunet_topomae.reporting.figures import Geometry
 
-LABEL = Style("label", "#ffc400")
+LABEL = Style("label", "#ff8c00")
 PREDICTION = Style("prediction", "#00c8ff", "6 2")
 
 _WIDTH, _DPI = 2.2, 120  # inches
