@@ -10,7 +10,7 @@ from nnunet_topomae.nnunet.results import RawCases, find_checkpoint, read_run
 from nnunet_topomae.reporting import runs as of_runs
 from nnunet_topomae.reporting import study as of_study
 from nnunet_topomae.reporting.charts import Style, styles
-from nnunet_topomae.reporting.page import Page, Picture, Pictures, Section
+from nnunet_topomae.reporting.page import Page, Picture, Pictures, Section, Table
 from nnunet_topomae.reporting.runs import Drawn, Run
 from nnunet_topomae.reporting.slices import slices
 from nnunet_topomae.reporting.study import MEASURES, PREDICTIONS, SCORES, STUDY, Study, read_study
@@ -40,8 +40,10 @@ def run(folders: Sequence[Path], output: Path, *, overwrite: bool = False) -> No
     runs = [read_run(folder) for folder in folders if not _is_study(folder)]
     sections = [section for study in studies for section in _about_study(study)]
     sections += _about_runs(runs)
-    datasets = dict.fromkeys(each.dataset for each in (*studies, *runs))
-    answer = " ".join([*(study.answer.get("sentence", _NO_ANSWER) for study in studies), *map(of_runs.outcome, runs)])
+    datasets = dict.fromkeys([*(study.dataset for study in studies), *(each.dataset for each in runs)])
+    answer = " ".join(
+        [*(study.answer.get("sentence", _NO_ANSWER) for study in studies), *(each.outcome() for each in runs)]
+    )
     made_by = f"Made by nnunet_topomae {__version__}."
     Page(f"Report on {' and '.join(datasets)}", answer, sections, made_by).save(output)
 
@@ -173,10 +175,14 @@ def _pretraining_section(runs: Sequence[Drawn]) -> Section:
         [
             of_runs.loss_charts("Loss terms of pre-training", runs),
             of_runs.course_charts("Skill, learning rate and time of pre-training", runs),
-            *of_runs.figures_tables([each.run for each in runs]),
+            *_figures(runs),
             *pictures,
         ],
     )
+
+
+def _figures(runs: Sequence[Drawn]) -> list[Table]:
+    return [table for each in runs if (table := each.run.figures())]
 
 
 def _about_runs(runs: Sequence[Run]) -> list[Section]:
@@ -202,7 +208,7 @@ def _finetuning_section(runs: Sequence[Drawn]) -> Section:
         [
             of_runs.loss_charts("Losses of fine-tuning", runs),
             of_runs.course_charts("Dice, learning rate and time of fine-tuning", runs),
-            *of_runs.figures_tables([each.run for each in runs]),
+            *_figures(runs),
             *([boxes] if boxes.charts else []),
         ],
     )
@@ -214,7 +220,7 @@ def _validation_cases(run: Run) -> Section:
     if not RawCases.are_there(run.dataset):
         return Section(heading, (), [_NO_RAW.format(run.dataset)])
     raw = RawCases(run.dataset)
-    values = of_runs.case_dice(run)
+    values = run.dice
     ranked = sorted(values, key=lambda case: values[case])
     if not ranked:
         return Section(heading)

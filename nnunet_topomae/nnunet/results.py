@@ -53,7 +53,14 @@ def read_run(folder: Path, title: str = "") -> Run:
     pretrainer = find_pretrainer(trainer, [trainers.FOLDER, *external_folders()])
     headings = dict(pretrainer.task_class.headings) if pretrainer else labels
     called = title or f"{trainer}, {names[1]}, fold {names[3]}"
-    return Run(folder, called, trainer, *names, log, settings, _summary(folder), headings, _made_with(record, folder))
+    file = folder / "validation" / "summary.json"
+    summary = read_json(file) if file.is_file() else {}
+    run = Run(folder, called, trainer, *names, log, settings, summary, headings, _made_with(record, folder))
+    try:
+        run.outcome(), run.figures()
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{file} is broken: {type(error).__name__} {error}; validate again with --val") from error
+    return run
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -65,17 +72,6 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         elif key not in _WITHOUT:
             found[prefix + key] = value
     return found
-
-
-def _summary(folder: Path) -> dict[str, Any]:
-    """The content of validation/summary.json, which nnU-Net and pre-training both write; empty if there is none."""
-    file = folder / "validation" / "summary.json"
-    if not file.is_file():
-        return {}
-    summary = read_json(file)
-    if not isinstance(summary.get("mean"), dict) or not isinstance(summary.get("metric_per_case"), list):
-        raise ValueError(f'{file} is broken: it must have "mean" and "metric_per_case"; run nnUNetv2_train with --val')
-    return summary
 
 
 def _made_with(record: Mapping[str, Any], folder: Path) -> dict[str, str]:

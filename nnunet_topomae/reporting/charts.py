@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from io import StringIO
 from itertools import cycle
 from textwrap import fill
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -25,7 +25,7 @@ _FEW_POINTS = 20  # up to which every point gets a dot
 _MAX_TOLD = 8  # lines that the text for screen readers describes
 _LABEL_WIDTH = 20  # letters in a line
 _POINT = 25  # area of a marker
-_SETTINGS = {
+_SETTINGS: dict[Any, Any] = {
     **{f"{part}.color": _INK for part in ("text", "xtick", "ytick", "grid")},
     **{f"axes.{part}color": _INK for part in ("edge", "label", "title")},
     "axes.facecolor": "none",

@@ -116,7 +116,9 @@ def _draw_diagrams(axis: Axes, diagrams: Mapping[str, Diagram]) -> None:
     for index, (heading, points) in enumerate(diagrams.items()):
         marker = _MARKERS[index % len(_MARKERS)]
         size = {"o": 22, "x": 16}.get(marker, 26)
-        axis.scatter(*points.T, size, f"C{index}", marker, linewidths=1, alpha=0.7, label=heading)
+        axis.scatter(
+            points[:, 0], points[:, 1], size, f"C{index}", marker=marker, linewidths=1, alpha=0.7, label=heading
+        )
     values = np.concatenate([points.ravel() for points in diagrams.values()])
     ends = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
     axis.plot(ends, ends, color="black", linewidth=0.8)

@@ -24,6 +24,7 @@ _ABOUT_SKILL = (
     "Skill: 0 is as good as inpainting that learns nothing, 1 is perfect. "
     f"Values below {_LOWEST_SKILL} are drawn as {_LOWEST_SKILL}."
 )
+_OF_SEGMENTATIONS = ("Dice", "IoU")  # nnU-Net counts voxels, too
 _PICTURES = {
     "reconstructions.png": (
         "Reconstructions of validation cases",
@@ -83,6 +84,60 @@ class Run:
         pairs = zip(self.log.get(_LAST, ()), self.log.get(_FIRST, ()), strict=False)
         return [last - first for last, first in pairs]
 
+    @property
+    def skills(self) -> dict[str, float]:
+        """The skill of every branch in the validation of a pre-training, by its heading; empty if there is none."""
+        means = self.summary.get("mean", {})
+        return {
+            heading: means[branch]["skill"]
+            for branch, heading in self.headings.items()
+            if means.get(branch, {}).get("skill") is not None
+        }
+
+    @property
+    def dice(self) -> dict[str, float]:
+        """Mean Dice over structures of every validation case of a fine-tuning; cases without any are left out."""
+        found = {}
+        for case in self.summary.get("metric_per_case", ()):
+            values = [figures["Dice"] for figures in case["metrics"].values()]
+            defined = [value for value in values if value is not None and not math.isnan(value)]
+            if defined:
+                name = Path(case["prediction_file"]).name
+                found[name[: name.index(".")]] = float(np.mean(defined))
+        return found
+
+    def outcome(self) -> str:
+        """What the run has come to, as a sentence."""
+        if not self.summary:
+            return f"{self.title}: not validated yet, {len(self.seconds)} epochs so far."
+        if not self.pretraining:
+            mean = _number(float(np.mean(list(self.dice.values()))) if self.dice else None)
+            return f"{self.title}: Dice {mean} over {len(self.dice)} validation cases."
+        said = " and ".join(f"{name} {skill:.2f}" for name, skill in self.skills.items())
+        return f"{self.title}: {f'skill of {said} (0: has learned nothing, 1: perfect)' if said else 'finished'}."
+
+    def figures(self) -> Table | None:
+        """Means over the validation cases, a line a branch or structure; None before the validation."""
+        if not self.summary:
+            return None
+        means = dict(self.summary["mean"])
+        if not self.pretraining:
+            means["all"] = self.summary["foreground_mean"]
+        names = dict.fromkeys(name for figures in means.values() for name in figures)
+        shown = [name for name in names if self.pretraining or name in _OF_SEGMENTATIONS]
+        rows = [
+            [self.headings.get(key, key), *(_number(figures.get(name)) for name in shown)]
+            for key, figures in means.items()
+        ]
+        first = "network" if self.pretraining else "structure"
+        header = [first, *(name.replace("_", " ") for name in shown)]
+        cases = len(self.summary["metric_per_case"])
+        return Table(f"Validation of {self.title}", header, rows, f"Validation cases: {cases}. The figures are means.")
+
+
+def _number(value: float | None) -> str:
+    return _NONE if value is None or math.isnan(value) else f"{value:.4g}"
+
 
 class Drawn(NamedTuple):
     """A run and how it is drawn, which runs of a row have in common.
@@ -94,25 +149,6 @@ class Drawn(NamedTuple):
     run: Run
     style: Style
     labelled: int | None = None
-
-
-def outcome(run: Run) -> str:
-    """What a run has come to, as a sentence."""
-    if not run.summary:
-        return f"{run.title}: not finished, {len(run.seconds)} epochs so far."
-    if run.pretraining:
-        skills = {
-            run.headings.get(branch, branch): skill
-            for branch, figures in run.summary["mean"].items()
-            if branch in run.headings and (skill := figures.get("skill")) is not None
-        }
-        said = ", ".join(f"{name} {skill:.2f}" for name, skill in skills.items())
-        return (
-            f"{run.title}: skill of {said} (0: has learned nothing, 1: perfect)." if said else f"{run.title}: finished."
-        )
-    values = case_dice(run).values()
-    mean = _share(float(np.mean(list(values))) if values else None)
-    return f"{run.title}: Dice {mean} over {len(values)} validation cases."
 
 
 def loss_charts(title: str, runs: Sequence[Drawn]) -> Charts:
@@ -165,62 +201,9 @@ def course_charts(title: str, runs: Sequence[Drawn]) -> Charts:
     return Charts(title, charts, legend if len(legend) > 1 else (), note)
 
 
-def figures_tables(runs: Sequence[Run]) -> list[Table]:
-    """Figures of the validation of pre-trainings, and Dice of the validation cases of fine-tunings."""
-    return [table for run in runs if run.summary for table in [_branches(run) if run.pretraining else _structures(run)]]
-
-
-def _branches(run: Run) -> Table:
-    means = run.summary["mean"]
-    names = list(dict.fromkeys(name for figures in means.values() for name in figures))
-    rows = [
-        [
-            run.headings.get(branch, branch),
-            *(_NONE if (v := figures.get(name)) is None else f"{v:.4g}" for name in names),
-        ]
-        for branch, figures in means.items()
-    ]
-    return Table(f"Validation of {run.title}", ["network", *(name.replace("_", " ") for name in names)], rows,
-                 f"Means over {len(run.summary['metric_per_case'])} validation cases.")  # fmt: skip
-
-
-def _structures(run: Run) -> Table:
-    means, cases = run.summary["mean"], run.summary["metric_per_case"]
-    rows = [
-        [_structure(run, label), _share(figures.get("Dice")), _share(figures.get("IoU"))]
-        for label, figures in means.items()
-    ]
-    rows.append(
-        ["all", _share(run.summary["foreground_mean"].get("Dice")), _share(run.summary["foreground_mean"].get("IoU"))]
-    )
-    return Table(
-        f"Validation of {run.title}", ["structure", "Dice", "IoU"], rows, f"Means over {len(cases)} validation cases."
-    )
-
-
-def _structure(run: Run, label: str) -> str:
-    return run.headings.get(label, label)
-
-
-def _share(value: float | None) -> str:
-    return _NONE if value is None or math.isnan(value) else f"{value:.3f}"
-
-
-def case_dice(run: Run) -> dict[str, float]:
-    """Mean Dice over structures of every validation case of a fine-tuning."""
-    found = {}
-    for case in run.summary["metric_per_case"]:
-        values = [figures["Dice"] for figures in case["metrics"].values()]
-        defined = [value for value in values if value is not None and not math.isnan(value)]
-        if defined:
-            name = Path(case["prediction_file"]).name
-            found[name[: name.index(".")]] = float(np.mean(defined))
-    return found
-
-
 def validation_boxes(runs: Sequence[Drawn]) -> Charts:
     """Dice of the validation cases of fine-tunings; without a chart if there are none."""
-    values = {style: list(case_dice(run).values()) for run, style, _ in runs if run.summary}
+    values = {style: list(run.dice.values()) for run, style, _ in runs}
     drawn = {style: row for style, row in values.items() if row}
     charts = [boxes("validation cases", "Dice", drawn)] if drawn else []
     return Charts("Over the validation cases", charts, note="A dot is a validation case.")

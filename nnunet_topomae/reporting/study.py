@@ -4,7 +4,7 @@ import csv
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -154,7 +154,7 @@ def read_study(folder: Path) -> Study:
         ) from error
     scores = _read_scores(folder / SCORES, expected) if (folder / SCORES).is_file() else []
     answer = _read_answer(folder / ANSWER, rows) if (folder / ANSWER).is_file() else {}
-    return Study(*(getattr(study, name) for name in list(Study.__dataclass_fields__)[:-2]), scores, answer)
+    return replace(study, scores=scores, answer=answer)
 
 
 def _read_scores(file: Path, expected: set[tuple[str, int, int]]) -> list[Score]:
@@ -177,15 +177,16 @@ def _read_scores(file: Path, expected: set[tuple[str, int, int]]) -> list[Score]
     return list(scores.values())
 
 
-def _score(line: Mapping[str, str | None], where: str) -> Score:
+def _score(line: Mapping[str, Any], where: str) -> Score:
     try:
-        keys = [kind(line[key]) for key, kind in _KEYS.items()]
-        measures = {name: float(line[name]) for name in MEASURES if line[name] != ""}  # type: ignore[arg-type]
+        keys: list[Any] = [kind(line[key]) for key, kind in _KEYS.items()]
+        measures = {name: float(text) for name in MEASURES if (text := line[name]) != ""}
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where} is broken: {error}; evaluate the study again") from error
     if broken := [name for name, value in measures.items() if not math.isfinite(value)]:
         raise ValueError(f"{where} is broken: {broken[0]} is {line[broken[0]]}; evaluate the study again")
-    return Score(*keys, measures)
+    row, labelled, seed, case, structure = keys
+    return Score(row, labelled, seed, case, structure, measures)
 
 
 def _read_answer(file: Path, rows: Mapping[str, Row]) -> dict[str, Any]:

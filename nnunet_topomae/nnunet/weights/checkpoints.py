@@ -18,7 +18,7 @@ DRAWN_FROM = "drawn_from"  # names of the cases, written by pre-training
 FIXED = "fixed_parameters"  # those of them whose first values are meant to stay
 VERSIONS = "versions"  # of the packages that a run was continued with last
 _SCALAR = np.float64(0).__reduce__()[0]
-_NUMBERS = [  # of NumPy, whose module has moved between its versions 1 and 2
+_NUMBERS: list[Any] = [  # of NumPy, whose module has moved between its versions 1 and 2
     np.dtype,
     *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
     *(type(np.dtype(kind)) for kind in ("float16", "float32", "float64", "int32", "int64", "bool")),
