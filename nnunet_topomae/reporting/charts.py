@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cbook import boxplot_stats
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
@@ -150,11 +151,11 @@ def boxes(title: str, measure: str, values: Mapping[Style, Sequence[float]]) -> 
     def draw(axis: Axes) -> None:
         places = range(len(values), 0, -1)
         for place, (style, row) in zip(places, values.items(), strict=True):
-            line = {"color": style.color}
-            axis.boxplot(
-                [row], positions=[place], vert=False, widths=0.6, showfliers=False,
-                boxprops=line, medianprops={**line, "linewidth": 2}, whiskerprops=line, capprops=line,
-            )  # fmt: skip
+            (box,) = boxplot_stats(row)
+            axis.barh(place, box["q3"] - box["q1"], 0.6, box["q1"], fill=False, edgecolor=style.color)
+            axis.vlines(box["med"], place - 0.3, place + 0.3, style.color, linewidth=2)
+            whiskers = [box["whislo"], box["q3"]], [box["q1"], box["whishi"]]
+            axis.hlines([place, place], *whiskers, style.color)
             spread = np.linspace(-0.18, 0.18, len(row)) if len(row) > 1 else [0.0]
             axis.scatter(row, place + np.asarray(spread), _POINT / 3, style.color, alpha=0.6)
         axis.set_yticks(list(places), [fill(style.label, _LABEL_WIDTH) for style in values])

@@ -74,8 +74,8 @@ def test_page_has_the_answer_and_everything_that_was_measured(page):
     assert made_up.SENTENCE in page.text
     for title, *_ in made_up.ROWS.values():
         assert title in page.text
-    for part in ("UNETR++: topological", "skill of ViT", "Persistence diagrams", "Reconstructions", "pretraining.mask_ratio",
-                 "NVIDIA H100", "nnunetv2 2.8.1", "Worst case"):  # fmt: skip
+    for part in ("UNETR++: topological", "skill of ViT", "Persistence diagrams", "Reconstructions",
+                 "pretraining.mask_ratio", "NVIDIA H100", "nnunetv2 2.8.1", "Worst case"):  # fmt: skip
         assert part in page.text
     assert "ward-7" not in page.text  # names of machines are nobody's business
 
