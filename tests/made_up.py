@@ -149,7 +149,7 @@ def write_fold(results: Path, trainer: str, plans: str, fold: int, log: dict, **
 
 def _falling(first: float, last: float, seed: int, epochs: int = 40) -> list[float]:
     noise = gaussian_filter(np.random.default_rng(seed).normal(0, 0.08, epochs), 1)
-    return list((last + (first - last) * np.exp(-np.arange(epochs) / 9)) * (1 + noise))
+    return ((last + (first - last) * np.exp(-np.arange(epochs) / 9)) * (1 + noise)).tolist()
 
 
 def _times(epochs: int = 40) -> dict[str, list[float]]:
