@@ -4,14 +4,15 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from nnunet_topomae.reporting.charts import Line, Style, boxes, over_time
 from nnunet_topomae.reporting.page import Charts, Picture, Pictures, Table
-from nnunet_topomae.reporting.slices import small_png
 from nnunet_topomae.reporting.study import plain
 
 _NONE = "–"
@@ -215,8 +216,15 @@ def pictures(run: Run) -> list[Pictures]:
     for name, (title, alt) in _PICTURES.items():
         file = run.folder / "validation" / name
         if file.is_file():
-            found.append(Pictures(f"{title}: {run.title}", [Picture(small_png(file.read_bytes()), alt)]))
+            found.append(Pictures(f"{title}: {run.title}", [Picture(_small(file), alt)]))
     return found
+
+
+def _small(file: Path) -> bytes:
+    """A PNG file with 256 colours, which are enough for greys and take a third of the space."""
+    content = BytesIO()
+    Image.open(file).convert("RGB").quantize(256).save(content, format="png", optimize=True)
+    return content.getvalue()
 
 
 def runs_table(runs: Sequence[Run]) -> Table:

@@ -5,7 +5,6 @@ from io import BytesIO
 import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
-from PIL import Image as Pillow
 
 from nnunet_topomae.reporting.charts import Style
 from nnunet_topomae.reporting.figures import Geometry
@@ -77,12 +76,4 @@ def _draw(image: Image, label: Labels, prediction: Labels, edges: list[float], *
     axis.set_axis_off()
     content = BytesIO()
     figure.savefig(content, format="png", facecolor="black")
-    return small_png(content.getvalue())
-
-
-def small_png(png: bytes, colors: int = 256) -> bytes:
-    """The same picture with few colours, among them the brightest, which takes a third of the space."""
-    picture = Pillow.open(BytesIO(png)).convert("RGB").quantize(colors, Pillow.Quantize.MAXCOVERAGE)
-    content = BytesIO()
-    picture.save(content, format="png", optimize=True)
     return content.getvalue()
