@@ -84,6 +84,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     study.add_options(compare)
 
+    report = commands.add_parser("report", help="make a page about a study, or about runs of training")
+    report.add_argument(
+        "folders", type=Path, nargs="+", metavar="FOLDER", help="a study, or the folder of a fold in nnUNet_results"
+    )
+    report.add_argument("-o", type=Path, required=True, metavar="OUT.html", help="the file to write")
+    report.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    report.set_defaults(run=_report)
+
     demo = commands.add_parser("demo", help="try all commands on a made-up dataset (about 8 minutes on 2 CPU cores)")
     demo.add_argument("--keep", type=Path, metavar="FOLDER", help="keep data, pictures and results in FOLDER")
     demo.set_defaults(run=_demo)
@@ -364,6 +372,13 @@ def _adapt(options: argparse.Namespace) -> None:
     dataset = PlannedDataset.of(options.d, options.p)
     say(adapting.adapt(options.checkpoint, checkpoint, trainer, dataset, options.c, options.o))
     say(f"Written: {options.o}; pass it to nnUNetv2_train with -pretrained_weights")
+
+
+def _report(options: argparse.Namespace) -> None:
+    from nnunet_topomae.commands import report
+
+    report.run(options.folders, options.o, overwrite=options.overwrite)
+    say(f"Written: {options.o}; open it in a browser")
 
 
 def _demo(options: argparse.Namespace) -> None:

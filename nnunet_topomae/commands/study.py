@@ -41,6 +41,12 @@ def add_options(study: argparse.ArgumentParser) -> None:
     )
     listing.set_defaults(run=_commands)
 
+    page = commands.add_parser("report", help="make a page about the study that can be sent and printed")
+    page.add_argument("folder", type=Path, metavar="FOLDER", help="folder of the study")
+    page.add_argument("-o", type=Path, metavar="OUT.html", help="the file to write (default: FOLDER/report.html)")
+    page.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    page.set_defaults(run=_report)
+
     measure = commands.add_parser("measure", help="measure what has been predicted, and print the table")
     measure.add_argument("folder", type=Path, metavar="FOLDER", help="folder of the study")
     measure.set_defaults(run=_measure)
@@ -104,6 +110,14 @@ def _add_new_options(parser: argparse.ArgumentParser) -> None:
         metavar="MM",
         help="tolerance of the normalised surface Dice (default: %(default)s)",
     )
+
+
+def _report(options: argparse.Namespace) -> None:
+    from nnunet_topomae.commands import report
+
+    file = options.o or options.folder / "report.html"
+    report.run([options.folder], file, overwrite=options.overwrite)
+    say(f"Written: {file}; open it in a browser")
 
 
 def _new(options: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,11 +23,12 @@ from nnunet_topomae.nnunet.data.splits import read_fold
 from nnunet_topomae.nnunet.data.stream import check_finite
 from nnunet_topomae.nnunet.planning.plans import check_plans, read_config
 from nnunet_topomae.nnunet.training.schedule import learning_rate_factor
-from nnunet_topomae.nnunet.weights.checkpoints import WEIGHTS, read_checkpoint, write_checkpoint
+from nnunet_topomae.nnunet.weights.checkpoints import VERSIONS, WEIGHTS, read_checkpoint, write_checkpoint
 from nnunet_topomae.nnunet.weights.handover import check_fits
 from nnunet_topomae.settings import StageConfig
 
 _LR_REFERENCE_BATCH = 256
+_PACKAGES = ("nnunet-topomae", "nnunetv2", "torch")
 
 _MUST_STAY = ("architecture", "patch_size", "normalization_schemes", "use_mask_for_norm")  # while a run goes on
 _OTHER_PLANS = (
@@ -202,7 +204,7 @@ class StageTrainer(nnUNetTrainer, ABC):
         return unwrap(self.network)
 
     def checkpoint(self) -> dict[str, Any]:
-        """Everything that nnU-Net saves, and beside it the state of the schedule and of the random generators."""
+        """Everything that nnU-Net saves, versions of packages, and the state of schedule and random generators."""
         return {
             WEIGHTS: self.module.state_dict(),
             "optimizer_state": self.optimizer.state_dict(),
@@ -213,6 +215,7 @@ class StageTrainer(nnUNetTrainer, ABC):
             "init_args": self.my_init_kwargs,
             "trainer_name": type(self).__name__,
             "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
+            VERSIONS: {name: version(name) for name in _PACKAGES},
             "lr_scheduler_state": {"last_epoch": self.lr_scheduler.last_epoch},
             "random_state": {
                 "cpu": torch.get_rng_state(),

@@ -16,6 +16,13 @@ WEIGHTS = "network_weights"  # nnU-Net's key
 UNTRAINED = "untrained_parameters"  # names, written by pre-training
 DRAWN_FROM = "drawn_from"  # names of the cases, written by pre-training
 FIXED = "fixed_parameters"  # those of them whose first values are meant to stay
+VERSIONS = "versions"  # of the packages that a run was continued with last
+_SCALAR = np.float64(0).__reduce__()[0]
+_NUMBERS: list[Any] = [  # of NumPy, whose module has moved between its versions 1 and 2
+    np.dtype,
+    *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *(type(np.dtype(kind)) for kind in ("float16", "float32", "float64", "int32", "int64", "bool")),
+]
 _DAMAGES = (RuntimeError, EOFError, zipfile.BadZipFile, OSError, ValueError, LookupError, AttributeError)
 
 
@@ -80,6 +87,25 @@ def drawn_from(file: Path) -> set[str]:
         ValueError: if the file is damaged.
     """
     return {case for case in _peek(file).get(DRAWN_FROM, ()) if "/" not in case}
+
+
+def read_record(file: Path) -> dict[str, Any]:
+    """What a checkpoint says of its run; its tensors are not read.
+
+    Checkpoints of nnU-Net's own trainers are read too: beside plain types these hold numbers of NumPy and a device,
+    which can be read without executing code.
+
+    Raises:
+        ValueError: if the file is damaged, holds anything else, or is no checkpoint.
+    """
+    try:
+        with torch.serialization.safe_globals(_NUMBERS):
+            record = _load(file, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{file} is not read, because it could execute code: {_first_line(error)}") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{file} is no nnU-Net checkpoint: it holds {type(record).__name__}")
+    return {key: value for key, value in record.items() if key != WEIGHTS}
 
 
 def _peek(file: Path) -> dict[str, Any]:
