@@ -47,7 +47,9 @@ class Run:
         folder: of the fold.
         title: what it is called on the page.
         trainer: class that trained it.
-        dataset, plans, configuration: their names.
+        dataset: its name.
+        plans: their name.
+        configuration: its name.
         fold: a number, or ``all``.
         log: a value per epoch by key.
         settings: that its plans had, by dotted key.

@@ -30,7 +30,9 @@ class Measures:
             is empty.
         nsd: normalised surface Dice: the share of both surfaces, from 0 to 1, that lies within a tolerance of the other
             one (Nikolov et al., 2018). 1 if both are empty, 0 if one is.
-        betti0_error, betti1_error, betti2_error: by how many the numbers of components, loops and voids differ; see
+        betti0_error: by how many the numbers of components differ.
+        betti1_error: by how many the numbers of loops differ.
+        betti2_error: by how many the numbers of voids differ; see
             :func:`betti_numbers`.
     """
 

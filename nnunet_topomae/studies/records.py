@@ -23,7 +23,8 @@ class Record:
         row: name of the row.
         labelled: number of labelled cases that the run was trained on.
         seed: of the run.
-        case, structure: names of the test case and of the structure.
+        case: name of the test case.
+        structure: name of the label.
         measures: how the prediction differs from the label.
     """
 

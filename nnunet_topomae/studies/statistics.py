@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 from scipy.optimize import isotonic_regression
-from scipy.stats import ttest_1samp, wilcoxon
 
 from nnunet_topomae.studies.records import Record
 
@@ -25,11 +25,13 @@ class Comparison:
     """A row against its baseline with the same number of labels, paired over test cases.
 
     Attributes:
-        row, baseline: their names.
+        row: its name.
+        baseline: its name.
         labelled: number of labelled cases.
         cases: number of test cases in which the measure is defined for both.
         difference: mean over cases of row - baseline.
-        low, high: 95 % bootstrap interval of the difference (percentiles; cases are drawn with replacement).
+        low: lower end of the difference's 95 % bootstrap interval (percentiles; cases are drawn with replacement).
+        high: its upper end.
         t_p: p-value of the paired t-test, two-sided; nan for fewer than two cases.
         wilcoxon_p: p-value of Wilcoxon's signed-rank test, two-sided.
         holm_p: p-value of the t-test after Holm's correction over all comparisons of the study.
@@ -56,7 +58,8 @@ class Equivalent:
         labelled: number of labelled cases of the row.
         equivalent: number of labelled cases from scratch that reach the same mean; infinite if the curve from scratch
             does not reach it.
-        low, high: 95 % bootstrap interval over test cases.
+        low: lower end of the 95 % bootstrap interval over test cases.
+        high: its upper end.
     """
 
     row: str
@@ -106,8 +109,8 @@ def compare(row: str, baseline: str, labelled: int, with_row: Floats, with_basel
     low, high = interval(differences[resamples(len(differences))].mean(axis=1))
     t_p = wilcoxon_p = 1.0
     if differences.any():
-        t_p = float(ttest_1samp(differences, 0).pvalue) if len(differences) > 1 else nan
-        wilcoxon_p = float(wilcoxon(differences).pvalue)
+        t_p = float(stats.ttest_1samp(differences, 0).pvalue) if len(differences) > 1 else nan
+        wilcoxon_p = float(stats.wilcoxon(differences).pvalue)
     mean = float(differences.mean())
     return Comparison(row, baseline, labelled, len(differences), mean, low, high, t_p, wilcoxon_p)
 

@@ -23,7 +23,8 @@ class Split:
     """A fold of ``splits_final.json``, of which nnU-Net reads ``train`` and ``val`` only.
 
     Attributes:
-        train, val: cases to train and to validate on.
+        train: cases to train on.
+        val: cases to validate on.
         test: cases that no training touches.
         unlabelled: cases whose images pre-training draws from, and whose labels no training touches.
         patient: a regular expression; cases in whose names it finds the same text are of the same patient. None: every
