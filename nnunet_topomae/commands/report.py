@@ -13,7 +13,8 @@ from nnunet_topomae.reporting.charts import Style, styles
 from nnunet_topomae.reporting.page import Page, Picture, Pictures, Section, Table
 from nnunet_topomae.reporting.runs import Drawn, Run
 from nnunet_topomae.reporting.slices import slices
-from nnunet_topomae.reporting.study import MEASURES, PREDICTIONS, SCORES, STUDY, Study, read_study
+from nnunet_topomae.reporting.study import MEASURES, SCORES, STUDY, Study, read_study
+from nnunet_topomae.studies.definition import predictions_folder
 
 _NO_ANSWER = "No answer yet: the study has not been evaluated."
 _NO_RAW = "Pictures of cases are left out, because nnUNet_raw is not set or has no {}."
@@ -136,7 +137,7 @@ def _test_cases(study: Study) -> Section:
     blocks = []
     for kind, case in shown.cases.items():
         for row in shown.rows:
-            folder = study.folder / PREDICTIONS / f"{row}_{shown.labelled}_seed{shown.seed}"
+            folder = predictions_folder(study.folder, row, shown.labelled, shown.seed)
             what = f"{kind.capitalize()} case, {case}: {study.rows[row].title}, {measure} {shown.values[row, case]:.3f}"
             blocks.append(_planes(what, raw, case, folder))
     which = (

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnunet_topomae.commands.terminal import positive, say
+from nnunet_topomae.settings.recipes import RECIPES
 from nnunet_topomae.studies.presets import KINDS, PRESETS, TOPOMAE_PLANS
 
 if TYPE_CHECKING:  # nnU-Net takes seconds to import, which --help can do without
@@ -14,7 +15,6 @@ if TYPE_CHECKING:  # nnU-Net takes seconds to import, which --help can do withou
     from nnunet_topomae.studies.running import Runner
     from nnunet_topomae.studies.steps import Steps
 
-_RECIPES = ("default", "anatomask", "nnssl", "staged")
 _SECONDS = 3600  # in an hour
 
 
@@ -100,7 +100,7 @@ def _add_new_options(parser: argparse.ArgumentParser) -> None:
         "--pretraining_iterations", type=count, metavar="N", help="steps of every pre-training (default: as in -p)"
     )
     parser.add_argument(
-        "--recipe", default="default", choices=_RECIPES, help="of every fine-tuning (default: %(default)s)"
+        "--recipe", default="default", choices=RECIPES, help="of every fine-tuning (default: %(default)s)"
     )
     parser.add_argument("--batch", type=count, metavar="N", help="batch of every training (default: as in -p)")
     parser.add_argument(

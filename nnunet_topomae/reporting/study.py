@@ -14,7 +14,7 @@ from nnunet_topomae.files import read_json
 from nnunet_topomae.reporting.charts import Chart, Style, boxes, over_labels, styles
 from nnunet_topomae.reporting.page import Charts, Table
 
-STUDY, SCORES, ANSWER, PREDICTIONS = "study.json", "results.csv", "answer.json", "predictions"
+STUDY, SCORES, ANSWER = "study.json", "results.csv", "answer.json"
 
 _VERSION = 1
 _KEYS = {"row": str, "labelled": int, "seed": int, "case": str, "structure": str}

@@ -106,6 +106,11 @@ class Study:
         write_json({"version": content.pop("version"), **content}, self.folder / FILE)
 
 
+def predictions_folder(study: Path, row: str, labelled: int, seed: int) -> Path:
+    """Where the predicted test cases of a run lie in the folder of its study."""
+    return study / "predictions" / f"{row}_{labelled}_seed{seed}"
+
+
 def read_study(folder: Path) -> Study:
     """Read the study in a folder.
 

@@ -16,7 +16,7 @@ from nnunet_topomae.files import read_json
 from nnunet_topomae.nnunet.data.raw import read_dataset
 from nnunet_topomae.nnunet.data.splits import SPLITS as SPLIT_FILE
 from nnunet_topomae.nnunet.planning.plans import FINETUNING
-from nnunet_topomae.studies.definition import FILE, SPLITS, Row, Run, Study
+from nnunet_topomae.studies.definition import FILE, SPLITS, Row, Run, Study, predictions_folder
 
 _FINAL, _LATEST, _SUMMARY = "checkpoint_final.pth", "checkpoint_latest.pth", "validation/summary.json"
 _PRETRAINING_FOLD = 0  # all folds have the same images
@@ -140,7 +140,7 @@ class Steps:
 
     def predictions(self, row: Row, run: Run) -> Path:
         """The folder of the predicted test cases of a run."""
-        return self.study.folder / "predictions" / f"{row.name}_{run.labelled}_seed{run.seed}"
+        return predictions_folder(self.study.folder, row.name, run.labelled, run.seed)
 
     @property
     def test_images(self) -> Path:
