@@ -243,7 +243,12 @@ def _in_its_own_process(folder, marks, seconds) -> subprocess.Popen:
         f"sys.exit(cli.main(['study', 'run', '{folder}', '--device', 'cpu']))"
     )
     environment = {**os.environ, "STAND_IN_SECONDS": str(seconds)}
-    return subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.DEVNULL)
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        cwd=marks,  # in the checkout, Python would import the checkout instead of the installed package
+    )
 
 
 def _wait_for_commands(marks, count) -> None:
