@@ -1,8 +1,9 @@
 """A small study with made-up results, in the form that studies leave behind."""
 
-import csv
 import json
 import time
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,12 @@ import torch
 from scipy.ndimage import gaussian_filter, shift
 
 from nnunet_topomae.commands.phantom import LABELS, make_case, write_dataset
+from nnunet_topomae.files import write_json
 from nnunet_topomae.reporting.figures import Geometry, plane_names
 from nnunet_topomae.reporting.report import CaseReport, save_report
-from nnunet_topomae.reporting.study import MEASURES
+from nnunet_topomae.studies.definition import Row, Run, Study, predictions_folder
+from nnunet_topomae.studies.measures import Measures
+from nnunet_topomae.studies.records import Record, write_records
 from nnunet_topomae.topology import persistence_diagrams
 
 DATASET = "Dataset997_MadeUp"
@@ -25,95 +29,78 @@ ROWS = {  # title, trainer of pre-training, Dice with 5 and 10 labelled cases
 COUNTS, SEEDS, NUM_CASES = (5, 10), (0, 1), 5
 STRUCTURES = [name for name, value in LABELS.items() if value]
 FINETUNER = "FusedFinetuneTrainer"
-SENTENCE = "With 5 labelled cases, TopoMAE is as good as 8 from scratch (95 % interval 6 to 11)."
 
 
 def write_study(folder: Path, *, with_runs: bool = True) -> Path:
-    """Raw dataset, study and the folds of its runs below ``folder``; returns the study's folder."""
+    """Raw dataset, plans, study and the folds of its runs below ``folder``; returns the study's folder."""
     write_dataset(folder / "raw" / DATASET, NUM_CASES, 0)
-    study = folder / "study"
-    study.mkdir(parents=True)
-    (study / "study.json").write_text(json.dumps(_description(), indent=1))
-    (study / "answer.json").write_text(json.dumps(_answer(), indent=1))
-    _write_scores(study / "results.csv")
-    _write_predictions(folder / "raw" / DATASET / "labelsTr", study / "predictions")
+    study = define(folder / "study")
+    study.folder.mkdir(parents=True)
+    study.write()
+    write_records(_records(), study.folder / "results.csv")
+    _write_predictions(folder / "raw" / DATASET / "labelsTr", study)
     if with_runs:
-        for name, row in ROWS.items():
-            _write_runs(folder / "results" / DATASET, name, row[1])
-    return study
+        for number, row in enumerate(study.rows):
+            _write_runs(folder, row, 10 * number)
+    return study.folder
 
 
-def _description() -> dict:
+def define(folder: Path) -> Study:
+    """The study alone; nothing is written."""
     rows = [
-        {
-            "name": name,
-            "title": title,
-            "pretrainer": pretrainer,
-            "finetuner": FINETUNER,
-            "differs": {"pretraining.mask_ratio": 0.6} if name == "spark" else {},
-            "baseline": name == "scratch",
-            "runs": [
-                {"labelled": count, "seed": seed, "plans": f"study_{name}", "fold": fold * len(SEEDS) + seed}
-                for fold, count in enumerate(COUNTS)
-                for seed in SEEDS
-            ],
-        }
+        Row(
+            name,
+            title,
+            pretrainer,
+            FINETUNER,
+            {"pretraining.mask_ratio": 0.6} if name == "spark" else {},
+            pretrainer is None,
+            "scratch" if pretrainer else None,
+            [Run(count, seed, f"study_{name}_seed{seed}", fold) for seed in SEEDS for fold, count in enumerate(COUNTS)],
+        )
         for name, (title, pretrainer, _) in ROWS.items()
     ]
-    return {"version": 1, "dataset": DATASET, "configuration": "3d_fullres", "label_counts": COUNTS, "seeds": SEEDS,
-            "rows": rows}  # fmt: skip
+    cases = [f"phantom_{case:03d}" for case in range(NUM_CASES)]
+    return Study(folder, DATASET, "3d_fullres", COUNTS, SEEDS, cases, 1.0, rows)
 
 
-def _answer() -> dict:
-    comparisons = [
-        {"row": row, "baseline": "scratch", "labelled": count, "difference": 0.05, "low": 0.02, "high": 0.08,
-         "t_p": 0.0004, "wilcoxon_p": 0.03, "holm_p": 0.06}
-        for row in ("spark", "topomae")
-        for count in COUNTS
-    ]  # fmt: skip
-    labels = [{"row": "topomae", "labelled": 5, "equivalent": 8.0, "low": 6.0, "high": 11.0},
-              {"row": "spark", "labelled": 5, "equivalent": None, "low": None, "high": None}]  # fmt: skip
-    return {"sentence": SENTENCE, "measure": "dice", "comparisons": comparisons, "equivalent_labels": labels}
-
-
-def _write_scores(file: Path) -> None:
+def _records() -> Iterator[Record]:
     rng = np.random.default_rng(0)
-    with file.open("w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["row", "labelled", "seed", "case", "structure", *MEASURES])
-        for name, (_, _, means) in ROWS.items():
-            for count, mean in zip(COUNTS, means, strict=True):
-                for seed in SEEDS:
-                    for case in range(NUM_CASES):
-                        for structure in STRUCTURES:
-                            dice = np.clip(mean + 0.02 * case - 0.04 + rng.normal(0, 0.02), 0, 1)
-                            hd95 = "" if rng.random() < 0.1 else f"{12 * (1 - dice):.3f}"
-                            writer.writerow([name, count, seed, f"phantom_{case:03d}", structure, f"{dice:.4f}", hd95,
-                                             f"{dice + 0.05:.4f}", *rng.integers(0, 4, 3)])  # fmt: skip
+    for name, (_, _, means) in ROWS.items():
+        for (count, mean), seed, case, structure in product(
+            zip(COUNTS, means, strict=True), SEEDS, range(NUM_CASES), STRUCTURES
+        ):
+            dice = float(np.clip(mean + 0.02 * case - 0.04 + rng.normal(0, 0.02), 0, 1))
+            hd95 = None if rng.random() < 0.1 else 12 * (1 - dice)
+            measures = Measures(dice, hd95, dice + 0.05, *rng.integers(0, 4, 3).astype(float).tolist())
+            yield Record(name, count, seed, f"phantom_{case:03d}", structure, measures)
 
 
-def _write_predictions(labels: Path, folder: Path) -> None:
-    for index, row in enumerate(ROWS):
-        for count in COUNTS:
-            for seed in SEEDS:
-                target = folder / f"{row}_{count}_seed{seed}"
-                target.mkdir(parents=True)
-                for file in labels.iterdir():
-                    label = sitk.ReadImage(str(file))
-                    moved = shift(sitk.GetArrayFromImage(label), (1, 2 - index, seed), order=0)
-                    prediction = sitk.GetImageFromArray(moved)
-                    prediction.CopyInformation(label)
-                    sitk.WriteImage(prediction, str(target / file.name))
+def _write_predictions(labels: Path, study: Study) -> None:
+    for index, row in enumerate(study.rows):
+        for run in row.runs:
+            target = predictions_folder(study.folder, row.name, run.labelled, run.seed)
+            target.mkdir(parents=True)
+            for file in labels.iterdir():
+                label = sitk.ReadImage(str(file))
+                moved = shift(sitk.GetArrayFromImage(label), (1, 2 - index, run.seed), order=0)
+                prediction = sitk.GetImageFromArray(moved)
+                prediction.CopyInformation(label)
+                sitk.WriteImage(prediction, str(target / file.name))
 
 
-def _write_runs(results: Path, name: str, pretrainer: str | None) -> None:
-    seed = 10 * list(ROWS).index(name)
-    if pretrainer:
-        branches = ("vit", "unetrpp") if name == "topomae" else ("network",)
-        folder = write_fold(results, pretrainer, f"study_{name}", 0, pretraining_log(branches, seed))
-        _write_validation(folder / "validation", branches)
-    for fold in range(len(COUNTS) * len(SEEDS)):
-        write_fold(results, FINETUNER, f"study_{name}", fold, finetuning_log(seed + fold))
+def _write_runs(folder: Path, row: Row, number: int) -> None:
+    """Plans of every seed, its pre-training, and all fine-tunings."""
+    results, preprocessed = folder / "results" / DATASET, folder / "preprocessed" / DATASET
+    preprocessed.mkdir(parents=True, exist_ok=True)
+    for plans, seed in dict.fromkeys((run.plans, run.seed) for run in row.runs):
+        write_json(planned(DATASET, plans, seed=seed), preprocessed / f"{plans}.json")
+        if row.pretrainer:
+            branches = ("vit", "unetrpp") if row.name == "topomae" else ("network",)
+            fold = write_fold(results, row.pretrainer, plans, 0, pretraining_log(branches, number + seed))
+            _write_validation(fold / "validation", branches)
+    for run in row.runs:
+        write_fold(results, FINETUNER, run.plans, run.fold, finetuning_log(number + run.seed + run.fold))
 
 
 def _write_validation(folder: Path, branches) -> None:
@@ -131,14 +118,19 @@ def _write_validation(folder: Path, branches) -> None:
     save_report(reports, folder, Geometry((2, 2, 2), plane_names()), "harmonic inpainting")
 
 
-def write_fold(results: Path, trainer: str, plans: str, fold: int, log: dict, **settings) -> Path:
+def planned(dataset: str, plans: str, finetuning: dict | None = None, **pretraining) -> dict:
+    """Plans as far as they are read."""
+    configuration = {"batch_size": 2, "pretraining": {"seed": 3, **pretraining}, "finetuning": finetuning or {}}
+    return {"dataset_name": dataset, "plans_name": plans, "configurations": {"3d_fullres": configuration}}
+
+
+def write_fold(results: Path, trainer: str, plans: str, fold: int, log: dict, finetuning: dict | None = None) -> Path:
     """The folder of a fold with a checkpoint that holds a log."""
     folder = results / f"{trainer}__{plans}__3d_fullres" / f"fold_{fold}"
     folder.mkdir(parents=True)
-    configuration = {"batch_size": 2, "pretraining": {"seed": 3, **settings}, "finetuning": {"seed": fold}}
-    planned = {"dataset_name": results.name, "plans_name": plans, "configurations": {"3d_fullres": configuration}}
     description = {"labels": LABELS, "channel_names": {"0": "CT"}}
-    arguments = {"plans": planned, "configuration": "3d_fullres", "fold": fold, "dataset_json": description}
+    arguments = {"plans": planned(results.name, plans, finetuning or {"seed": fold}), "configuration": "3d_fullres",
+                 "fold": fold, "dataset_json": description}  # fmt: skip
     versions = {"nnunet-topomae": "0.1", "nnunetv2": "2.8.1", "torch": "2.9.0"}
     checkpoint = {"network_weights": {}, "logging": log, "init_args": arguments, "trainer_name": trainer,
                   "versions": versions}  # fmt: skip

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from nnunet_topomae import __version__, planners, trainers
 from nnunet_topomae.commands import study
-from nnunet_topomae.commands.terminal import positive, say
+from nnunet_topomae.commands.terminal import NUM_VAL, add_held_out_options, positive, say
 
 if TYPE_CHECKING:  # nnU-Net takes seconds to import, which --help and trainers can do without
     from nnunet_topomae.nnunet.data.preprocessed import PlannedDataset
@@ -17,7 +17,6 @@ if TYPE_CHECKING:  # nnU-Net takes seconds to import, which --help and trainers 
 
 _PLANS = "nnUNetTopoMAEPlans"
 _CONFIGURATIONS = ("3d_fullres", "3d_lowres")
-_NUM_VAL = 5
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -196,17 +195,7 @@ def _add_split_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="one fold for each number of labelled cases, each a part of the next; the rest is the same in all folds",
     )
-    parser.add_argument(
-        "--val", type=positive(int), metavar="N", help=f"validation cases beside them (default: {_NUM_VAL})"
-    )
-    parser.add_argument("--test", type=positive(int), metavar="N", help="test cases beside them (default: none)")
-    parser.add_argument(
-        "--patient",
-        metavar="PATTERN",
-        help="regular expression that finds the patient in the name of a case; validation and test patients are kept "
-        "whole (default: every case is another patient)",
-    )
-    parser.add_argument("--seed", type=int, default=12345, help="seed of the random split (default: %(default)s)")
+    add_held_out_options(parser, usual_test="none", seed="--seed")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing split")
 
 
@@ -346,7 +335,7 @@ def _splits(options: argparse.Namespace) -> None:
     if options.s:
         file, folds = splits.write_split(options.d, options.s, options.seed, overwrite=options.overwrite)
     else:
-        num_val, num_test = options.val or _NUM_VAL, options.test or 0
+        num_val, num_test = options.val or NUM_VAL, options.test or 0
         file, folds = splits.write_label_counts(
             options.d, counts, num_val, num_test, options.seed, options.patient, overwrite=options.overwrite
         )

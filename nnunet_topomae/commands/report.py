@@ -2,22 +2,26 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from nnunetv2.utilities.file_path_utilities import get_output_folder
+from nnunetv2.paths import nnUNet_preprocessed
 
 from nnunet_topomae import __version__
 from nnunet_topomae.nnunet.results import RawCases, find_checkpoint, read_run
 from nnunet_topomae.reporting import runs as of_runs
-from nnunet_topomae.reporting import study as of_study
-from nnunet_topomae.reporting.charts import Style, styles
+from nnunet_topomae.reporting.charts import styles
 from nnunet_topomae.reporting.page import Page, Picture, Pictures, Section, Table
 from nnunet_topomae.reporting.runs import Drawn, Run
 from nnunet_topomae.reporting.slices import slices
-from nnunet_topomae.reporting.study import MEASURES, SCORES, STUDY, Study, read_study
-from nnunet_topomae.studies.definition import predictions_folder
+from nnunet_topomae.studies import report as of_study
+from nnunet_topomae.studies.definition import FILE, Row, Study, predictions_folder, read_study
+from nnunet_topomae.studies.records import Record
+from nnunet_topomae.studies.results import RESULTS, check_structures, read_results
+from nnunet_topomae.studies.statistics import comparisons, equivalent_labels, sentence
+from nnunet_topomae.studies.steps import Steps
 
-_NO_ANSWER = "No answer yet: the study has not been evaluated."
 _NO_RAW = "Pictures of cases are left out, because nnUNet_raw is not set or has no {}."
+_NO_PLANS = "Pre-trainings are left out, because nnUNet_preprocessed is not set or lacks plans of the study."
 _LINES = "Orange: the label. Blue, dashed: the prediction. Each plane is that with most labelled voxels."
 
 
@@ -37,16 +41,22 @@ def run(folders: Sequence[Path], output: Path, *, overwrite: bool = False) -> No
         raise ValueError(f"{output} exists; add --overwrite to replace it")
     if not output.resolve().parent.is_dir():
         raise FileNotFoundError(f"{output.resolve().parent} does not exist; make it first")
-    studies = [read_study(folder) for folder in folders if _is_study(folder)]
-    runs = [read_run(folder) for folder in folders if not _is_study(folder)]
-    sections = [section for study in studies for section in _about_study(study)]
-    sections += _about_runs(runs)
-    datasets = dict.fromkeys([*(study.dataset for study in studies), *(each.dataset for each in runs)])
-    answer = " ".join(
-        [*(study.answer.get("sentence", _NO_ANSWER) for study in studies), *(each.outcome() for each in runs)]
-    )
+    parts = [_about_study(read_study(folder)) for folder in folders if _is_study(folder)]
+    if runs := [read_run(folder) for folder in folders if not _is_study(folder)]:
+        parts.append(_about_runs(runs))
+    datasets = dict.fromkeys(name for part in parts for name in part.datasets)
+    answer = " ".join(part.answer for part in parts)
+    sections = [section for part in parts for section in part.sections]
     made_by = f"Made by nnunet_topomae {__version__}."
     Page(f"Report on {' and '.join(datasets)}", answer, sections, made_by).save(output)
+
+
+class _Part(NamedTuple):
+    """What the page says of a study, or of runs."""
+
+    datasets: Sequence[str]
+    answer: str
+    sections: Sequence[Section]
 
 
 def _is_study(folder: Path) -> bool:
@@ -55,7 +65,7 @@ def _is_study(folder: Path) -> bool:
     Raises:
         ValueError: if it is neither.
     """
-    if (folder / STUDY).is_file():
+    if (folder / FILE).is_file():
         return True
     if find_checkpoint(folder) is None:
         what = "holds neither study.json nor a checkpoint" if folder.is_dir() else "does not exist"
@@ -66,95 +76,110 @@ def _is_study(folder: Path) -> bool:
     return False
 
 
-def _about_study(study: Study) -> list[Section]:
-    runs = _runs_of(study)
+def _about_study(study: Study) -> _Part:
+    records, runs = read_results(study), _finetunings(study)
+    compared, labels = comparisons(records, study.baselines, "dice"), equivalent_labels(records, study.baselines)
     results, over_cases = Section("Results"), Section("Curves and boxes")
-    if study.scores:
-        tables = [of_study.main_table(study), of_study.measures_table(study), of_study.structures_table(study)]
-        results = Section("Results", tables, of_study.equivalent_labels(study))
-        over_cases = Section("Curves and boxes", [of_study.curves(study), of_study.box_plots(study)])
-    pretrainings = [each for each in runs if each.run.pretraining]
+    if records:
+        tables = [
+            of_study.main_table(study, records, compared),
+            of_study.measures_table(study, records),
+            of_study.structures_table(study, records),
+        ]
+        results = Section("Results", tables, [*of_study.labels_saved(study, labels), *study.warnings])
+        over_cases = Section("Curves and boxes", [of_study.curves(study, records), of_study.box_plots(study, records)])
+    pretrainings = _pretrainings(study)
     finetunings = [
         of_runs.loss_charts(f"Losses with {count} labelled cases", chosen)
         for count in study.label_counts
-        if (chosen := [each for each in runs if not each.run.pretraining and each.labelled == count])
+        if (chosen := [each for each in runs if each.labelled == count])
     ]
-    settings = of_study.settings_table(study)
-    return [
+    settings, everything = of_study.settings_table(study), [each.run for each in (*(pretrainings or ()), *runs)]
+    sections = [
         results,
         over_cases,
-        _test_cases(study),
-        _pretraining_section(pretrainings),
+        _test_cases(study, records),
+        Section("Pre-training", (), [_NO_PLANS]) if pretrainings is None else _pretraining_section(pretrainings),
         Section("Fine-tuning", finetunings),
         Section("Settings", [settings] if settings.rows else []),
-        Section("Runs, versions, hardware, hours", [of_runs.runs_table([each.run for each in runs])] if runs else []),
+        Section("Runs, versions, hardware, hours", [of_runs.runs_table(everything)] if everything else []),
     ]
+    return _Part([study.dataset], sentence(compared, labels, study.baselines, study.titles), sections)
 
 
-def _runs_of(study: Study) -> list[Drawn]:
-    """Every run of a study that has left a checkpoint, pre-trainings first; one that rows share is of the first row.
+def _pretrainings(study: Study) -> list[Drawn] | None:
+    """Every pre-training of a study that has left a checkpoint, named after the rows that start from it.
+
+    None if the plans that say so are not there.
 
     Raises:
         ValueError: if a checkpoint is broken or of another dataset.
     """
-    found: dict[Path, Drawn] = {}
-    for row in study.rows.values():
-        style = study.styles[row.name]
-        for plans in dict.fromkeys(run["plans"] for run in row.runs) if row.pretrainer else ():
-            folder = Path(get_output_folder(study.dataset, row.pretrainer, plans, study.configuration))
-            for fold in sorted(folder.glob("fold_*")):
-                _add(found, fold, f"{row.title}, pre-training of {fold.name.replace('_', ' ')}", style, study)
-        for run in row.runs:
-            folder = Path(
-                get_output_folder(study.dataset, row.finetuner, run["plans"], study.configuration, run["fold"])
-            )
-            title = f"{row.title}, {run['labelled']} labelled cases, seed {run['seed']}"
-            _add(found, folder, title, style, study, run["labelled"])
-    return sorted(found.values(), key=lambda each: not each.run.pretraining)
+    if not nnUNet_preprocessed.is_set():
+        return None
+    steps, drawn = Steps(study), of_study.styles_of(study)
+    if not all((steps.preprocessed / f"{run.plans}.json").is_file() for _, run in study.runs()):
+        return None
+    shared: dict[Path, list[tuple[Row, int]]] = {}
+    for row, run in study.runs():
+        if row.pretrainer:
+            of_fold = shared.setdefault(steps.pretraining_fold(row, run), [])
+            of_fold += [] if (row, run.seed) in of_fold else [(row, run.seed)]
+    return [
+        Drawn(_run_of(study, fold, f"{', '.join(row.title for row, _ in of_fold)}: pre-training, seed {of_fold[0][1]}"),
+              drawn[of_fold[0][0].name])
+        for fold, of_fold in shared.items()
+        if find_checkpoint(fold)
+    ]  # fmt: skip
 
 
-def _add(
-    found: dict[Path, Drawn], folder: Path, title: str, style: Style, study: Study, labelled: int | None = None
-) -> None:
-    if folder in found or find_checkpoint(folder) is None:
-        return
-    run = read_run(folder, title)
+def _finetunings(study: Study) -> list[Drawn]:
+    """Every fine-tuning of a study that has left a checkpoint.
+
+    Raises:
+        ValueError: if a checkpoint is broken or of another dataset.
+    """
+    steps, drawn = Steps(study), of_study.styles_of(study)
+    return [
+        Drawn(_run_of(study, fold, f"{row.title}, {run.labelled} labelled cases, seed {run.seed}"),
+              drawn[row.name], run.labelled)
+        for row, run in study.runs()
+        if find_checkpoint(fold := steps.finetuning_fold(row, run))
+    ]  # fmt: skip
+
+
+def _run_of(study: Study, fold: Path, title: str) -> Run:
+    run = read_run(fold, title)
     if run.dataset != study.dataset:
-        raise ValueError(f"{folder} is of {run.dataset}, but {study.folder / STUDY} is about {study.dataset}")
-    found[folder] = Drawn(run, style, labelled)
+        raise ValueError(f"{fold} is of {run.dataset}, but {study.folder / FILE} is about {study.dataset}")
+    return run
 
 
-def _test_cases(study: Study) -> Section:
+def _test_cases(study: Study, records: Sequence[Record]) -> Section:
     """The best, median and worst case in three planes."""
-    shown = of_study.chosen_cases(study)
+    shown = of_study.chosen_cases(study, records)
     if shown is None:
         return Section("Test cases")
     if not RawCases.are_there(study.dataset):
         return Section("Test cases", (), [_NO_RAW.format(study.dataset)])
     raw = RawCases(study.dataset)
-    _check_scores(study, raw)
-    measure, best = MEASURES[study.measure], study.rows[shown.rows[-1]].title
+    check_structures(records, study, raw.description)
+    if missing := {record.case for record in records if record.case not in raw}:
+        raise ValueError(
+            f"{study.folder / RESULTS} has case {min(missing)}, which {raw.folder} has not; the results are of another "
+            "dataset"
+        )
     blocks = []
     for kind, case in shown.cases.items():
         for row in shown.rows:
-            folder = predictions_folder(study.folder, row, shown.labelled, shown.seed)
-            what = f"{kind.capitalize()} case, {case}: {study.rows[row].title}, {measure} {shown.values[row, case]:.3f}"
+            folder = predictions_folder(study.folder, row.name, shown.labelled, shown.seed)
+            what = f"{kind.capitalize()} case, {case}: {row.title}, Dice {shown.dice[row.name, case]:.3f}"
             blocks.append(_planes(what, raw, case, folder))
     which = (
-        f"Test cases ranked by the {measure} of {best} with {shown.labelled} labelled cases, seeds averaged; "
-        f"the predictions are of seed {shown.seed}. {_LINES}"
+        f"Test cases ranked by the Dice of {shown.rows[-1].title} with {shown.labelled} labelled cases, seeds "
+        f"averaged; the predictions are of seed {shown.seed}. {_LINES}"
     )
     return Section("Test cases", blocks, [which])
-
-
-def _check_scores(study: Study, raw: RawCases) -> None:
-    """Refuse results of another dataset."""
-    for score in study.scores:
-        if score.case not in raw or score.structure not in raw.structures:
-            what = f"case {score.case}" if score.case not in raw else f"structure {score.structure}"
-            raise ValueError(
-                f"{study.folder / SCORES} has {what}, which {raw.folder} has not; the results are of another dataset"
-            )
 
 
 def _planes(title: str, raw: RawCases, case: str, predictions: Path) -> Pictures:
@@ -186,18 +211,17 @@ def _figures(runs: Sequence[Drawn]) -> list[Table]:
     return [table for each in runs if (table := each.run.figures())]
 
 
-def _about_runs(runs: Sequence[Run]) -> list[Section]:
-    if not runs:
-        return []
+def _about_runs(runs: Sequence[Run]) -> _Part:
     drawn = [Drawn(run, style) for run, style in zip(runs, styles([run.title for run in runs]).values(), strict=True)]
     settings = of_runs.settings_table(runs)
-    return [
+    sections = [
         _pretraining_section([each for each in drawn if each.run.pretraining]),
         _finetuning_section([each for each in drawn if not each.run.pretraining]),
         *(_validation_cases(run) for run in runs if run.summary and not run.pretraining),
         Section("Settings", [settings] if settings else []),
         Section("Runs, versions, hardware, hours", [of_runs.runs_table(runs)]),
     ]
+    return _Part([run.dataset for run in runs], " ".join(run.outcome() for run in runs), sections)
 
 
 def _finetuning_section(runs: Sequence[Drawn]) -> Section:

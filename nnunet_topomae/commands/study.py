@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnunet_topomae.commands.terminal import positive, say
+from nnunet_topomae.commands.terminal import NUM_VAL, add_held_out_options, positive, say
 from nnunet_topomae.settings.recipes import RECIPES
 from nnunet_topomae.studies.presets import KINDS, PRESETS, TOPOMAE_PLANS
 
@@ -87,14 +87,7 @@ def _add_new_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", choices=sorted(PRESETS), help="rows that belong together")
     parser.add_argument("--labelled", type=count, nargs="+", default=[], metavar="N", help="numbers of labelled cases")
     parser.add_argument("--seeds", type=count, default=3, metavar="N", help="repetitions (default: %(default)s)")
-    parser.add_argument("--test", type=count, metavar="N", help="test cases (default: a fifth of all cases)")
-    parser.add_argument("--val", type=count, default=5, metavar="N", help="validation cases (default: %(default)s)")
-    parser.add_argument(
-        "--patient", metavar="PATTERN", help="regular expression that finds the patient in the name of a case"
-    )
-    parser.add_argument(
-        "--split_seed", type=int, default=12345, metavar="N", help="seed of the random split (default: %(default)s)"
-    )
+    add_held_out_options(parser, usual_test="a fifth of all cases", seed="--split_seed")
     parser.add_argument("--iterations", type=count, metavar="N", help="steps of every fine-tuning (default: as in -p)")
     parser.add_argument(
         "--pretraining_iterations", type=count, metavar="N", help="steps of every pre-training (default: as in -p)"
@@ -130,7 +123,7 @@ def _new(options: argparse.Namespace) -> None:
         plans=options.p,
         labelled=options.labelled,
         num_seeds=options.seeds,
-        num_val=options.val,
+        num_val=options.val or NUM_VAL,
         num_test=options.test,
         patient=options.patient,
         split_seed=options.split_seed,
@@ -148,6 +141,8 @@ def _new(options: argparse.Namespace) -> None:
     )
     for row in study.rows:
         say(f"  {row.name:<14}{row.title}")
+    for warning in study.warnings:
+        say(f"WARNING: {warning}")
     say(f"\nNext:\n\n    nnUNetv2_topomae study run {options.folder}")
 
 
@@ -214,6 +209,8 @@ def _print_results(steps: "Steps") -> None:
         return
     folder = steps.study.folder
     say(f"\n{results_table(steps.study, records)}\n\n{read_json(folder / ANSWER)['sentence']}")
+    for warning in steps.study.warnings:
+        say(f"WARNING: {warning}")
     say(f"\nEvery case and structure: {folder / RESULTS}")
 
 

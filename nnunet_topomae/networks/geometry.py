@@ -1,6 +1,7 @@
-"""Checks of sizes that crops, patches and strides have to satisfy."""
+"""Checks of what plans may say of a network: sizes of crops, patches and strides, and switches."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 Size = tuple[int, int, int]
 
@@ -34,3 +35,14 @@ def grid_of(crop_size: Sequence[int], cell_size: Sequence[int], what: str) -> Si
             f"choose a crop size whose axes are multiples of it"
         )
     return size_of(size // cell for size, cell in zip(crop_size, cell_size, strict=True))
+
+
+def check_switch(value: Any, name: str) -> bool:
+    """The value of an argument that is true or false; a text such as ``"no"`` would count as true.
+
+    Raises:
+        ValueError: if it is anything else; names the argument.
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be true or false, got {value!r}")
+    return value

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunet_topomae.networks.blocks import residual_block, upsampling
-from nnunet_topomae.networks.geometry import Size, grid_of, size_of
+from nnunet_topomae.networks.geometry import Size, check_switch, grid_of, size_of
 from nnunet_topomae.networks.grids import GridTensor, Positions, TokenProjection
 from nnunet_topomae.networks.initialization import initialize
 
@@ -30,7 +30,7 @@ class EfficientPairedAttention(nn.Module):
             that of the keys.
 
     Raises:
-        ValueError: if the channels are not divisible.
+        ValueError: if the channels are not divisible, or ``separate_projections`` is neither true nor false.
     """
 
     def __init__(
@@ -48,7 +48,8 @@ class EfficientPairedAttention(nn.Module):
         self.num_heads = num_heads
         self.qkvv = nn.Linear(channels, 4 * channels, bias=False)
         self.project = nn.Linear(num_tokens, projection_size)
-        self.project_values = nn.Linear(num_tokens, projection_size) if separate_projections else None
+        is_separate = check_switch(separate_projections, "separate_projections")
+        self.project_values = nn.Linear(num_tokens, projection_size) if is_separate else None
         self.channel_temperature = nn.Parameter(torch.ones(num_heads, 1, 1))
         self.spatial_temperature = nn.Parameter(torch.ones(num_heads, 1, 1))
         self.dropout = nn.Dropout(dropout)
@@ -282,7 +283,8 @@ class UNETRPP(nn.Module):
         attention_dropout, num_residual_blocks, separate_projections: see :class:`EPABlock`.
 
     Raises:
-        ValueError: if the strides do not divide the crop, or are not five per-axis strides that start with 1.
+        ValueError: if the strides do not divide the crop, or are not five per-axis strides that start with 1; see
+            :class:`EPABlock`.
 
     Example:
         >>> import torch

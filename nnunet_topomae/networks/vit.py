@@ -9,7 +9,7 @@ import torch
 from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 
-from nnunet_topomae.networks.geometry import grid_of, size_of
+from nnunet_topomae.networks.geometry import check_switch, grid_of, size_of
 from nnunet_topomae.networks.grids import GridTensor, PatchVoxels, Positions
 
 _DECODER_WIDTH, _DECODER_DEPTH, _DECODER_HEAD_WIDTH = 384, 8, 32  # SelfMedMAE's
@@ -39,7 +39,8 @@ class ViTEncoder(nn.Module):
             positions are those of SelfMedMAE.
 
     Raises:
-        ValueError: if the patches do not divide the crop, or the heads do not divide the width.
+        ValueError: if the patches do not divide the crop, the heads do not divide the width, or ``local_start`` is
+            neither true nor false.
 
     Example:
         A crop of 8 x 8 x 8 voxels has 2 x 2 x 2 patches of 4 x 4 x 4, so 8 tokens.
@@ -71,7 +72,7 @@ class ViTEncoder(nn.Module):
         self.patch_size = size_of(patch_size)
         self.width = width
         self.patch_embed = nn.Conv3d(input_channels, width, self.patch_size, self.patch_size)
-        self.local_start = local_start
+        self.local_start = check_switch(local_start, "local_start")
         self.pos_embed = nn.Parameter(self.initial_positions(width))
         self.blocks = nn.ModuleList(
             _block(width, num_heads, drop_path=drop_path * i / max(depth - 1, 1)) for i in range(depth)

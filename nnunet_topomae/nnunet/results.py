@@ -16,10 +16,11 @@ from nnunet_topomae.nnunet.training.pretraining import external_folders, find_pr
 from nnunet_topomae.nnunet.weights.checkpoints import VERSIONS, read_record
 from nnunet_topomae.reporting.figures import Geometry, plane_names
 from nnunet_topomae.reporting.runs import Run
+from nnunet_topomae.settings import flatten
 
 _CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")  # as long as a run goes on
+_INTERNAL = "architecture._kw_requires_import"  # how nnU-Net reads the arguments of a network
 _KEYS = ("logging", "init_args", "trainer_name")
-_WITHOUT = {"optimizer", "_kw_requires_import"}
 
 
 def find_checkpoint(folder: Path) -> Path | None:
@@ -45,11 +46,12 @@ def read_run(folder: Path, title: str = "") -> Run:
         log, arguments, trainer = (record[key] for key in _KEYS)
         trainer = record.get("finetuned_by", trainer)
         plans, configuration = arguments["plans"], arguments["configuration"]
-        settings = _flat(plans["configurations"][configuration])
+        settings = flatten(plans["configurations"][configuration])
         labels = {str(value): name for name, value in arguments["dataset_json"]["labels"].items()}
         names = plans["dataset_name"], plans["plans_name"], configuration, str(arguments["fold"])
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is no checkpoint of nnU-Net: {type(error).__name__} {error}") from error
+    settings.pop(_INTERNAL, None)
     pretrainer = find_pretrainer(trainer, [trainers.FOLDER, *external_folders()])
     headings = dict(pretrainer.task_class.headings) if pretrainer else labels
     called = title or f"{trainer}, {names[1]}, fold {names[3]}"
@@ -61,17 +63,6 @@ def read_run(folder: Path, title: str = "") -> Run:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{file} is broken: {type(error).__name__} {error}; validate again with --val") from error
     return run
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by dotted key."""
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{key}.")
-        elif key not in _WITHOUT:
-            found[prefix + key] = value
-    return found
 
 
 def _made_with(record: Mapping[str, Any], folder: Path) -> dict[str, str]:

@@ -1,11 +1,11 @@
 """Reports as one HTML page that needs nothing else: no network, no files beside it, no scripts."""
 
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -134,3 +134,14 @@ class Page:
                 "fewer folders"
             )
         write_file(file, lambda stream: stream.write(content))
+
+
+def plain(value: Any) -> str:
+    """A setting as people write it."""
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value]
+    if isinstance(value, list | tuple):
+        return ", ".join(map(plain, value)) if value else "none"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {plain(each)}" for key, each in value.items()) if value else "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -12,8 +12,7 @@ import numpy as np
 from PIL import Image
 
 from nnunet_topomae.reporting.charts import Line, Style, boxes, over_time
-from nnunet_topomae.reporting.page import Charts, Picture, Pictures, Table
-from nnunet_topomae.reporting.study import plain
+from nnunet_topomae.reporting.page import Charts, Picture, Pictures, Table, plain
 
 _NONE = "–"
 _TRAIN, _VAL, _SKILL = "train_", "val_", "skill_"

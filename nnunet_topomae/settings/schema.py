@@ -217,3 +217,16 @@ def to_block(config: Any) -> dict[str, Any]:
         key: list(value) if isinstance(value, tuple) else to_block(value) if dataclasses.is_dataclass(value) else value
         for key, value in ((field.name, getattr(config, field.name)) for field in dataclasses.fields(config))
     }
+
+
+def flatten(block: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted key.
+
+    Example:
+        >>> flatten({"topology": {"grid": [8, 8, 8]}, "seed": 1}, "pretraining.")
+        {'pretraining.topology.grid': [8, 8, 8], 'pretraining.seed': 1}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in block.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat

@@ -1,14 +1,17 @@
 """``study.json``: what a study compares. Everything else in its folder is made from it, and can be made again."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from nnunet_topomae.files import read_json, write_json
+from nnunet_topomae.settings.schema import Flag, Number
 
 VERSION = 1
 FILE, SPLITS = "study.json", "splits.json"
+PREPROCESSING = "preprocessing."  # of settings that decide what preprocessed images look like
 
 _Part = TypeVar("_Part", "Run", "Row", "Study")
 
@@ -91,19 +94,95 @@ class Study:
         """Titles of the rows."""
         return {row.name: row.title for row in self.rows}
 
+    @property
+    def warnings(self) -> list[str]:
+        """Which rows may differ from the row that they are compared with because their images do, as sentences."""
+        rows, found = {row.name: row for row in self.rows}, []
+        for row in self.rows:
+            if row.compared_with is None:
+                continue
+            own, other = row.differs, rows[row.compared_with].differs
+            keys = sorted({key for key in (*own, *other) if key.startswith(PREPROCESSING)})
+            if different := [key for key in keys if own.get(key) != other.get(key)]:
+                key = different[0]
+                found.append(
+                    f"{row.name} is compared with {row.compared_with}, whose images were preprocessed otherwise: "
+                    f"{key.removeprefix(PREPROCESSING)} is {own.get(key)} and {other.get(key)}. The rows may differ "
+                    f"for that reason."
+                )
+        return found
+
+    def in_order(self) -> Iterator[tuple[Row, Run]]:
+        """All runs, row by row."""
+        return ((row, run) for row in self.rows for run in row.runs)
+
     def runs(self) -> Iterator[tuple[Row, Run]]:
         """All runs in order of information: every row at every number of labels before it is repeated."""
-        ordered = sorted(
-            ((run.seed, run.labelled, index) for index, row in enumerate(self.rows) for run in row.runs),
-        )
-        runs = {(run.seed, run.labelled, index): run for index, row in enumerate(self.rows) for run in row.runs}
-        return ((self.rows[key[2]], runs[key]) for key in ordered)
+        return iter(sorted(self.in_order(), key=lambda each: (each[1].seed, each[1].labelled)))
 
     def write(self) -> None:
         """Write ``study.json``."""
         content = asdict(self)
         del content["folder"]
         write_json({"version": content.pop("version"), **content}, self.folder / FILE)
+
+
+@dataclass(frozen=True)
+class _Text:
+    """Accepts texts that are not empty, and null if ``optional``."""
+
+    optional: bool = False
+
+    def accepts(self, value: Any) -> bool:
+        return self.optional if value is None else isinstance(value, str) and value != ""
+
+    def __str__(self) -> str:
+        return f"{'null or ' * self.optional}a text"
+
+
+@dataclass(frozen=True)
+class _ListOf:
+    """Accepts lists of distinct values, at least one."""
+
+    each: Number | _Text
+
+    def accepts(self, value: Any) -> bool:
+        is_list = isinstance(value, list) and all(map(self.each.accepts, value))
+        return is_list and len(set(value)) == len(value) > 0
+
+    def __str__(self) -> str:
+        return f"a list of one or more different values, each {self.each}"
+
+
+class _Object:
+    """Accepts objects."""
+
+    def accepts(self, value: Any) -> bool:
+        return isinstance(value, dict)
+
+    def __str__(self) -> str:
+        return "an object"
+
+
+_KINDS: dict[str, Flag | Number | _Text | _ListOf | _Object] = {  # of values in study.json
+    "labelled": Number(1, integer=True),
+    "seed": Number(0, integer=True),
+    "plans": _Text(),
+    "fold": Number(0, integer=True),
+    "name": _Text(),
+    "title": _Text(),
+    "pretrainer": _Text(optional=True),
+    "finetuner": _Text(),
+    "differs": _Object(),
+    "baseline": Flag(),
+    "compared_with": _Text(optional=True),
+    "dataset": _Text(),
+    "configuration": _Text(),
+    "label_counts": _ListOf(Number(1, integer=True)),
+    "seeds": _ListOf(Number(0, integer=True)),
+    "test_cases": _ListOf(_Text()),
+    "nsd_tolerance": Number(0, low_open=True),
+}
 
 
 def predictions_folder(study: Path, row: str, labelled: int, seed: int) -> Path:
@@ -116,7 +195,7 @@ def read_study(folder: Path) -> Study:
 
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: if it is of another version, or makes no sense; names what is wrong.
+        ValueError: if it is of another version, or makes no sense; names the key and what is wrong.
     """
     file = folder / FILE
     if not file.is_file():
@@ -127,35 +206,42 @@ def read_study(folder: Path) -> Study:
             f"{file} is of version {content.get('version')!r}, but this nnunet_topomae reads version {VERSION}; use "
             f"the nnunet_topomae that wrote it, or make a new study"
         )
-    rows = [
-        _read(Row, {**row, "runs": [_read(Run, run, f"{file}, a run") for run in _list(row, "runs", file)]}, f"{file}")
-        for row in _list(content, "rows", file)
-    ]
-    study = _read(Study, {**content, "folder": folder.resolve(), "rows": rows}, f"{file}")
-    _check(study, file)
+    try:
+        rows = []
+        for where, row in _objects(content, "rows"):
+            runs = [_read(Run, run, place) for place, run in _objects(row, "runs", where)]
+            rows.append(_read(Row, {**row, "runs": runs}, where))
+        study = _read(Study, {**content, "folder": folder.resolve(), "rows": rows})
+        _check(study)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
     return study
 
 
-def _list(content: Any, key: str, file: Path) -> list:
-    values = content.get(key) if isinstance(content, dict) else None
+def _objects(content: Mapping[str, Any], key: str, where: str = "") -> list[tuple[str, dict[str, Any]]]:
+    """The objects that a list holds, each with its place, such as ``rows[0].``."""
+    values = content.get(key)
     if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
-        raise ValueError(f'{file}: "{key}" must be a list of objects')
-    return values
+        raise ValueError(f"{where}{key} must be a list of objects, got {json.dumps(values)}")
+    return [(f"{where}{key}[{index}].", value) for index, value in enumerate(values)]
 
 
-def _read(part: type[_Part], values: Mapping[str, Any], where: str) -> _Part:
+def _read(part: type[_Part], values: Mapping[str, Any], where: str = "") -> _Part:
     """Make a part of a study from the keys that it has; others are left alone.
 
     Raises:
-        ValueError: names a key that is missing.
+        ValueError: names a key that is missing, or whose value is of another kind.
     """
     names = [each.name for each in fields(part)]
-    if missing := [name for name in names if name not in values]:
-        raise ValueError(f'{where}: "{missing[0]}" is missing; every {part.__name__.lower()} has one')
+    for name in names:
+        if name not in values:
+            raise ValueError(f"{where}{name} is missing")
+        if name in _KINDS and not _KINDS[name].accepts(values[name]):
+            raise ValueError(f"{where}{name} must be {_KINDS[name]}, got {json.dumps(values[name])}")
     return part(**{name: values[name] for name in names})
 
 
-def _check(study: Study, file: Path) -> None:
+def _check(study: Study) -> None:
     """See that rows, runs and numbers of labels fit each other.
 
     Raises:
@@ -164,16 +250,17 @@ def _check(study: Study, file: Path) -> None:
     names = [row.name for row in study.rows]
     for row in study.rows:
         if names.count(row.name) > 1:
-            raise ValueError(f"{file}: there are two rows {row.name}; give one of them another name")
+            raise ValueError(f"there are two rows {row.name}; give one of them another name")
         if not row.name.isalnum():
-            raise ValueError(f'{file}: the name of a row must have letters and digits only, got "{row.name}"')
+            raise ValueError(f'the name of a row must have letters and digits only, got "{row.name}"')
         if row.compared_with is not None and row.compared_with not in names:
-            raise ValueError(f"{file}: {row.name} is compared with {row.compared_with}, but there is no such row")
-        for run in row.runs:
-            if run.seed not in study.seeds or run.labelled not in study.label_counts:
+            raise ValueError(f"{row.name} is compared with {row.compared_with}, but there is no such row")
+        runs = [(run.labelled, run.seed) for run in row.runs]
+        for labelled, seed in runs:
+            what = f"{row.name} has a run with {labelled} labelled cases and seed {seed}"
+            if seed not in study.seeds or labelled not in study.label_counts:
                 raise ValueError(
-                    f"{file}: {row.name} has a run with {run.labelled} labelled cases and seed {run.seed}, but "
-                    f"label_counts are {list(study.label_counts)} and seeds {list(study.seeds)}"
+                    f"{what}, but label_counts are {list(study.label_counts)} and seeds {list(study.seeds)}"
                 )
-    if not isinstance(study.nsd_tolerance, int | float) or not study.nsd_tolerance > 0:
-        raise ValueError(f"{file}: nsd_tolerance must be a number of mm above 0, got {study.nsd_tolerance!r}")
+            if runs.count((labelled, seed)) > 1:
+                raise ValueError(f"{what} twice; remove one of them")

@@ -16,6 +16,14 @@ from skimage.measure import euler_number
 
 Mask = npt.NDArray[np.bool_]
 
+MEASURES = {  # fields of Measures, and what people call them
+    "dice": "Dice",
+    "hd95": "HD95 [mm]",
+    "nsd": "surface Dice",
+    "betti0_error": "error in components",
+    "betti1_error": "error in loops",
+    "betti2_error": "error in voids",
+}
 _TOUCHING = generate_binary_structure(3, 3)  # 26 neighbours, of the structure
 _FACES = generate_binary_structure(3, 1)  # 6 neighbours, of what is around it
 

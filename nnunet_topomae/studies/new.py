@@ -26,8 +26,8 @@ from nnunet_topomae.nnunet.finding import find_class
 from nnunet_topomae.nnunet.planning.plans import FINETUNING, PRETRAINING
 from nnunet_topomae.nnunet.training.pretraining import Pretrainer, external_folders
 from nnunet_topomae.nnunet.training.stage import StageTrainer
-from nnunet_topomae.settings import FinetuningConfig, PretrainingConfig, StageConfig, to_block
-from nnunet_topomae.studies.definition import FILE, SPLITS, Row, Run, Study
+from nnunet_topomae.settings import FinetuningConfig, PretrainingConfig, StageConfig, flatten, to_block
+from nnunet_topomae.studies.definition import FILE, PREPROCESSING, SPLITS, Row, Run, Study
 from nnunet_topomae.studies.presets import LABEL_COUNTS, RowKind, baseline_of
 
 _FIRST_SEED = 12345  # nnU-Net's split seed, the default of both blocks
@@ -92,7 +92,10 @@ def make_study(
     base = _PlansFiles(dataset_id, dataset, wishes.configuration)
     common = _Common.of(base.read(wishes.plans), wishes)
     planned = {name: common.plan(base.read(kind.plans or wishes.plans), kind) for name, kind in kinds.items()}
-    settings = {name: check_row(plans, wishes.configuration, kinds[name]) for name, plans in planned.items()}
+    settings = {
+        name: {**check_row(plans, wishes.configuration, kinds[name]), **base.images(kinds[name], wishes.plans)}
+        for name, plans in planned.items()
+    }
     differing = differences(settings)
     rows = [
         Row(
@@ -184,6 +187,14 @@ class _PlansFiles:
                 f"nnUNetv2_preprocess -d {self.dataset_id} -plans_name {name} -c {configuration}"
             )
         return plans
+
+    def images(self, kind: RowKind, plans: str) -> dict[str, Any]:
+        """How the images of a row were preprocessed, flat, and how many without labels its pre-training has."""
+        dataset = PlannedDataset.of(self.dataset_id, kind.plans or plans)
+        found = flatten(dataset.preprocessing(self.configuration), PREPROCESSING)
+        if kind.pretrainer:
+            found[f"{PRETRAINING}.added_images"] = len(dataset.unlabelled_cases(self.configuration))
+        return found
 
 
 @dataclass(frozen=True)
@@ -286,7 +297,7 @@ def check_row(plans: dict[str, Any], configuration_name: str, kind: RowKind) -> 
             f"the strides of the network in {plans['plans_name']}; make the study with other plans (-p)"
         )
     settings: dict[str, Any] = {"network": configuration.network_arch_class_name.split(".")[-1]}
-    settings |= _flat(configuration.network_arch_init_kwargs, "architecture")
+    settings |= flatten(configuration.network_arch_init_kwargs, "architecture.")
     for name, block, parent in (
         (kind.pretrainer, PRETRAINING, Pretrainer),
         (kind.finetuner, FINETUNING, nnUNetTrainer),
@@ -296,7 +307,7 @@ def check_row(plans: dict[str, Any], configuration_name: str, kind: RowKind) -> 
         trainer = find_trainer(name, parent)
         settings[f"{block}.trainer"] = name
         if issubclass(trainer, StageTrainer):
-            settings |= _flat(to_block(trainer.check_plans(plans, configuration_name)[block]), block)
+            settings |= flatten(to_block(trainer.check_plans(plans, configuration_name)[block]), f"{block}.")
     settings.pop(f"{FINETUNING}.from_scratch", None)  # which having no pre-training trainer says
     return settings
 
@@ -316,14 +327,6 @@ def find_trainer(name: str, parent: type) -> Any:
         kind = "pre-training trainer" if parent is Pretrainer else "trainer"
         raise ValueError(f"there is no {kind} {name}, neither in {trainers.FOLDER} nor in nnUNet_extTrainer")
     return own
-
-
-def _flat(block: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """Nested settings by dotted key."""
-    flat: dict[str, Any] = {}
-    for key, value in block.items():
-        flat |= _flat(value, f"{prefix}.{key}") if isinstance(value, Mapping) else {f"{prefix}.{key}": value}
-    return flat
 
 
 def differences(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -3,15 +3,15 @@
 import csv
 import io
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from nnunet_topomae.files import write_file
-from nnunet_topomae.studies.measures import Measures
+from nnunet_topomae.studies.measures import MEASURES, Measures
 
 _KEYS = ("row", "labelled", "seed", "case", "structure")
-MEASURES = tuple(field.name for field in fields(Measures))
 COLUMNS = (*_KEYS, *MEASURES)
 
 
@@ -55,12 +55,12 @@ def read_records(file: Path) -> list[Record]:
         ValueError: names the file and the line that cannot be read.
     """
     with file.open(newline="") as stream:
-        reader = csv.DictReader(stream)
+        reader = csv.DictReader(stream, strict=True)
         if tuple(reader.fieldnames or ()) != COLUMNS:
             raise ValueError(f"{file} must have the columns {', '.join(COLUMNS)}; move it away, and measure again")
         try:
             return [_record(line) for line in reader]
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, csv.Error) as error:
             raise ValueError(
                 f"{file}, line {reader.line_num}, cannot be read ({error}); move it away, and measure again"
             ) from error
@@ -68,6 +68,8 @@ def read_records(file: Path) -> list[Record]:
 
 def _record(line: dict[str, Any]) -> Record:
     measures = {name: float(line[name]) if line[name] != "" else None for name in MEASURES}
+    if broken := [name for name, value in measures.items() if value is not None and not isfinite(value)]:
+        raise ValueError(f"{broken[0]} is {line[broken[0]]}")
     return Record(
         line["row"], int(line["labelled"]), int(line["seed"]), line["case"], line["structure"], Measures(**measures)
     )

@@ -1,6 +1,6 @@
 """Measures the predictions of a study, and keeps ``results.csv`` and ``answer.json``."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,19 @@ def measure_study(steps: Steps, say: Callable[[str], None]) -> list[Record]:
     """
     study = steps.study
     file = study.folder / RESULTS
-    runs = {(row.name, run.labelled, run.seed): (row, run) for row in study.rows for run in row.runs}
-    known = _known(study, runs.keys(), {*structures(steps.dataset[0])})
+    measured = read_results(study)
+    check_structures(measured, study, steps.dataset[0])
+    measured_runs = {(record.row, record.labelled, record.seed) for record in measured}
+    known = _known(study, measured, len(structures(steps.dataset[0])))
     records: list[Record] = []
-    for key, (row, run) in runs.items():
-        folder = steps.predictions(row, run)
+    for row, run in study.in_order():
+        key, folder = (row.name, run.labelled, run.seed), steps.predictions(row, run)
         if not folder.is_dir():
+            if key in measured_runs and key not in known:
+                raise ValueError(
+                    f"{folder} is gone, so it cannot be measured again, though nsd_tolerance or test_cases have "
+                    f"changed; restore it or these, or move {file} away"
+                )
             records += known.get(key, [])
         elif key in known and not _is_newer(folder, file):
             records += known[key]
@@ -54,22 +61,59 @@ def measure_study(steps: Steps, say: Callable[[str], None]) -> list[Record]:
     return records
 
 
-def _known(study: Study, runs: Any, names: set[str]) -> dict[tuple[str, int, int], list[Record]]:
-    """What has been measured already, by run."""
-    file, answered = study.folder / RESULTS, study.folder / ANSWER
+def read_results(study: Study) -> list[Record]:
+    """What has been measured in a study; nothing if there is no ``results.csv`` yet.
+
+    Raises:
+        ValueError: if the file cannot be read, is not of this study, or holds something twice.
+    """
+    file = study.folder / RESULTS
     if not file.is_file():
+        return []
+    runs = {(row.name, run.labelled, run.seed) for row, run in study.runs()}
+    records = read_records(file)
+    seen = set()
+    for record in records:
+        key = record.row, record.labelled, record.seed
+        run = f"row {record.row}, {record.labelled} labelled, seed {record.seed}"
+        what = f"{record.structure} of {record.case} in {run}"
+        if key not in runs or record.case not in study.test_cases:
+            raise ValueError(
+                f"{file} holds {what}, which is not in {study.folder / FILE}; move the file away, and measure again"
+            )
+        if (*key, record.case, record.structure) in seen:
+            raise ValueError(f"{file} holds {what} twice; move the file away, and measure again")
+        seen.add((*key, record.case, record.structure))
+    return records
+
+
+def check_structures(records: Iterable[Record], study: Study, description: Mapping[str, Any]) -> None:
+    """See that what has been measured are structures of the dataset.
+
+    Args:
+        records: of the study.
+        study: that they belong to.
+        description: the content of the raw dataset's dataset.json.
+
+    Raises:
+        ValueError: names a structure that is not.
+    """
+    if unknown := {record.structure for record in records}.difference(structures(description)):
+        raise ValueError(
+            f"{study.folder / RESULTS} has structure {min(unknown)}, which {study.dataset} has not; the results are of "
+            f"another dataset, move the file away, and measure again"
+        )
+
+
+def _known(study: Study, measured: Iterable[Record], num_structures: int) -> dict[tuple[str, int, int], list[Record]]:
+    """What has been measured already and need not be again, by run."""
+    answered = study.folder / ANSWER
+    if not answered.is_file() or read_json(answered).get(_TOLERANCE) != study.nsd_tolerance:
         return {}
     known: dict[tuple[str, int, int], list[Record]] = {}
-    for record in read_records(file):
-        key = record.row, record.labelled, record.seed
-        if key not in runs or record.case not in study.test_cases or record.structure not in names:
-            raise ValueError(
-                f"{file} holds {record.structure} of {record.case} in row {record.row}, {record.labelled} labelled, "
-                f"seed {record.seed}, which is not in {study.folder / FILE}; move the file away, and measure again"
-            )
-        known.setdefault(key, []).append(record)
-    same = answered.is_file() and read_json(answered).get(_TOLERANCE) == study.nsd_tolerance
-    return {key: of_run for key, of_run in known.items() if same and len(of_run) == len(study.test_cases) * len(names)}
+    for record in measured:
+        known.setdefault((record.row, record.labelled, record.seed), []).append(record)
+    return {key: of_run for key, of_run in known.items() if len(of_run) == len(study.test_cases) * num_structures}
 
 
 def _is_newer(folder: Path, file: Path) -> bool:

@@ -82,6 +82,23 @@ def scores(records: Iterable[Record], measure: str) -> Scores:
     }
 
 
+def seed_means(records: Iterable[Record], measure: str) -> dict[tuple[str, int], list[float]]:
+    """Mean of a measure over test cases for each seed, by row and number of labels."""
+    return {
+        run: [float(np.mean(list(cases.values()))) for _, cases in sorted(seeds.items())]
+        for run, seeds in scores(records, measure).items()
+    }
+
+
+def case_means(records: Iterable[Record], measure: str) -> dict[tuple[str, int], dict[str, float]]:
+    """Mean of a measure over seeds for each test case, by row and number of labels."""
+    found: dict[tuple[str, int], dict[str, float]] = {}
+    for run, seeds in scores(records, measure).items():
+        cases = sorted({case for of_seed in seeds.values() for case in of_seed})
+        found[run] = {case: float(np.mean([each[case] for each in seeds.values() if case in each])) for case in cases}
+    return found
+
+
 def paired(first: Mapping[int, Mapping[str, float]], *others: Mapping[int, Mapping[str, float]]) -> list[Floats]:
     """Scores per case, averaged over the seeds that all have, for the cases that are in all of them: (N,) each."""
     everything = (first, *others)

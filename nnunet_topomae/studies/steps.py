@@ -15,6 +15,7 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
 from nnunet_topomae.files import read_json
 from nnunet_topomae.nnunet.data.raw import read_dataset
 from nnunet_topomae.nnunet.data.splits import SPLITS as SPLIT_FILE
+from nnunet_topomae.nnunet.data.splits import read_splits
 from nnunet_topomae.nnunet.planning.plans import FINETUNING
 from nnunet_topomae.studies.definition import FILE, SPLITS, Row, Run, Study, predictions_folder
 
@@ -59,8 +60,12 @@ class Steps:
     def __init__(self, study: Study, device: str = "cuda", num_processes: int = 3):
         self.study, self.device, self.num_processes = study, device, num_processes
         self.results = Path(nnUNet_results) / study.dataset
-        self.preprocessed = Path(nnUNet_preprocessed) / study.dataset
         self._plans: dict[str, dict[str, Any]] = {}
+
+    @property
+    def preprocessed(self) -> Path:
+        """The folder of the plans and of the split."""
+        return Path(nnUNet_preprocessed) / self.study.dataset
 
     def check(self) -> None:
         """See that the study still is what it was when its runs were made.
@@ -70,25 +75,33 @@ class Steps:
         """
         where = self.study.folder / FILE
         ours, now = self.study.folder / SPLITS, self.preprocessed / SPLIT_FILE
-        splits = read_json(ours, list)
-        if not now.is_file() or read_json(now, list) != splits:
+        if not now.is_file() or read_json(now, list) != read_json(ours, list):
             raise ValueError(f"{now} is not the split of this study any more; copy {ours} there, or make a new study")
+        splits = read_splits(self.preprocessed)
         for fold, split in enumerate(splits):
-            if sorted(split["test"]) != sorted(self.study.test_cases):
+            if sorted(split.test) != sorted(self.study.test_cases):
                 raise ValueError(f"{where}: test_cases are not those of fold {fold} in {ours}; restore them")
-            used = {case for part in ("train", "val", "unlabelled") for case in split.get(part, [])}
-            if seen := used.intersection(self.study.test_cases):
+            if seen := {*split.train, *split.val, *split.unlabelled}.intersection(split.test):
                 raise ValueError(f"{ours}: {min(seen)} is a test case, and is trained or validated on in fold {fold}")
         for row, run in self.study.runs():
-            if run.fold >= len(splits) or len(splits[run.fold]["train"]) != run.labelled:
+            if run.fold >= len(splits) or len(splits[run.fold].train) != run.labelled:
                 raise ValueError(f"{where}: {row.name}: fold {run.fold} has not {run.labelled} labelled cases")
             self._check_plans(row, run)
             self._check_predictions(row, run)
 
     def plans(self, name: str) -> dict[str, Any]:
-        """The content of a plans file."""
+        """The content of a plans file.
+
+        Raises:
+            FileNotFoundError, ValueError: if it is missing, or has not the study's configuration.
+        """
         if name not in self._plans:
-            self._plans[name] = read_json(self.preprocessed / f"{name}.json")
+            file = self.preprocessed / f"{name}.json"
+            plans, wanted = read_json(file), self.study.configuration
+            configurations = plans.get("configurations")
+            if not isinstance(configurations, dict) or not isinstance(configurations.get(wanted), dict):
+                raise ValueError(f"{file} has no configuration {wanted}, which {self.study.folder / FILE} is about")
+            self._plans[name] = plans
         return self._plans[name]
 
     def _check_plans(self, row: Row, run: Run) -> None:
@@ -138,6 +151,14 @@ class Steps:
     def _output(self, trainer: str | None, plans: str) -> Path:
         return self.results / f"{trainer}__{plans}__{self.study.configuration}"
 
+    def pretraining_fold(self, row: Row, run: Run) -> Path:
+        """The folder of the pre-training that a run starts from, which other rows may start from, too."""
+        return self._output(row.pretrainer, self._pretraining(row, run)[1]) / f"fold_{_PRETRAINING_FOLD}"
+
+    def finetuning_fold(self, row: Row, run: Run) -> Path:
+        """The folder of the fine-tuning of a run."""
+        return self._output(row.finetuner, run.plans) / f"fold_{run.fold}"
+
     def predictions(self, row: Row, run: Run) -> Path:
         """The folder of the predicted test cases of a run."""
         return predictions_folder(self.study.folder, row.name, run.labelled, run.seed)
@@ -156,13 +177,18 @@ class Steps:
         _, cases = self.dataset
         if missing := set(self.study.test_cases).difference(cases):
             raise ValueError(f"{min(missing)} is a test case of {self.study.folder}, but not in {self.study.dataset}")
+        wanted = {
+            f"{case}_{channel:04d}{self.file_ending}": Path(file).resolve()
+            for case in self.study.test_cases
+            for channel, file in enumerate(cases[case]["images"])
+        }
         self.test_images.mkdir(exist_ok=True)
-        for case in self.study.test_cases:
-            for channel, file in enumerate(cases[case]["images"]):
-                link = self.test_images / f"{case}_{channel:04d}{self.file_ending}"
-                if not link.exists():
-                    link.unlink(missing_ok=True)  # one that leads nowhere
-                    link.symlink_to(Path(file).resolve())
+        for link in self.test_images.iterdir():
+            if link.is_symlink() and wanted.get(link.name) != link.resolve():
+                link.unlink()
+        for name, file in wanted.items():
+            if not (self.test_images / name).exists():
+                (self.test_images / name).symlink_to(file)
 
     def of_run(self, row: Row, run: Run) -> Iterator[Step]:
         """The steps of a run, in their order."""
@@ -170,8 +196,7 @@ class Steps:
         weights: tuple[str, ...] = ()
         if row.pretrainer:
             owner, plans = self._pretraining(row, run)
-            folder = self._output(row.pretrainer, plans) / f"fold_{_PRETRAINING_FOLD}"
-            weights = ("-pretrained_weights", str(folder / _FINAL))
+            weights = ("-pretrained_weights", str(self.pretraining_fold(row, run) / _FINAL))
             pretraining = f"{owner.name}_seed{run.seed}_pretraining"
             yield self._training(PRETRAIN, pretraining, row.pretrainer, plans, _PRETRAINING_FOLD, ())
         yield self._training(FINETUNE, f"{name}_finetuning", row.finetuner, run.plans, run.fold, weights)

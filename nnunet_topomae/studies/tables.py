@@ -6,7 +6,7 @@ import numpy as np
 
 from nnunet_topomae.studies.definition import Row, Run, Study
 from nnunet_topomae.studies.records import Record
-from nnunet_topomae.studies.statistics import Scores, comparisons, scores
+from nnunet_topomae.studies.statistics import comparisons, seed_means
 from nnunet_topomae.studies.steps import FINETUNE, PREDICT, PRETRAIN, Step, Steps
 
 _WAITING, _FAILED = "-", "failed"
@@ -38,7 +38,7 @@ def _by_seed(study: Study, state: Callable[[Row, Run], str]) -> Iterable[tuple[R
 
 def results_table(study: Study, records: Sequence[Record]) -> str:
     """Dice, HD95 and surface Dice of every row, and how its Dice differs from that of its baseline."""
-    by_measure = {measure: scores(records, measure) for measure in ("dice", "hd95", "nsd")}
+    by_measure = {measure: seed_means(records, measure) for measure in ("dice", "hd95", "nsd")}
     compared = {(each.row, each.labelled): each for each in comparisons(records, study.baselines, "dice")}
     lines = []
     for row in study.rows:
@@ -51,19 +51,18 @@ def results_table(study: Study, records: Sequence[Record]) -> str:
                 if found
                 else ["", "", ""]
             )
-            measured = [_mean_and_deviation(of_it, row.name, labelled) for of_it in by_measure.values()]
+            measured = [_mean_and_deviation(of_it.get((row.name, labelled), [])) for of_it in by_measure.values()]
             lines.append([row.title, f"{labelled}", f"{len(seeds)}", *measured, *against])
     nsd = f"NSD ({study.nsd_tolerance:g} mm)"
     return _table(["row", "labelled", "seeds", "Dice", "HD95, mm", nsd, "gain", "95 % interval", "p (Holm)"], lines)
 
 
-def _mean_and_deviation(of_measure: Scores, row: str, labelled: int) -> str:
-    """Mean over test cases, averaged over seeds, and the standard deviation over seeds if there are several."""
-    means = [np.mean(list(cases.values())) for cases in of_measure.get((row, labelled), {}).values()]
-    if not means:
+def _mean_and_deviation(seeds: Sequence[float]) -> str:
+    """Mean over seeds, and the standard deviation if there are several."""
+    if not seeds:
         return "-"
-    deviation = f" ± {np.std(means, ddof=1):.3f}" if len(means) > 1 else ""
-    return f"{np.mean(means):.3f}{deviation}"
+    deviation = f" ± {np.std(seeds, ddof=1):.3f}" if len(seeds) > 1 else ""
+    return f"{np.mean(seeds):.3f}{deviation}"
 
 
 def _table(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> str:

@@ -117,6 +117,11 @@ def test_a_second_residual_block_comes_after_the_first():
     torch.testing.assert_close(block(x), expected)
 
 
+def test_a_text_is_no_switch():
+    with pytest.raises(ValueError, match="separate_projections must be true or false, got 'no'"):
+        EPABlock((2, 3, 4), 8, 4, 2, separate_projections="no")
+
+
 def test_without_a_residual_block_an_epa_block_is_refused():
     with pytest.raises(ValueError, match="num_residual_blocks must be at least 1, got 0"):
         EPABlock((2, 3, 4), 8, 4, 2, num_residual_blocks=0)

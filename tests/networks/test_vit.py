@@ -119,8 +119,10 @@ def test_every_norm_has_the_epsilon_of_vit():
     [
         ({"crop_size": (8, 8, 15)}, "crop size (8, 8, 15) is not divisible by ViT patch size (4, 4, 4)"),
         ({"width": 25}, "ViT width 25 is not divisible by 2 heads"),
+        ({"local_start": "no"}, "local_start must be true or false, got 'no'"),
+        ({"local_start": 1}, "local_start must be true or false, got 1"),
     ],
 )
-def test_ill_sizes(kwargs, message):
+def test_ill_arguments(kwargs, message):
     with pytest.raises(ValueError, match=message.replace("(", r"\(").replace(")", r"\)")):
         _encoder(**kwargs)

@@ -307,11 +307,11 @@ SENTENCES = {  # what is wrong, and what the command says after "Error: "
     ),
     "a key is missing": (
         lambda _, study: _edit(study / "study.json", lambda s: s["rows"][0].pop("title")),
-        '{study}/study.json: "title" is missing; every row has one',
+        "{study}/study.json: rows[0].title is missing",
     ),
     "tolerance": (
         lambda _, study: _edit(study / "study.json", lambda s: s.update(nsd_tolerance=0)),
-        "{study}/study.json: nsd_tolerance must be a number of mm above 0, got 0",
+        "{study}/study.json: nsd_tolerance must be a number above 0, got 0",
     ),
     "another split": (
         lambda space, _: _edit(space.preprocessed / "splits_final.json", lambda s: s.pop()),

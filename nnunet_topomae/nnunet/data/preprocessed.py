@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.preprocessing.normalization.default_normalization_schemes import CTNormalization
@@ -148,6 +148,16 @@ class PlannedDataset:
         prefix = f"{self.folder.name}/"
         return [PrefixedCases(open_cases(folder, cases), prefix) for folder, cases in folders.items() if cases]
 
+    def preprocessing(self, configuration: str) -> dict[str, Any]:
+        """Everything in the plans that decides what preprocessed images look like, by the names that nnU-Net has."""
+        settings = self.plans.get_configuration(configuration).configuration
+        described = {key: settings[key] for key in _PREPROCESSING}
+        described["transpose_forward"] = self.plans.transpose_forward
+        if CTNormalization.__name__ in settings["normalization_schemes"]:
+            key = "foreground_intensity_properties_per_channel"
+            described[key] = getattr(self.plans, key)
+        return described
+
     def check_same_preprocessing(self, other: "PlannedDataset", configuration: str) -> None:
         """Make sure that images of both datasets were preprocessed alike.
 
@@ -164,7 +174,7 @@ class PlannedDataset:
 
     def preprocessing_difference(self, other: "PlannedDataset", configuration: str) -> str:
         """What differs first between the preprocessing of two plans, in words; empty if nothing does."""
-        own, others = ({**_preprocessing(d, configuration), "channels": d.num_channels} for d in (self, other))
+        own, others = ({**d.preprocessing(configuration), "channels": d.num_channels} for d in (self, other))
         different = (
             f"{key} is {others[key]} there, {value} here" for key, value in own.items() if others[key] != value
         )
@@ -176,16 +186,6 @@ def cases_in(folder: Path) -> list[str]:
     if not folder.is_dir() or not any(folder.glob("*.pkl")):
         return []
     return sorted(infer_dataset_class(str(folder)).get_identifiers(str(folder)))
-
-
-def _preprocessing(dataset: PlannedDataset, configuration: str) -> dict:
-    settings = dataset.plans.get_configuration(configuration).configuration
-    described = {key: settings[key] for key in _PREPROCESSING}
-    described["transpose_forward"] = dataset.plans.transpose_forward
-    if CTNormalization.__name__ in settings["normalization_schemes"]:
-        key = "foreground_intensity_properties_per_channel"
-        described[key] = getattr(dataset.plans, key)
-    return described
 
 
 def open_cases(folder: Path, cases: Sequence[str]) -> nnUNetBaseDataset:

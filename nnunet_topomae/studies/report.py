@@ -1,0 +1,196 @@
+"""What a study has measured, as tables and charts for a page (see ``reporting/page.py``)."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from nnunet_topomae.reporting.charts import Chart, Style, boxes, over_labels, styles
+from nnunet_topomae.reporting.page import Charts, Table, plain
+from nnunet_topomae.studies.definition import Row, Study
+from nnunet_topomae.studies.measures import MEASURES
+from nnunet_topomae.studies.records import Record
+from nnunet_topomae.studies.statistics import Comparison, Equivalent, case_means, seed_means
+
+_MAIN = "dice"  # which rows are compared by
+_NONE = "–"
+
+
+def styles_of(study: Study) -> dict[str, Style]:
+    """How each row is drawn, by its name."""
+    drawn = styles([row.name for row in study.rows])
+    return {row.name: drawn[row.name]._replace(label=row.title) for row in study.rows}
+
+
+def main_table(study: Study, records: Sequence[Record], compared: Iterable[Comparison]) -> Table:
+    """Mean Dice, deviation over seeds, difference from the baseline, interval and p-values: a line a row and count."""
+    found = {(each.row, each.labelled): each for each in compared}
+    name, means = MEASURES[_MAIN], seed_means(records, _MAIN)
+    rows = [
+        [row.title, str(labelled), *_mean_and_deviation(means[row.name, labelled]),
+         *_comparison(found.get((row.name, labelled)))]
+        for row, labelled in _in_order(study, means)
+    ]  # fmt: skip
+    return Table(
+        f"{name} of the test cases",
+        ["row", "labelled cases", "seeds", f"mean {name}", "sd over seeds", "difference from the baseline",
+         "95 % interval", "p, t-test", "p, Wilcoxon", "p, Holm"],
+        rows,
+        "Mean over cases of the mean over structures. The difference is paired over cases, with seeds averaged per "
+        "case. Holm: corrected for the number of comparisons.",
+    )  # fmt: skip
+
+
+def _mean_and_deviation(seeds: Sequence[float]) -> list[str]:
+    deviation = f"{np.std(seeds, ddof=1):.3f}" if len(seeds) > 1 else _NONE
+    return [str(len(seeds)), f"{np.mean(seeds):.3f}", deviation]
+
+
+def _comparison(each: Comparison | None) -> list[str]:
+    if each is None:
+        return [_NONE] * 5
+    interval = f"{each.low:+.3f} to {each.high:+.3f}"
+    return [f"{each.difference:+.3f}", interval, *map(_p, (each.t_p, each.wilcoxon_p, each.holm_p))]
+
+
+def _p(value: float) -> str:
+    if not math.isfinite(value):
+        return _NONE
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def measures_table(study: Study, records: Sequence[Record]) -> Table:
+    """Mean of every measure: a line a row and number of labelled cases."""
+    means = {name: found for name in MEASURES if (found := seed_means(records, name))}
+    keys = {key for found in means.values() for key in found}
+    rows = [
+        [row.title, str(labelled),
+         *(f"{np.mean(found[row.name, labelled]):.3g}" if (row.name, labelled) in found else _NONE
+           for found in means.values())]
+        for row, labelled in _in_order(study, keys)
+    ]  # fmt: skip
+    return Table(
+        "All measures",
+        ["row", "labelled cases", *(MEASURES[name] for name in means)],
+        rows,
+        "Means over seeds, cases and structures for which a measure is defined. Large Dice and surface Dice are good, "
+        "small distances and errors are good. Errors in components, loops and voids are those of the Betti numbers.",
+    )
+
+
+def structures_table(study: Study, records: Sequence[Record]) -> Table:
+    """Mean Dice of every structure on its own."""
+    by_structure = {
+        structure: seed_means([record for record in records if record.structure == structure], _MAIN)
+        for structure in sorted({record.structure for record in records})
+    }
+    keys = {key for found in by_structure.values() for key in found}
+    rows = [
+        [row.title, str(labelled),
+         *(f"{np.mean(found[row.name, labelled]):.3f}" if (row.name, labelled) in found else _NONE
+           for found in by_structure.values())]
+        for row, labelled in _in_order(study, keys)
+    ]  # fmt: skip
+    return Table(f"{MEASURES[_MAIN]} by structure", ["row", "labelled cases", *by_structure], rows)
+
+
+def _in_order(study: Study, keys: Iterable[tuple[str, int]]) -> list[tuple[Row, int]]:
+    """Rows and numbers of labelled cases in the order of the study's rows, then of the numbers."""
+    there = set(keys)
+    return [(row, n) for row in study.rows for n in sorted(study.label_counts) if (row.name, n) in there]
+
+
+def labels_saved(study: Study, equivalents: Iterable[Equivalent]) -> list[str]:
+    """How many labels from scratch each row is worth, as sentences; none where the curve does not reach it."""
+    return [
+        f"{study.titles[each.row]} with {each.labelled} labelled cases does as well as the baseline with about "
+        f"{each.equivalent:.3g}{_interval(each)}."
+        for each in equivalents
+        if math.isfinite(each.equivalent)
+    ]
+
+
+def _interval(each: Equivalent) -> str:
+    high = f"{each.high:.3g}" if math.isfinite(each.high) else "more than were tried"
+    return f" (95 % interval {each.low:.3g} to {high})"
+
+
+def curves(study: Study, records: Sequence[Record]) -> Charts:
+    """Dice, surface Dice and HD95 over the number of labelled cases."""
+    charts = [chart for name in (_MAIN, "nsd", "hd95") if (chart := _curve(study, records, name))]
+    return Charts("Over the number of labelled cases", charts, list(styles_of(study).values()), "Small dots are seeds.")
+
+
+def _curve(study: Study, records: Sequence[Record], measure: str) -> Chart | None:
+    points: dict[str, dict[int, list[float]]] = defaultdict(dict)
+    for (row, labelled), seeds in seed_means(records, measure).items():
+        points[row][labelled] = seeds
+    drawn = {style: points[row] for row, style in styles_of(study).items() if row in points}
+    return over_labels(MEASURES[measure], drawn) if drawn else None
+
+
+def box_plots(study: Study, records: Sequence[Record]) -> Charts:
+    """The test cases of every row: a chart for each number of labelled cases."""
+    values, drawn = case_means(records, _MAIN), styles_of(study)
+    charts = [
+        boxes(
+            f"{labelled} labelled cases",
+            MEASURES[_MAIN],
+            {style: list(values[row, labelled].values()) for row, style in drawn.items() if (row, labelled) in values},
+        )
+        for labelled in sorted({labelled for _, labelled in values})
+    ]
+    return Charts("Over the test cases", charts, note="A dot is a test case, its seeds averaged.")
+
+
+def settings_table(study: Study) -> Table:
+    """Settings side by side, of which at least one row has another value."""
+    lines = {
+        "pre-trained by": [row.pretrainer or "not pre-trained" for row in study.rows],
+        "fine-tuned by": [row.finetuner for row in study.rows],
+    }
+    for key in dict.fromkeys(key for row in study.rows for key in row.differs):
+        lines[key] = [plain(row.differs[key]) if key in row.differs else _NONE for row in study.rows]
+    return Table("Settings that differ", ["setting", *(row.title for row in study.rows)],
+                 [[key, *values] for key, values in lines.items() if len(set(values)) > 1])  # fmt: skip
+
+
+class Shown(NamedTuple):
+    """Test cases to show.
+
+    Attributes:
+        cases: names by what they are: best, median, worst.
+        labelled: number of labelled cases of the runs that are shown.
+        rows: whose predictions are shown, the baselines first.
+        seed: of these runs.
+        dice: by row and case.
+    """
+
+    cases: Mapping[str, str]
+    labelled: int
+    rows: Sequence[Row]
+    seed: int
+    dice: Mapping[tuple[str, str], float]
+
+
+def chosen_cases(study: Study, records: Sequence[Record]) -> Shown | None:
+    """The best, median and worst case of the best row with the fewest labelled cases, where pre-training matters most.
+
+    None if there are no results.
+    """
+    means = case_means(records, _MAIN)
+    if not means:
+        return None
+    labelled = min(labelled for _, labelled in means)
+    there = {row.name: row for row in study.rows if (row.name, labelled) in means}
+    others = [row for row in there.values() if not row.baseline] or list(there.values())
+    best = max(others, key=lambda row: float(np.mean(list(means[row.name, labelled].values()))))
+    of_best = means[best.name, labelled]
+    ranked = sorted(of_best, key=lambda case: of_best[case])
+    kinds = {"best": ranked[-1], "median": ranked[len(ranked) // 2], "worst": ranked[0]}
+    rows = [*(row for row in there.values() if row.baseline and row != best), best]
+    seed = min(record.seed for record in records if (record.row, record.labelled) == (best.name, labelled))
+    dice = {(row.name, case): value for row in rows for case, value in means[row.name, labelled].items()}
+    return Shown(kinds, labelled, rows, seed, dice)
