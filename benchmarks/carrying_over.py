@@ -96,9 +96,7 @@ def main() -> None:
             fresh = skills(trainer, options.batches)
             trainer.task.load_state_dict(read_checkpoint(adapted)[WEIGHTS])
             carried = skills(trainer, options.batches)
-        lines += [
-            f"{name:<28}{branch:<10}{fresh[branch]:>10.3f}{value:>10.3f}" for branch, value in carried.items()
-        ]
+        lines += [f"{name:<28}{branch:<10}{fresh[branch]:>10.3f}{value:>10.3f}" for branch, value in carried.items()]
     (folder / f"{_VARIANT}.json").unlink()
     print(f"\n{'plans':<28}{'branch':<10}{'fresh':>10}{'carried':>10}", *lines, sep="\n")
 
