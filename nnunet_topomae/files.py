@@ -1,8 +1,10 @@
 """Reading and writing files so that none is ever half-written."""
 
+import fcntl
 import json
 import os
 import re
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -44,8 +46,7 @@ def write_file(file: Path, write: Callable[[BinaryIO], object]) -> None:
 def keep_as(file: Path, older: Path) -> None:
     """Give a file a second name, which stays with its present content when the file is replaced; costs no copy.
 
-    ``older`` is replaced, and at no moment is there a time without ``file``. Where the disk knows no hard links, nothing
-    happens.
+    ``older`` is replaced, and ``file`` is there all the time. Where the disk knows no hard links, nothing happens.
     """
     temporary = _temporary(older)
     temporary.unlink(missing_ok=True)
@@ -65,6 +66,31 @@ def remove_leftovers(folder: Path) -> list[Path]:
     for file in leftovers:
         file.unlink()
     return leftovers
+
+
+def lock(file: Path) -> BinaryIO:
+    """Keep other processes, also on other machines, from locking a file until this one closes it or ends.
+
+    It is a POSIX lock: one of a process that was killed is gone at once, also if processes that it had started go on.
+
+    Returns:
+        The open file, to be kept.
+
+    Raises:
+        ValueError: if another process holds it; says which.
+    """
+    stream = file.open("a+b")
+    try:
+        fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        stream.seek(0)
+        holder = stream.read().decode(errors="replace")
+        stream.close()
+        raise ValueError(f"{file.parent} is in use by {holder or 'another process'}; wait for it, or end it") from error
+    stream.truncate(0)
+    stream.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+    stream.flush()
+    return stream
 
 
 def _temporary(file: Path) -> Path:

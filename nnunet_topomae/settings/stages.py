@@ -39,6 +39,16 @@ class StageConfig:
         "seed of initial weights, crops, masks and dropout",
         "nnU-Net's split seed",
     )
+    save_every: int | None = setting(
+        None,
+        Number(1, integer=True, optional=True),
+        "epochs between two writes of checkpoint_latest.pth; null: every epoch if writing takes under 2 % of the time, "
+        "else as often as that allows",
+        "ours; nnU-Net: 50",
+    )
+    timeout: float = setting(
+        300, Number(0, low_open=True), "seconds after which a run stops because the disk gives no batch", "ours"
+    )
 
 
 @dataclass(frozen=True)

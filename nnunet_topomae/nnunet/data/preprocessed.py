@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+import blosc2
+import numpy as np
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.preprocessing.normalization.default_normalization_schemes import CTNormalization
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nnUNetBaseDataset
@@ -40,6 +42,10 @@ class JoinedCases:
         """What ``load_case`` of nnU-Net's dataset returns for that case."""
         return self._part[case].load_case(case)
 
+    def load_image(self, case: str) -> Any:
+        """See :func:`load_image`."""
+        return load_image(self._part[case], case)
+
 
 class PrefixedCases:
     """Preprocessed cases of one folder under longer names, so that cases of several datasets stay distinct."""
@@ -53,8 +59,32 @@ class PrefixedCases:
         """What ``load_case`` of nnU-Net's dataset returns for that case."""
         return self._cases.load_case(case.removeprefix(self._prefix))
 
+    def load_image(self, case: str) -> Any:
+        """See :func:`load_image`."""
+        return load_image(self._cases, case.removeprefix(self._prefix))
+
 
 Cases: TypeAlias = nnUNetBaseDataset | JoinedCases | PrefixedCases
+
+
+def load_image(cases: Cases, case: str) -> Any:
+    """The image of a preprocessed case, an array (C, D, H, W) of which only what is sliced is read.
+
+    nnU-Net's ``load_case`` would also unpickle the properties of the case, which can run code.
+    """
+    return (
+        _open_image(Path(cases.source_folder), case) if isinstance(cases, nnUNetBaseDataset) else cases.load_image(case)
+    )
+
+
+def _open_image(folder: Path, case: str) -> Any:
+    if (file := folder / f"{case}.b2nd").is_file():
+        return blosc2.open(urlpath=str(file), mode="r", dparams={"nthreads": 1}, mmap_mode="r")
+    if (file := folder / f"{case}.npy").is_file():
+        return np.load(file, mmap_mode="r")
+    if (file := folder / f"{case}.npz").is_file():
+        return np.load(file)["data"]
+    raise FileNotFoundError(f"there is no image of it in {folder}")
 
 
 @dataclass(frozen=True)

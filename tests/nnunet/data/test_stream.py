@@ -6,19 +6,19 @@ import torch
 
 from nnunet_topomae.methods.topomae.keypoints import crop_keypoints
 from nnunet_topomae.methods.topomae.views import KeypointViews
-from nnunet_topomae.nnunet.data.stream import CaseImages, ItemStream, StreamSampler, check_finite, endless_batches
+from nnunet_topomae.nnunet.data.stream import Batches, CaseImages, ItemStream, StreamSampler, check_finite
 
 
 class Cases:
-    """Stands in for nnU-Net's dataset; reading a label is an error."""
+    """Stands in for preprocessed cases; reading a label is an error."""
 
     source_folder = "folder"
 
     def __init__(self, **volumes):
         self.volumes, self.identifiers = volumes, list(volumes)
 
-    def load_case(self, case):
-        return self.volumes[case], None, None, None
+    def load_image(self, case):
+        return self.volumes[case]
 
 
 def ramp(shape):
@@ -77,7 +77,7 @@ def test_stream_goes_on_where_it_was_left_and_is_shared_by_processes():
 def test_batches_do_not_depend_on_the_number_of_processes(monkeypatch, workers):
     monkeypatch.setenv("nnUNet_n_proc_DA", workers)
     dataset = crops(Cases(a=ramp((8, 9, 10))), mirror=True)
-    batch = next(iter(endless_batches(dataset, StreamSampler(4), 2, pin_memory=False)))
+    batch = next(Batches(dataset, StreamSampler(4), 2))
     assert torch.equal(batch["crop"], torch.stack([dataset[4]["crop"], dataset[5]["crop"]]))
     assert batch["mask"].shape == (2, 2, 2, 2)
 

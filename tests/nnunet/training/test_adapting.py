@@ -26,7 +26,7 @@ def larger(workspace, pretrained, tmp_path_factory):
     return plans, file
 
 
-def test_fine_tuning_starts_from_a_carried_checkpoint(workspace, larger, monkeypatch):
+def test_fine_tuning_starts_from_a_carried_checkpoint(workspace, larger):
     plans, file = larger
     monkeypatch.setattr(sys, "argv", ["nnUNetv2_train", "998", "-pretrained_weights", str(file)])
     trainer = workspace.trainer("FusedFinetuneTrainer", plans)
@@ -37,7 +37,7 @@ def test_fine_tuning_starts_from_a_carried_checkpoint(workspace, larger, monkeyp
         assert torch.equal(trainer.network.state_dict()[name], carried["network_weights"][name])
 
 
-def test_pretraining_goes_on_from_a_carried_checkpoint(workspace, larger, monkeypatch):
+def test_pretraining_goes_on_from_a_carried_checkpoint(workspace, larger):
     plans, file = larger
     monkeypatch.setattr(sys, "argv", ["nnUNetv2_train", "998", "-pretrained_weights", str(file)])
     trainer = workspace.trainer("TopoMAEPretrainer", plans)

@@ -1,0 +1,35 @@
+"""Stopping a training from outside, so that nothing is lost: the signals that schedulers send before they kill."""
+
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+
+STOPPED = os.EX_TEMPFAIL  # exit status 75: a training that was asked to stop, and can go on with --c
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # of kill, and what SLURM sends with --signal=USR1@60
+
+
+class StopRequest:
+    """Whether this process was asked to stop, by SIGTERM or SIGUSR1.
+
+    Attributes:
+        training: whether steps are being made, after each of which someone looks at ``name``. Otherwise there is nothing
+            that would be lost, and a signal ends the process at once, with the exit status ``STOPPED``.
+        name: of the signal; None if there was none.
+    """
+
+    def __init__(self) -> None:
+        self.training = False
+        self.name: str | None = None
+
+    def listen(self) -> None:
+        """Take the signals from now on; in the main thread only, as Python has it."""
+        if threading.current_thread() is threading.main_thread():
+            for number in _SIGNALS:
+                signal.signal(number, self._note)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self.name = signal.Signals(number).name
+        if not self.training:
+            sys.exit(STOPPED)
