@@ -72,9 +72,9 @@ def load_image(cases: Cases, case: str) -> Any:
 
     nnU-Net's ``load_case`` would also unpickle the properties of the case, which can run code.
     """
-    return (
-        _open_image(Path(cases.source_folder), case) if isinstance(cases, nnUNetBaseDataset) else cases.load_image(case)
-    )
+    if isinstance(cases, nnUNetBaseDataset):
+        return _open_image(Path(cases.source_folder), case)
+    return cases.load_image(case)
 
 
 def _open_image(folder: Path, case: str) -> Any:

@@ -1,4 +1,4 @@
-"""The endless streams of items and batches that both stages draw from the cases, so that a run can be repeated exactly."""
+"""The endless streams that both stages draw from the cases, so that a run can be repeated exactly."""
 
 import atexit
 import os
@@ -238,9 +238,10 @@ class Batches(Iterator[dict]):
         reading = [index for pid, index in self._now.tolist() if index >= 0 and pid in pids]
         cases = sorted({case for index in reading for case in self._stream.cases_of(index)})
         what = f"died ({said.splitlines()[0].rstrip('. ')})" if dead else f"did not answer for {self._timeout:g} s"
+        reads = f" while it read case {' or '.join(cases)}" if cases else ""
         return ValueError(
-            f"a process that prepares batches {what}{' while it read case ' if cases else ''}{' or '.join(cases)}; look "
-            f"at the disk, at the memory and at this case, then go on with --c"
+            f"a process that prepares batches {what}{reads}; look at the disk, at the memory and at this case, then go "
+            f"on with --c"
         )
 
 

@@ -14,8 +14,8 @@ class StopRequest:
     """Whether this process was asked to stop, by SIGTERM or SIGUSR1.
 
     Attributes:
-        training: whether steps are being made, after each of which someone looks at ``name``. Otherwise there is nothing
-            that would be lost, and a signal ends the process at once, with the exit status ``STOPPED``.
+        training: whether steps are being made, after each of which someone looks at ``name``. Otherwise nothing is
+            lost if it ends, and a signal ends the process at once, with the exit status ``STOPPED``.
         name: of the signal; None if there was none.
     """
 

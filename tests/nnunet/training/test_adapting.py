@@ -1,6 +1,5 @@
 import json
 import shutil
-import sys
 
 import pytest
 import torch
@@ -28,7 +27,6 @@ def larger(workspace, pretrained, tmp_path_factory):
 
 def test_fine_tuning_starts_from_a_carried_checkpoint(workspace, larger):
     plans, file = larger
-    monkeypatch.setattr(sys, "argv", ["nnUNetv2_train", "998", "-pretrained_weights", str(file)])
     trainer = workspace.trainer("FusedFinetuneTrainer", plans)
     maybe_load_checkpoint(trainer, False, False, str(file))
     carried = read_checkpoint(file)
@@ -39,7 +37,6 @@ def test_fine_tuning_starts_from_a_carried_checkpoint(workspace, larger):
 
 def test_pretraining_goes_on_from_a_carried_checkpoint(workspace, larger):
     plans, file = larger
-    monkeypatch.setattr(sys, "argv", ["nnUNetv2_train", "998", "-pretrained_weights", str(file)])
     trainer = workspace.trainer("TopoMAEPretrainer", plans)
     maybe_load_checkpoint(trainer, False, False, str(file))
     weights = read_checkpoint(file)["network_weights"]
