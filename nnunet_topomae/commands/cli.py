@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,12 +26,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: of the command line; None for those that Python was started with.
 
     Raises:
-        ValueError, RuntimeError, FileNotFoundError, AssertionError: such an error itself, with ``--traceback``.
+        ValueError, RuntimeError, OSError, AssertionError: such an error itself, with ``--traceback``.
     """
     options = build_parser().parse_args(arguments)
     try:
         options.run(options)
-    except (ValueError, RuntimeError, FileNotFoundError, AssertionError) as error:  # the last two are nnU-Net's, too
+    except (ValueError, RuntimeError, OSError, AssertionError) as error:  # the last two are nnU-Net's, too
         if options.traceback:
             raise
         _say(f"Error: {error}", file=sys.stderr)
@@ -76,6 +77,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     adapt.add_argument("-o", type=Path, required=True, metavar="OUT.pth", help="the file to write")
     adapt.set_defaults(run=_adapt)
+
+    inspect_ = commands.add_parser(
+        "inspect", help="say what is in a checkpoint, plans or zip without running any of it"
+    )
+    inspect_.add_argument("file", type=Path, metavar="FILE", help="the file, or a folder that export wrote")
+    inspect_.set_defaults(run=_inspect)
+
+    export = commands.add_parser("export", help="write the weights of a checkpoint as safetensors, with a card")
+    export.add_argument("checkpoint", type=Path, metavar="FILE", help="a checkpoint")
+    export.add_argument("-o", type=Path, required=True, metavar="DIR", help="the folder to write")
+    export.set_defaults(run=_export)
 
     demo = commands.add_parser("demo", help="try all commands on a made-up dataset (about 8 minutes on 2 CPU cores)")
     demo.add_argument("--keep", type=Path, metavar="FOLDER", help="keep data, pictures and results in FOLDER")
@@ -356,7 +368,20 @@ def _adapt(options: argparse.Namespace) -> None:
         )
     dataset = PlannedDataset.of(options.d, options.p)
     _say(adapting.adapt(options.checkpoint, checkpoint, trainer, dataset, options.c, options.o))
-    _say(f"Written: {options.o}; pass it to nnUNetv2_train with -pretrained_weights")
+    _say(f"Written: {options.o}; pass it to nnUNetv2_train with -pretrained_weights {shlex.quote(str(options.o))}")
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from nnunet_topomae.nnunet.weights.inspecting import inspect_file
+
+    for name, value in inspect_file(options.file):
+        _say(f"{name}: {value}")
+
+
+def _export(options: argparse.Namespace) -> None:
+    from nnunet_topomae.nnunet.weights.exporting import export
+
+    _say(f"Written: {export(options.checkpoint, options.o)}; nnUNetv2_topomae adapt reads it back")
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -375,6 +400,7 @@ def _check_configurations(names: Sequence[str]) -> None:
 def _print_next_commands(
     planner: "type[PretrainingPlanner]", dataset_id: int, configuration: str, plans_name: str, preprocessed: bool
 ) -> None:
+    plans_name = shlex.quote(plans_name)
     train = f"nnUNetv2_train {dataset_id} {configuration} 0 -p {plans_name} -tr"
     commands = [
         'export nnUNet_extTrainer="$(nnUNetv2_topomae trainers)"',
