@@ -1,0 +1,208 @@
+"""Runs that are stopped, killed or fed with failing data: nothing is lost, and what happened is said."""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from nnunetv2.run.run_training import maybe_load_checkpoint
+
+from nnunet_topomae.nnunet.training.stage import NotFiniteError
+from nnunet_topomae.nnunet.weights.checkpoints import read_checkpoint
+from workspace import truncate
+
+STAGES = ["TopoMAEPretrainer", "FusedFinetuneTrainer"]
+
+
+@pytest.fixture(autouse=True)
+def _signals():
+    """Leaves the handlers of signals as they were."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def _train(workspace, name, plans, stop_at=None, by=signal.SIGTERM):
+    """Train from the start, and ask to stop in a step of a given number."""
+    trainer = workspace.trainer(name, plans)
+    steps, step = [], trainer.step
+
+    def counted(batch):
+        steps.append(batch)
+        if len(steps) == stop_at:
+            os.kill(os.getpid(), by)
+        return step(batch)
+
+    trainer.step = counted
+    if stop_at is None:
+        trainer.run_training()
+    else:
+        with pytest.raises(SystemExit) as ended:
+            trainer.run_training()
+        assert ended.value.code == os.EX_TEMPFAIL
+        assert len(steps) == stop_at, "the step is finished and no other is begun"
+    return trainer
+
+
+def _go_on(workspace, name, plans):
+    trainer = workspace.trainer(name, plans, continue_training=True)
+    maybe_load_checkpoint(trainer, continue_training=True, validation_only=False)
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(workspace, pretrained):
+    """Final weights of both stages."""
+
+    def scratch(configuration):
+        configuration["finetuning"]["from_scratch"] = True
+
+    plans = workspace.write_plans("Uninterrupted", scratch)
+    return {name: _train(workspace, name, plans).module.state_dict() for name in STAGES}
+
+
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("name", STAGES)
+def test_a_run_that_was_asked_to_stop_within_an_epoch_ends_as_one_that_was_not(workspace, uninterrupted, name, by):
+    plans = workspace.write_plans(f"Stopped{by}", like="Uninterrupted")
+    _train(workspace, name, plans, stop_at=3, by=by)
+    trainer = _go_on(workspace, name, plans)
+    assert trainer.current_epoch == 1
+    trainer.run_training()
+    for key, tensor in trainer.module.state_dict().items():
+        assert torch.equal(tensor, uninterrupted[name][key]), key
+    losses = trainer.logger.get_value("train_losses", step=None)
+    assert len(losses) == 3
+    assert np.isfinite(losses).all()
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_the_newest_checkpoint_that_is_whole_is_gone_on_from(workspace, uninterrupted, name, capsys):
+    plans = workspace.write_plans("Newest", like="Uninterrupted")
+    _train(workspace, name, plans, stop_at=5)
+    latest = workspace.checkpoint(name, plans, name="latest")
+    previous, best = latest.with_name("checkpoint_previous.pth"), latest.with_name("checkpoint_best.pth")
+    assert read_checkpoint(previous)["current_epoch"] == 2, "every epoch was saved"
+    for file, seconds in ((best, 1), (previous, 2), (latest, 3)):
+        os.utime(file, (seconds, seconds))
+    truncate(latest)
+    trainer = _go_on(workspace, name, plans)
+    said = capsys.readouterr().out
+    assert f"WARNING: {latest} is damaged, truncated or no checkpoint" in said
+    assert f"Going on from {previous}" in said
+    trainer.run_training()
+    for key, tensor in trainer.module.state_dict().items():
+        assert torch.equal(tensor, uninterrupted[name][key]), key
+    assert not previous.exists()
+
+
+def _failing(trainer, numbers):
+    """Let steps of some numbers have a loss that is NaN."""
+    step, made = trainer.step, []
+
+    def failing(batch):
+        made.append(batch)
+        if len(made) in numbers:
+            raise NotFiniteError("the loss is nan", {"total": float("nan")})
+        return step(batch)
+
+    trainer.step = failing
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_step_whose_loss_is_nan_is_not_made_but_noted(workspace, pretrained, name):
+    plans = workspace.write_plans("NaNStep", like="Uninterrupted")
+    trainer = workspace.trainer(name, plans)
+    _failing(trainer, {3, 4})
+    trainer.run_training()
+    file = workspace.checkpoint(name, plans).with_name("skipped_steps.jsonl")
+    noted = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [(each["epoch"], each["step"]) for each in noted] == [(1, 0), (1, 1)]
+    assert all(len(each["cases"]) == 2 for each in noted)
+    losses = trainer.logger.get_value("train_losses", step=None)
+    assert np.isfinite(losses).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_ten_such_steps_in_a_row_end_the_run(workspace, pretrained, name):
+    def longer(configuration):
+        for block in ("pretraining", "finetuning"):
+            configuration[block]["num_iterations_per_epoch"] = 12
+
+    trainer = workspace.trainer(name, workspace.write_plans("TenNaN", longer, like="Uninterrupted"))
+    _failing(trainer, set(range(2, 99)))
+    with pytest.raises(ValueError, match=r"10 steps in a row could not be made, see .*skipped_steps\.jsonl"):
+        trainer.run_training()
+
+
+def test_the_loss_of_fine_tuning_is_looked_at_before_the_step(workspace, pretrained):
+    trainer = workspace.trainer("FusedFinetuneTrainer", workspace.write_plans("NaNLoss", like="Uninterrupted"))
+    trainer.on_train_start()
+    batch = next(trainer.dataloader_train)
+    before = {name: tensor.clone() for name, tensor in trainer.module.state_dict().items()}
+    batch["data"][:] = torch.nan
+    assert trainer.train_step(batch) == {}
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.module.state_dict().items())
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_fold_is_trained_by_one_process_at_a_time(workspace, pretrained, name):
+    plans = workspace.write_plans("Locked", like="Uninterrupted")
+    trainer = workspace.trainer(name, plans)
+    file = workspace.checkpoint(name, plans).with_name(".lock")
+    code = (
+        f"import sys\nfrom pathlib import Path\nfrom nnunet_topomae.files import lock\n"
+        f"kept = lock(Path({str(file)!r}))\nprint('locked', flush=True)\nsys.stdin.read()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"locked\n"
+        with pytest.raises(ValueError, match=rf"fold_0 is in use by process {other.pid} on "):
+            trainer.on_train_start()
+        other.kill()
+    with file.open("ab") as stream:
+        fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_case_that_cannot_be_read_is_named_and_can_be_left_out(workspace, pretrained, no_split, name):
+    plans = workspace.write_plans("Unreadable", like="Uninterrupted")
+    _train(workspace, name, plans, stop_at=3)
+    folder = workspace.preprocessed / workspace.plans()["configurations"]["3d_fullres"]["data_identifier"]
+    case = json.loads(no_split.read_text())[0]["train"][0]
+    files = {file: file.read_bytes() for file in folder.glob(f"{case}*")}
+    try:
+        truncate(folder / f"{case}.b2nd")
+        with pytest.raises(ValueError, match=f"case {case} in .* cannot be read"):
+            _go_on(workspace, name, plans).run_training()
+        for file in files:
+            file.unlink()
+        trainer = _go_on(workspace, name, plans)
+        trainer.run_training()
+        assert case not in trainer.get_tr_and_val_datasets()[0].identifiers
+        with pytest.raises(ValueError, match="holds 4 preprocessed cases, but the dataset has 5; preprocess it"):
+            workspace.trainer(name, plans).initialize()
+    finally:
+        for file, content in files.items():
+            file.write_bytes(content)
+
+
+def test_left_over_temporary_files_are_removed(workspace, pretrained):
+    plans = workspace.write_plans("LeftOver", like="Uninterrupted")
+    trainer = workspace.trainer("TopoMAEPretrainer", plans)
+    leftover = workspace.checkpoint("TopoMAEPretrainer", plans).with_name(".checkpoint_latest.pth.4711")
+    leftover.write_bytes(b"half")
+    trainer.on_train_start()
+    assert not leftover.exists()
+
+
+def test_the_progress_that_cannot_be_drawn_does_not_end_a_training(workspace, pretrained, capsys):
+    trainer = workspace.trainer("TopoMAEPretrainer", workspace.write_plans("NoPicture", like="Uninterrupted"))
+    workspace.checkpoint("TopoMAEPretrainer", "NoPicture").with_name("progress.png").mkdir()
+    trainer.run_training()
+    assert "WARNING" in capsys.readouterr().out
