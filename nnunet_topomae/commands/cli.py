@@ -81,7 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
     inspect_ = commands.add_parser(
         "inspect", help="say what is in a checkpoint, plans or zip without running any of it"
     )
-    inspect_.add_argument("file", type=Path, metavar="FILE", help="the file, or a folder that export wrote")
+    inspect_.add_argument("file", type=Path, metavar="FILE", help="checkpoint, plans, zip, or folder of export")
     inspect_.set_defaults(run=_inspect)
 
     export = commands.add_parser("export", help="write the weights of a checkpoint as safetensors, with a card")

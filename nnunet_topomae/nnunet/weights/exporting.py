@@ -43,8 +43,8 @@ Weights that [nnunet_topomae](https://pypi.org/project/nnunet-topomae/) {version
 
 Names of cases are left out; their SHA-256 is in `{card}`, so whoever has the names can tell what was trained on.
 
-Licence: the weights are under the licence of the images that they were trained on, which is not known here. The package is
-under Apache-2.0.
+Licence: the weights are under the licence of the images that they were trained on, which is not known here. The package
+is under Apache-2.0.
 """
 
 
