@@ -114,7 +114,7 @@ def test_bytes_that_have_changed_are_noticed(tmp_path):
     content = bytearray(file.read_bytes())
     content[200_000:200_064] = bytes(byte ^ 255 for byte in content[200_000:200_064])
     file.write_bytes(content)
-    with pytest.raises(ValueError, match=r"checkpoint\.pth is damaged, .*: bytes have changed in checkpoint/data/0$"):
+    with pytest.raises(ValueError, match=r"checkpoint\.pth is damaged, .*: bytes have changed in archive/data/0$"):
         read_checkpoint(file)
 
 
