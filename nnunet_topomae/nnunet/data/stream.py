@@ -200,7 +200,7 @@ class Batches(Iterator[dict]):
         self._stream, self._timeout = stream, timeout
         self._now = torch.full((max(workers, 1), 2), -1, dtype=torch.int64).share_memory_()
         loader = DataLoader(
-            _Watched(stream, self._now),  # type: ignore[arg-type]
+            _Watched(stream, self._now),
             batch_size=batch_size,
             sampler=sampler,
             num_workers=workers,

@@ -85,7 +85,8 @@ def _named_on_command_line(parent: type) -> bool:
 
 
 def _derived(parent: type) -> Iterator[type]:
-    for child in parent.__subclasses__():
+    children: list[type] = parent.__subclasses__()
+    for child in children:
         yield child
         yield from _derived(child)
 

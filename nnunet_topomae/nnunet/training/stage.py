@@ -78,6 +78,7 @@ class StageTrainer(nnUNetTrainer, ABC):
     """
 
     block: str
+    current_epoch: int
     needs_labels: ClassVar[bool] = True
     config_class: ClassVar[type[StageConfig]]
     betas = (0.9, 0.999)

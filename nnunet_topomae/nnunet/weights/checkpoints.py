@@ -16,7 +16,7 @@ WEIGHTS = "network_weights"  # nnU-Net's key
 UNTRAINED = "untrained_parameters"  # names, written by pre-training
 DRAWN_FROM = "drawn_from"  # names of the cases, written by pre-training
 FIXED = "fixed_parameters"  # those of them whose first values are meant to stay
-_NUMPY_SCALAR = type(np.float64(0)).__reduce__(np.float64(0))[0]  # of a module that NumPy 2 has renamed
+_NUMPY_SCALAR = np.float64(0).__reduce__()[0]  # of a module that NumPy 2 has renamed
 _PLAIN: list[Any] = [  # of checkpoints of nnU-Net's own trainers; none of it runs code from a file
     (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),
     (_NUMPY_SCALAR, "numpy._core.multiarray.scalar"),

@@ -94,4 +94,4 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _list(value: Any) -> list:
-    return value if isinstance(value, list | tuple) else []
+    return list(value) if isinstance(value, list | tuple) else []
