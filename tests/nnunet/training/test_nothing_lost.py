@@ -56,17 +56,22 @@ def _go_on(workspace, name, plans):
     return trainer
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(workspace, pretrained):
-    """Final weights of both stages."""
+@pytest.fixture(scope="module", autouse=True)
+def plans_of_all(workspace):
+    """Plans that all others here are copies of."""
 
     def scratch(configuration):
         configuration["finetuning"]["from_scratch"] = True
         for block in ("pretraining", "finetuning"):
             configuration[block]["save_every"] = 1
 
-    plans = workspace.write_plans("Uninterrupted", scratch)
-    return {name: _train(workspace, name, plans).module.state_dict() for name in STAGES}
+    return workspace.write_plans("Uninterrupted", scratch)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(workspace, plans_of_all):
+    """Final weights of both stages."""
+    return {name: _train(workspace, name, plans_of_all).module.state_dict() for name in STAGES}
 
 
 @pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGUSR1])
@@ -118,7 +123,7 @@ def _failing(trainer, numbers):
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_a_step_whose_loss_is_nan_is_not_made_but_noted(workspace, pretrained, name):
+def test_a_step_whose_loss_is_nan_is_not_made_but_noted(workspace, name):
     plans = workspace.write_plans("NaNStep", like="Uninterrupted")
     trainer = workspace.trainer(name, plans)
     _failing(trainer, {3, 4})
@@ -132,7 +137,7 @@ def test_a_step_whose_loss_is_nan_is_not_made_but_noted(workspace, pretrained, n
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_ten_such_steps_in_a_row_end_the_run(workspace, pretrained, name):
+def test_ten_such_steps_in_a_row_end_the_run(workspace, name):
     def longer(configuration):
         for block in ("pretraining", "finetuning"):
             configuration[block]["num_iterations_per_epoch"] = 12
@@ -143,7 +148,7 @@ def test_ten_such_steps_in_a_row_end_the_run(workspace, pretrained, name):
         trainer.run_training()
 
 
-def test_the_loss_of_fine_tuning_is_looked_at_before_the_step(workspace, pretrained):
+def test_the_loss_of_fine_tuning_is_looked_at_before_the_step(workspace):
     trainer = workspace.trainer("FusedFinetuneTrainer", workspace.write_plans("NaNLoss", like="Uninterrupted"))
     trainer.on_train_start()
     batch = next(trainer.dataloader_train)
@@ -154,7 +159,7 @@ def test_the_loss_of_fine_tuning_is_looked_at_before_the_step(workspace, pretrai
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_a_fold_is_trained_by_one_process_at_a_time(workspace, pretrained, name):
+def test_a_fold_is_trained_by_one_process_at_a_time(workspace, name):
     plans = workspace.write_plans("Locked", like="Uninterrupted")
     trainer = workspace.trainer(name, plans)
     file = workspace.checkpoint(name, plans).with_name(".lock")
@@ -172,7 +177,7 @@ def test_a_fold_is_trained_by_one_process_at_a_time(workspace, pretrained, name)
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_a_case_that_cannot_be_read_is_named_and_can_be_left_out(workspace, pretrained, no_split, name):
+def test_a_case_that_cannot_be_read_is_named_and_can_be_left_out(workspace, no_split, name):
     plans = workspace.write_plans("Unreadable", like="Uninterrupted")
     _train(workspace, name, plans, stop_at=3)
     folder = workspace.preprocessed / workspace.plans()["configurations"]["3d_fullres"]["data_identifier"]
@@ -194,7 +199,7 @@ def test_a_case_that_cannot_be_read_is_named_and_can_be_left_out(workspace, pret
             file.write_bytes(content)
 
 
-def test_left_over_temporary_files_are_removed(workspace, pretrained):
+def test_left_over_temporary_files_are_removed(workspace):
     plans = workspace.write_plans("LeftOver", like="Uninterrupted")
     trainer = workspace.trainer("TopoMAEPretrainer", plans)
     leftover = workspace.checkpoint("TopoMAEPretrainer", plans).with_name(".checkpoint_latest.pth.4711")
@@ -203,7 +208,7 @@ def test_left_over_temporary_files_are_removed(workspace, pretrained):
     assert not leftover.exists()
 
 
-def test_the_progress_that_cannot_be_drawn_does_not_end_a_training(workspace, pretrained, capsys):
+def test_the_progress_that_cannot_be_drawn_does_not_end_a_training(workspace, capsys):
     trainer = workspace.trainer("TopoMAEPretrainer", workspace.write_plans("NoPicture", like="Uninterrupted"))
     workspace.checkpoint("TopoMAEPretrainer", "NoPicture").with_name("progress.png").mkdir()
     trainer.run_training()
