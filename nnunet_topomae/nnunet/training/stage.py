@@ -341,10 +341,13 @@ class StageTrainer(nnUNetTrainer, ABC):
         if isinstance(batch, StepDone):
             self.progress.update()
             return dict(batch)
+        before = [buffer.clone() for buffer in self.module.buffers()]  # such as the running means of BatchNorm
         try:
             output = self.step(batch)
             self._skipped_in_row = 0
         except NotFiniteError as error:
+            for buffer, values in zip(self.module.buffers(), before, strict=True):
+                buffer.data.copy_(values)
             self._note_skipped(error, cases_of_batch(batch))
             output = {}
         self.on_iteration_end()
