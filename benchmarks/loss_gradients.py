@@ -2,9 +2,10 @@
 
     python benchmarks/loss_gradients.py [IMAGE.nii.gz] [--crop 96 96 96] [--patch 16 16 16] [--steps 10]
 
-Trains the network of the defaults for some steps on random crops of one CT (clipped to [-175, 250] HU and scaled to
-[0, 1]; a phantom if none is given) and prints, per term, its value and the norm of its gradient with respect to all
-trained parameters of its branch, before and after the paper's lambdas, for several topology grids.
+Trains the network of the defaults for some steps on random crops of one CT (clipped to [-175, 250] HU and normalised to
+mean 0 and deviation 1, with --unit to [0, 1]; a phantom if none is given) and prints, per term, its value and the norm
+of its gradient with respect to all trained parameters of its branch, before and after the paper's lambdas, for several
+topology grids.
 """
 
 import argparse
@@ -25,13 +26,14 @@ from nnunet_topomae.nnunet.planning.geometry import fit_strides
 from nnunet_topomae.topology import TopologicalLoss
 
 
-def read_ct(file: Path | None, crop: list[int]) -> np.ndarray:
-    """A CT in [0, 1], (D, H, W)."""
+def read_ct(file: Path | None, crop: list[int], *, unit: bool) -> np.ndarray:
+    """A CT, (D, H, W), in [0, 1] or with mean 0 and deviation 1."""
     if file is None:
         image = make_case(0, [max(size, 24) for size in crop])[0]
     else:
         image = sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
-    return ((np.clip(image, -175, 250) + 175) / 425).astype(np.float32)
+    clipped = np.clip(image, -175, 250).astype(np.float32)
+    return (clipped + 175) / 425 if unit else (clipped - clipped.mean()) / clipped.std()
 
 
 def draw(image: np.ndarray, task: TopoMAE, crop: list[int], rng: np.random.Generator, batch: int):
@@ -51,18 +53,21 @@ def main() -> None:
     parser.add_argument("--crop", type=int, nargs=3, default=[96, 96, 96])
     parser.add_argument("--patch", type=int, nargs=3, default=[16, 16, 16])
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--unit", action="store_true", help="images in [0, 1], as in the paper's set-ups")
     parser.add_argument("--skip-full", action="store_true", help="leave out the full resolution")
     options = parser.parse_args()
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     _, strides, _ = fit_strides((1, 1, 1), options.crop)
-    network = FusedViTUNETRPP(1, 1, options.crop, strides, {"patch_size": options.patch}, deep_supervision=False)
+    vit = {"patch_size": options.patch, "local_start": not options.unit}
+    network = FusedViTUNETRPP(1, 1, options.crop, strides, vit, deep_supervision=False)
     network.apply(network.initialize)
-    without = replace(TopoMAEConfig(), topology=TopologyConfig(enabled=False))
+    dropout = None if options.unit else 0.0
+    without = replace(TopoMAEConfig(), dropout=dropout, topology=TopologyConfig(enabled=False))
     task = TopoMAE(network, without, options.crop)
     trained = [p for p in task.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1.5e-4)
-    image = read_ct(options.image, options.crop)
+    image = read_ct(options.image, options.crop, unit=options.unit)
     for _ in range(options.steps):
         drawn = draw(image, task, options.crop, rng, 2)
         optimizer.zero_grad()

@@ -9,6 +9,7 @@ from nnunet_topomae.networks.pyramid import upsampling_steps
 from nnunet_topomae.networks.vit import choose_taps
 from nnunet_topomae.nnunet.planning.geometry import Strides
 from nnunet_topomae.nnunet.planning.planner import PretrainingPlanner
+from nnunet_topomae.settings import FinetuningConfig
 
 
 class TopoMAEUNETRPlanner(PretrainingPlanner):
@@ -30,3 +31,12 @@ class TopoMAEUNETRPlanner(PretrainingPlanner):
             "vit": self.vit_arguments(patch_size),
             "taps": list(choose_taps(self.vit["depth"], len(steps) - 1)),
         }
+
+    def finetuning_block(self, batch_size: int) -> dict[str, Any]:
+        """With rate and weight decay for a ViT, where the trainer's own defaults are for U-Nets.
+
+        See :meth:`PretrainingPlanner.finetuning_block`.
+        """
+        config = FinetuningConfig()
+        own = {"base_lr": config.base_lr, "weight_decay": config.weight_decay}
+        return {**super().finetuning_block(batch_size), **own}

@@ -4,11 +4,13 @@ import argparse
 import inspect
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from nnunet_topomae import __version__, planners, trainers
+from nnunet_topomae.commands import study
+from nnunet_topomae.commands.terminal import positive, say
 
 if TYPE_CHECKING:  # nnU-Net takes seconds to import, which --help and trainers can do without
     from nnunet_topomae.nnunet.data.preprocessed import PlannedDataset
@@ -34,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, RuntimeError, OSError, AssertionError) as error:  # the last two are nnU-Net's, too
         if options.traceback:
             raise
-        _say(f"Error: {error}", file=sys.stderr)
+        say(f"Error: {error}", file=sys.stderr)
         return 2
     return 0
 
@@ -49,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     folder = commands.add_parser("trainers", help="print the folder of the trainers, for nnUNet_extTrainer")
-    folder.set_defaults(run=lambda _: _say(trainers.FOLDER))
+    folder.set_defaults(run=lambda _: say(trainers.FOLDER))
 
     both = commands.add_parser("plan_and_preprocess", help="plan and preprocess datasets for pre-training")
     _add_planning_options(both)
@@ -88,6 +90,18 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("checkpoint", type=Path, metavar="FILE", help="a checkpoint")
     export.add_argument("-o", type=Path, required=True, metavar="DIR", help="the folder to write")
     export.set_defaults(run=_export)
+    compare = commands.add_parser(
+        "study", help="does pre-training help on a dataset, and how many labels does it save?"
+    )
+    study.add_options(compare)
+
+    report = commands.add_parser("report", help="make a page about a study, or about runs of training")
+    report.add_argument(
+        "folders", type=Path, nargs="+", metavar="FOLDER", help="a study, or the folder of a fold in nnUNet_results"
+    )
+    report.add_argument("-o", type=Path, required=True, metavar="OUT.html", help="the file to write")
+    report.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    report.set_defaults(run=_report)
 
     demo = commands.add_parser("demo", help="try all commands on a made-up dataset (about 8 minutes on 2 CPU cores)")
     demo.add_argument("--keep", type=Path, metavar="FOLDER", help="keep data, pictures and results in FOLDER")
@@ -216,20 +230,20 @@ def _add_unlabelled(options: argparse.Namespace) -> None:
     problems: dict[str, str] = {}
     if options.remove:
         unlabelled.remove(dataset, options.remove, configurations)
-        _say(f"Removed {options.remove}")
+        say(f"Removed {options.remove}")
     elif options.list:
         for name in configurations:
             cases = dataset.unlabelled_cases(name)
-            _say(f"{name}: {len(cases)} unlabelled cases in {dataset.unlabelled_folder(name)}")
+            say(f"{name}: {len(cases)} unlabelled cases in {dataset.unlabelled_folder(name)}")
             for case in cases:
-                _say(f"    {case}")
+                say(f"    {case}")
     else:
         added, problems = unlabelled.add(
             dataset, options.i, configurations, options.np, show_progress=not options.no_pbar
         )
         for name, count in added.items():
             total = len(dataset.unlabelled_cases(name))
-            _say(f"{name}: {count} cases added, {total} unlabelled cases in all")
+            say(f"{name}: {count} cases added, {total} unlabelled cases in all")
     _follow_images(dataset, configurations, options)
     if problems:
         listing = "".join(f"\n    {case} {problem}" for case, problem in sorted(problems.items()))
@@ -249,7 +263,7 @@ def _follow_images(dataset: "PlannedDataset", configurations: Sequence[str], opt
         said = epochs.follow_images(
             dataset, configuration, found or PretrainingPlanner, file, update=options.update_epochs
         )
-        _say(f"{configuration}: {said}")
+        say(f"{configuration}: {said}")
 
 
 def _plan_and_preprocess(options: argparse.Namespace) -> None:
@@ -348,9 +362,9 @@ def _splits(options: argparse.Namespace) -> None:
             options.d, counts, num_val, num_test, options.seed, options.patient, overwrite=options.overwrite
         )
     for fold, split in enumerate(folds):
-        _say(f"{file}: {split}; train with fold {fold}")
+        say(f"{file}: {split}; train with fold {fold}")
     if len(folds) > 1:
-        _say("Pre-train fold 0 only: fine-tuning of the other folds finds it, as the images are the same")
+        say("Pre-train fold 0 only: fine-tuning of the other folds finds it, as the images are the same")
 
 
 def _adapt(options: argparse.Namespace) -> None:
@@ -367,21 +381,28 @@ def _adapt(options: argparse.Namespace) -> None:
             f"{' and '.join(map(str, dict.fromkeys(folders)))}"
         )
     dataset = PlannedDataset.of(options.d, options.p)
-    _say(adapting.adapt(options.checkpoint, checkpoint, trainer, dataset, options.c, options.o))
-    _say(f"Written: {options.o}; pass it to nnUNetv2_train with -pretrained_weights {shlex.quote(str(options.o))}")
+    say(adapting.adapt(options.checkpoint, checkpoint, trainer, dataset, options.c, options.o))
+    say(f"Written: {options.o}; pass it to nnUNetv2_train with -pretrained_weights {shlex.quote(str(options.o))}")
 
 
 def _inspect(options: argparse.Namespace) -> None:
     from nnunet_topomae.nnunet.weights.inspecting import inspect_file
 
     for name, value in inspect_file(options.file):
-        _say(f"{name}: {value}")
+        say(f"{name}: {value}")
 
 
 def _export(options: argparse.Namespace) -> None:
     from nnunet_topomae.nnunet.weights.exporting import export
 
-    _say(f"Written: {export(options.checkpoint, options.o)}; nnUNetv2_topomae adapt reads it back")
+    say(f"Written: {export(options.checkpoint, options.o)}; nnUNetv2_topomae adapt reads it back")
+
+
+def _report(options: argparse.Namespace) -> None:
+    from nnunet_topomae.commands import report
+
+    report.run(options.folders, options.o, overwrite=options.overwrite)
+    say(f"Written: {options.o}; open it in a browser")
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -411,27 +432,9 @@ def _print_next_commands(
     ]
     if not preprocessed:
         commands.insert(0, f"nnUNetv2_preprocess -d {dataset_id} -plans_name {plans_name} -c {configuration}")
-    _say("\nNext:\n")
+    say("\nNext:\n")
     for command in commands:
-        _say(f"    {command}")
-
-
-def positive(kind: type) -> Callable[[str], float]:
-    """A type for options that must be numbers above 0."""
-
-    def parse(text: str) -> float:
-        value = kind(text)
-        if not 0 < value < float("inf"):
-            raise ValueError
-        return value
-
-    parse.__name__ = f"positive {'whole number' if kind is int else 'number'}"  # argparse names it in its message
-    return parse
-
-
-def _say(text: object, file: TextIO | None = None) -> None:
-    """Write a line; what this command prints is its result, not a log."""
-    (file or sys.stdout).write(f"{text}\n")
+        say(f"    {command}")
 
 
 if __name__ == "__main__":

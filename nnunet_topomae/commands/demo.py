@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -15,8 +14,10 @@ import torch
 
 from nnunet_topomae import trainers
 from nnunet_topomae.commands.phantom import LABELS, write_dataset
+from nnunet_topomae.commands.terminal import say
 from nnunet_topomae.files import write_json
 from nnunet_topomae.planners.topomae_planner import TopoMAEPlanner
+from nnunet_topomae.studies.running import executable
 
 _DATASET_ID, _DATASET = 999, "Dataset999_TopoMAEPhantom"
 _CONFIGURATION, _FOLD = "3d_fullres", 0
@@ -55,12 +56,12 @@ def run(keep: Path | None) -> None:
     started = time.monotonic()
     try:
         Demo(folder).run()
-        _say(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes.")
+        say(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes.")
     finally:
         if keep is None:
             shutil.rmtree(folder, ignore_errors=True)
     if keep is None:
-        _say("Use --keep FOLDER to look at pictures, checkpoints and predictions.")
+        say("Use --keep FOLDER to look at pictures, checkpoints and predictions.")
 
 
 class Demo:
@@ -79,7 +80,7 @@ class Demo:
         """All steps, in the order of the README."""
         dataset = self.raw / _DATASET
         write_dataset(dataset, _NUM_TRAINING, _NUM_TEST)
-        _say(f"{_NUM_TRAINING} phantoms to train on and {_NUM_TEST} to test in {dataset}; device: {self.device}\n")
+        say(f"{_NUM_TRAINING} phantoms to train on and {_NUM_TEST} to test in {dataset}; device: {self.device}\n")
         self.execute("nnUNetv2_topomae", "plan_and_preprocess", "-d", _DATASET_ID, "-c", _CONFIGURATION, "-np", 2)
         self.shrink_plans()
         self.train(_PLANS, "TopoMAEPretrainer")
@@ -117,11 +118,11 @@ class Demo:
     def report(self, pretrained: dict[str, float], scratch: dict[str, float]) -> None:
         """Print both columns of Dice and where the pictures are."""
         steps = _SETTINGS["finetuning"]["num_epochs"] * _ITERATIONS
-        _say(f"\nDice of {_NUM_TEST} test cases, {steps} training steps each")
-        _say(f"  {'structure':<16}{'pre-trained':>14}{'from scratch':>14}")
+        say(f"\nDice of {_NUM_TEST} test cases, {steps} training steps each")
+        say(f"  {'structure':<16}{'pre-trained':>14}{'from scratch':>14}")
         for name, value in pretrained.items():
-            _say(f"  {name:<16}{value:>14.3f}{scratch[name]:>14.3f}")
-        _say("One seed and tiny networks: this shows that everything works, not how much pre-training helps.\n")
+            say(f"  {name:<16}{value:>14.3f}{scratch[name]:>14.3f}")
+        say("One seed and tiny networks: this shows that everything works, not how much pre-training helps.\n")
         fold = f"{_PLANS}__{_CONFIGURATION}/fold_{_FOLD}"
         results = self.results / _DATASET
         for trainer, picture in (
@@ -129,7 +130,7 @@ class Demo:
             ("TopoMAEPretrainer", "validation/reconstructions.png"),
             ("FusedFinetuneTrainer", "progress.png"),
         ):
-            _say(f"  {results / f'{trainer}__{fold}' / picture}")
+            say(f"  {results / f'{trainer}__{fold}' / picture}")
 
     def execute(self, command: str, *arguments: object) -> None:
         """Run a console command in its own process; its output goes to a log.
@@ -139,16 +140,16 @@ class Demo:
         """
         words = [command, *map(str, arguments)]
         log = self.logs / f"{len(list(self.logs.iterdir())):02d}_{command}.log"
-        _say(f"$ {' '.join(words)}")
+        say(f"$ {' '.join(words)}")
         started = time.monotonic()
         with log.open("w") as output:
             status = subprocess.run(
-                [_executable(command), *words[1:]], stdout=output, stderr=output, env=self._environment(), check=False
+                [executable(command), *words[1:]], stdout=output, stderr=output, env=self._environment(), check=False
             )
         if status.returncode:
             tail = "\n".join(log.read_text().splitlines()[-20:])
             raise RuntimeError(f"{command} failed with exit status {status.returncode}; its output ends:\n{tail}")
-        _say(f"  {time.monotonic() - started:.0f} s")
+        say(f"  {time.monotonic() - started:.0f} s")
 
     def _environment(self) -> dict[str, str]:
         return {
@@ -179,14 +180,3 @@ def shrink_configuration(
     configuration["architecture"]["arch_kwargs"].update(network, crop_size=list(crop_size))
     for block, values in settings.items():
         configuration[block].update(values)
-
-
-def _executable(command: str) -> str:
-    """The console script beside this Python, else the one on the PATH."""
-    beside = Path(sys.executable).parent / command
-    return str(beside) if beside.is_file() else command
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()

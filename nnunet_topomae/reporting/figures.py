@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from nnunet_topomae.files import write_file
 
 Volume = npt.NDArray[np.float32]
+Diagram = npt.NDArray[np.floating]  # (N, 2): birth and death, birth > death
 
 _PLANES = ("axial", "coronal", "sagittal")
 _TILE = 2.2  # inches
@@ -24,6 +25,8 @@ _WORST_SKILL = -1.5  # the lowest that is drawn: early epochs would hide all oth
 _FEW_EPOCHS = 20  # up to which every epoch gets a dot
 _HEADING_WIDTH = 22  # letters above a column
 _CHANNEL = 0  # the channel that pictures show
+_FEATURES = ("components", "loops", "voids")  # by dimension
+_MARKERS = "ox+^sD"
 
 
 class Geometry(NamedTuple):
@@ -90,6 +93,37 @@ def _draw_case(axes: npt.NDArray[np.object_], case: str, columns: Mapping[str, V
             )
             axis.set(xticks=[], yticks=[])
         row[0].set_ylabel(f"{case}\n{plane}", fontsize=8)
+
+
+def save_diagrams(cases: Mapping[str, Mapping[str, Sequence[Diagram]]], file: Path) -> None:
+    """Draw persistence diagrams, one row a case, one column a dimension; a colour and a marker for each volume.
+
+    Args:
+        cases: diagrams of the dimensions 0, 1 and 2, by case and heading of the volume that they are of.
+        file: the PNG file to write.
+    """
+    figure = Figure(figsize=(3.4 * len(_FEATURES), 3.2 * len(cases)), layout="constrained")
+    axes = figure.subplots(len(cases), len(_FEATURES), squeeze=False)
+    for row, (case, volumes) in zip(axes, cases.items(), strict=True):
+        for dimension, (axis, feature) in enumerate(zip(row, _FEATURES, strict=True)):
+            _draw_diagrams(axis, {heading: each[dimension] for heading, each in volumes.items()})
+            axis.set_title(f"{case}: {feature}", fontsize=10)
+    axes[0][0].legend(fontsize=8)
+    _save(figure, file, dpi=100)
+
+
+def _draw_diagrams(axis: Axes, diagrams: Mapping[str, Diagram]) -> None:
+    for index, (heading, points) in enumerate(diagrams.items()):
+        marker = _MARKERS[index % len(_MARKERS)]
+        size = {"o": 22, "x": 16}.get(marker, 26)
+        axis.scatter(
+            points[:, 0], points[:, 1], size, f"C{index}", marker=marker, linewidths=1, alpha=0.7, label=heading
+        )
+    values = np.concatenate([points.ravel() for points in diagrams.values()])
+    ends = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
+    axis.plot(ends, ends, color="black", linewidth=0.8)
+    axis.set(xlabel="birth", ylabel="death", aspect="equal")
+    axis.grid(alpha=0.3)
 
 
 class Curve(NamedTuple):

@@ -1,7 +1,7 @@
 """The report of a pre-training: pictures and figures of every validation case."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nnunet_topomae.files import write_json
-from nnunet_topomae.reporting.figures import Geometry, save_columns
+from nnunet_topomae.reporting.figures import Diagram, Geometry, save_columns, save_diagrams
 from nnunet_topomae.reporting.metrics import mean_of, with_skills
 
 _PICTURED_CASES = 4
@@ -24,16 +24,20 @@ class CaseReport:
         columns: volumes (C, D, H, W) by the heading of their column; the first sets the grey scale, and NaN is drawn
             in blue.
         metrics: figures by branch and name; None where a figure is not defined.
+        diagrams: persistence diagrams (N, 2) of components, loops and voids, by the heading of what they are of.
     """
 
     columns: Mapping[str, npt.NDArray[np.float32]]
     metrics: Mapping[str, Mapping[str, float | None]]
+    diagrams: Mapping[str, Sequence[Diagram]] = field(default_factory=dict)
 
 
 def save_report(
     reports: Iterable[tuple[str, CaseReport]], folder: Path, geometry: Geometry, yardstick: str = ""
 ) -> dict[str, Any]:
-    """Write ``reconstructions.png`` of the first cases and ``summary.json`` of all.
+    """Write ``reconstructions.png`` and ``persistence.png`` of the first cases and ``summary.json`` of all.
+
+    There are no pictures of what a method does not show.
 
     Args:
         reports: names of cases and what the method shows of each; consumed one by one.
@@ -49,14 +53,19 @@ def save_report(
     """
     records: list[dict[str, Any]] = []
     pictured: dict[str, Mapping[str, npt.NDArray[np.float32]]] = {}
+    diagrams: dict[str, Mapping[str, Sequence[Diagram]]] = {}
     for case, report in reports:
         records.append({"case": case, "metrics": _plain(report.metrics)})
         if len(pictured) < _PICTURED_CASES and report.columns:
             pictured[case] = report.columns
+        if len(diagrams) < _PICTURED_CASES and report.diagrams:
+            diagrams[case] = report.diagrams
     if not records:
         raise ValueError("there is no case to report on")
     if pictured:
         save_columns(pictured, geometry, folder / "reconstructions.png")
+    if diagrams:
+        save_diagrams(diagrams, folder / "persistence.png")
     branches = dict.fromkeys(chain.from_iterable(record["metrics"] for record in records))
     means = {branch: mean_of([record["metrics"].get(branch, {}) for record in records]) for branch in branches}
     per_case = [{**record, "metrics": with_skills(record["metrics"], yardstick)} for record in records]

@@ -8,7 +8,7 @@ import pytest
 
 import nnunet_topomae
 
-ROOMS = ("methods", "networks", "reporting", "settings", "topology")  # what is used without nnU-Net
+ROOMS = ("methods", "networks", "reporting", "settings", "studies", "topology")  # what users import
 WITH_EXAMPLES = (
     "methods.crops.random_crop",
     "methods.losses.masked_mse",
@@ -21,6 +21,9 @@ WITH_EXAMPLES = (
     "networks.vit.ViTEncoder",
     "networks.vit.ViTMaskedAutoencoder",
     "settings.schema.read_block",
+    "studies.measures.betti_numbers",
+    "studies.measures.measure",
+    "studies.statistics.holm",
     "topology.loss.TopologicalLoss",
     "topology.persistence.persistence_diagrams",
     "topology.wasserstein.wasserstein_distance",

@@ -24,8 +24,8 @@ from nnunet_topomae.networks.vit import (
     scatter_tokens,
     visible_indices,
 )
-from nnunet_topomae.topology import TopologicalLoss
-from nnunet_topomae.topology.loss import check_grid, choose_grid
+from nnunet_topomae.topology import TopologicalLoss, persistence_diagrams
+from nnunet_topomae.topology.loss import check_grid, choose_grid, pool_to_grid
 
 _KEYPOINT_CHANNELS, _KEYPOINT_HIDDEN = 64, 256
 
@@ -174,18 +174,25 @@ class TopoMAE(MaskedReconstruction):
         return {"total": torch.stack([weights[name] * term for name, term in terms.items()]).sum(), **terms}
 
     def shown(self, output: Prediction, batch: Batch) -> CaseReport:
-        """What every masked method shows, the topological distance, and the error of the key points in mm."""
+        """What every masked method shows, persistence diagrams, topological distance, and error of key points in mm."""
         report = super().shown(output, batch)
         crop, hidden = batch["crop"], self.hidden_voxels(batch)
-        same_for_all_runs = TopologicalLoss(choose_grid(self.crop_size, batch["spacing"][0].tolist()))
-        distances = same_for_all_runs(crop, *(compose(crop, r, hidden) for r in output.reconstructions.values()))
+        composed = {branch: compose(crop, r, hidden) for branch, r in output.reconstructions.items()}
+        same_for_all_runs = choose_grid(self.crop_size, batch["spacing"][0].tolist())
+        distances = TopologicalLoss(same_for_all_runs)(crop, *composed.values())
         metrics = {branch: dict(figures) for branch, figures in report.metrics.items()}
-        for branch, distance in zip(output.reconstructions, distances, strict=True):
+        for branch, distance in zip(composed, distances, strict=True):
             metrics[branch]["topological_distance"] = distance.item()
         for branch, points in output.keypoints.items():
             arrays = (t[0].cpu().numpy() for t in (points, batch["keypoints"], batch["extent"]))
             metrics[branch]["keypoint_error_mm"] = keypoint_error(*arrays)
-        return CaseReport(report.columns, metrics)
+        diagrams = {
+            self.headings.get(name, name): [
+                diagram.cpu().numpy() for diagram in persistence_diagrams(pool_to_grid(volume, same_for_all_runs)[0, 0])
+            ]
+            for name, volume in {"input": crop, **composed}.items()
+        }
+        return CaseReport(report.columns, metrics, diagrams)
 
     @classmethod
     def planned(cls, config: TopoMAEConfig, crop_size: Sequence[int], spacing: Sequence[float]) -> TopoMAEConfig:

@@ -23,7 +23,8 @@ class Split:
     """A fold of ``splits_final.json``, of which nnU-Net reads ``train`` and ``val`` only.
 
     Attributes:
-        train, val: cases to train and to validate on.
+        train: cases to train on.
+        val: cases to validate on.
         test: cases that no training touches.
         unlabelled: cases whose images pre-training draws from, and whose labels no training touches.
         patient: a regular expression; cases in whose names it finds the same text are of the same patient. None: every
@@ -237,10 +238,13 @@ def _open(dataset_id: int, *, overwrite: bool) -> tuple[Path, list[str]]:
 
 
 def _write(file: Path, splits: list[Split]) -> list[Split]:
-    write_json(
-        [{key: value for key, value in asdict(split).items() if value or key in _PARTS} for split in splits], file
-    )
+    write_json(as_entries(splits), file)
     return splits
+
+
+def as_entries(splits: Iterable[Split]) -> list[dict[str, Any]]:
+    """Folds as they are written into ``splits_final.json``."""
+    return [{key: value for key, value in asdict(split).items() if value or key in _PARTS} for split in splits]
 
 
 def label_counts(

@@ -60,7 +60,8 @@ class PretrainingPlanner(ExperimentPlanner, ABC):
         crop_size: voxels (z, y, x); None for the largest that fits into the memory.
         strides: of the network for that crop, five of which the first is 1; None for those of nnU-Net's rules.
         memory_target: GB of GPU memory that training may take unless the user names another number.
-        pretraining_passes, finetuning_passes: how often every training case is drawn; SelfMedMAE.
+        pretraining_passes: how often every training case is drawn in pre-training; SelfMedMAE.
+        finetuning_passes: the same in fine-tuning.
         training_share: share of the cases that are trained on, where no ``splits_final.json`` says it; 80 % in
             nnU-Net's five folds.
         max_epochs: most epochs of either stage; 1000 is nnU-Net's own number.

@@ -15,6 +15,9 @@ SKILL = "skill_"  # beginning of the keys of skills, which the name of the branc
 class PretrainingLogger(LocalLogger):
     """nnU-Net's log, to which any key may be added.
 
+    It takes the place of the log that nnU-Net keeps itself. What is logged through nnU-Net's ``MetaLogger`` reaches it,
+    and Weights & Biases as well where ``nnUNet_wandb_enabled`` is 1.
+
     Args:
         headings: names of the branches as people read them in ``progress.png``.
     """

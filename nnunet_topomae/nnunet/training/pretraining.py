@@ -42,6 +42,7 @@ _WARNING = (
     "WARNING: {} does worse than {}, which learns nothing (skill {:.2f}): train longer (pretraining.num_epochs) or try "
     "another pretraining.base_lr, and look at progress.png"
 )
+_FINAL = "final_val"  # nnU-Net's word for figures of the whole run, in Weights & Biases
 _TRAINING_STREAM, _VALIDATION_STREAM, _REPORT_STREAM = 0, 1, 2
 
 
@@ -369,7 +370,10 @@ class Pretrainer(StageTrainer):
         }
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """Write pictures and figures of every validation case into ``validation/``, where nnU-Net segments cases."""
+        """Write pictures and figures of every validation case into ``validation/``, where nnU-Net segments cases.
+
+        Means go to nnU-Net's loggers, too.
+        """
         if self.local_rank != 0:
             return
         self.network.eval()
@@ -378,6 +382,9 @@ class Pretrainer(StageTrainer):
         geometry = Geometry(self.configuration_manager.spacing, plane_names(self.plans_manager.transpose_forward))
         summary = save_report(self._reports(), folder, geometry, self.task.yardstick)
         self.print_to_log_file(f"Validation complete: see {folder}")
+        for row, figures in summary["mean"].items():
+            for name, value in figures.items():
+                self.logger.log_summary(f"{_FINAL}/{row}/{name}", value)
         for line in metrics_table(summary["mean"], self.task.headings):
             self.print_to_log_file(f"  {line}")
         for branch, (*_, skill) in self.logger.local_logger.skills().items():

@@ -5,6 +5,7 @@ import shlex
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from time import monotonic
@@ -31,11 +32,18 @@ from nnunet_topomae.nnunet.planning.plans import check_own_name, check_plans, re
 from nnunet_topomae.nnunet.training import command
 from nnunet_topomae.nnunet.training.schedule import learning_rate_factor
 from nnunet_topomae.nnunet.training.stopping import STOPPED, StopRequest
-from nnunet_topomae.nnunet.weights.checkpoints import WEIGHTS, newest_whole, read_checkpoint, write_checkpoint
+from nnunet_topomae.nnunet.weights.checkpoints import (
+    VERSIONS,
+    WEIGHTS,
+    newest_whole,
+    read_checkpoint,
+    write_checkpoint,
+)
 from nnunet_topomae.nnunet.weights.handover import HandOver, hand_over
 from nnunet_topomae.settings import StageConfig
 
 _LR_REFERENCE_BATCH = 256
+_PACKAGES = ("nnunet-topomae", "nnunetv2", "torch")
 
 _MUST_STAY = ("architecture", "patch_size", "normalization_schemes", "use_mask_for_norm")  # while a run goes on
 _OTHER_PLANS = (
@@ -452,7 +460,7 @@ class StageTrainer(nnUNetTrainer, ABC):
         return unwrap(self.network)
 
     def checkpoint(self) -> dict[str, Any]:
-        """Everything that nnU-Net saves, and beside it the state of the schedule and of the random generators.
+        """Everything that nnU-Net saves, versions of packages, and the state of schedule and random generators.
 
         Within an epoch it holds what the steps of that epoch have returned.
         """
@@ -467,6 +475,7 @@ class StageTrainer(nnUNetTrainer, ABC):
             "init_args": self.my_init_kwargs,
             "trainer_name": type(self).__name__,
             "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
+            VERSIONS: {name: version(name) for name in _PACKAGES},
             "lr_scheduler_state": {"last_epoch": self.lr_scheduler.last_epoch},
             "random_state": {
                 "cpu": torch.get_rng_state(),

@@ -16,6 +16,7 @@ WEIGHTS = "network_weights"  # nnU-Net's key
 UNTRAINED = "untrained_parameters"  # names, written by pre-training
 DRAWN_FROM = "drawn_from"  # names of the cases, written by pre-training
 FIXED = "fixed_parameters"  # those of them whose first values are meant to stay
+VERSIONS = "versions"  # of the packages that a run was continued with last
 _NUMPY_SCALAR = np.float64(0).__reduce__()[0]  # of a module that NumPy 2 has renamed
 _PLAIN: list[Any] = [  # of checkpoints of nnU-Net's own trainers; none of it runs code from a file
     (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),
@@ -97,19 +98,22 @@ def read_checkpoint(file: Path, device: torch.device | str = "cpu") -> dict[str,
     return checkpoint
 
 
-def load_plain(stream: Path | IO[bytes], file: Path | str, device: torch.device | str = "cpu") -> Any:
+def load_plain(
+    stream: Path | IO[bytes], file: Path | str, device: torch.device | str = "cpu", *, mmap: bool = False
+) -> Any:
     """What a file holds, if it holds nothing but tensors and plain types.
 
     Args:
         stream: the file, or what it can be read from.
         file: its name, for messages.
         device: where tensors are put.
+        mmap: leave tensors unread until they are used.
 
     Raises:
         ValueError: if it is damaged, or holds more than that.
     """
     try:
-        return _load(stream, file, device)
+        return _load(stream, file, device, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{file} is no checkpoint, or holds more than tensors and plain Python types, which is not loaded "
@@ -155,6 +159,18 @@ def drawn_from(file: Path) -> set[str]:
         ValueError: if the file is damaged.
     """
     return {case for case in _peek(file).get(DRAWN_FROM, ()) if "/" not in case}
+
+
+def read_record(file: Path) -> dict[str, Any]:
+    """What a checkpoint, of this package or of nnU-Net's own trainers, says of its run; its tensors are not read.
+
+    Raises:
+        ValueError: if the file is damaged, could execute code, or is no checkpoint.
+    """
+    record = load_plain(file, file, mmap=True)
+    if not isinstance(record, dict):
+        raise ValueError(f"{file} is no nnU-Net checkpoint: it holds {type(record).__name__}")
+    return {key: value for key, value in record.items() if key != WEIGHTS}
 
 
 def _peek(file: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from nnunet_topomae.nnunet.planning.memory import GIB
 from nnunet_topomae.nnunet.planning.planner import epochs_for
 from nnunet_topomae.planners.topomae_planner import TopoMAEPlanner
 from nnunet_topomae.trainers.mae_pretrainer import MAEPretrainer
+from nnunet_topomae.trainers.pretrained_finetune_trainer import PretrainedFinetuneTrainer
 from nnunet_topomae.trainers.topomae_pretrainer import TopoMAEPretrainer
 
 DATASET = "Dataset777_Planned"
@@ -422,6 +423,8 @@ def test_a_unetr_is_planned_for_mae(tmp_path, monkeypatch):
     assert np.prod(arguments["strides"], axis=0).tolist() == arguments["vit"]["patch_size"]
     assert configuration["pretraining"]["mask_ratio"] == 0.75
     assert "topology" not in configuration["pretraining"]
+    finetuning = PretrainedFinetuneTrainer.check_plans(plans, "3d_fullres")["finetuning"]
+    assert (finetuning.base_lr, finetuning.weight_decay) == (0.1, 0.005)  # not those for U-Nets
 
 
 def test_a_fixed_crop_that_does_not_fit_is_said(tmp_path, monkeypatch):

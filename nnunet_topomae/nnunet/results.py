@@ -1,0 +1,148 @@
+"""Reading what training runs have left in nnU-Net's folder of results, and the test cases that they were tried on."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+from nnunetv2.paths import nnUNet_raw
+
+from nnunet_topomae import trainers
+from nnunet_topomae.files import read_json
+from nnunet_topomae.nnunet.data.raw import read_dataset
+from nnunet_topomae.nnunet.training.pretraining import external_folders, find_pretrainer
+from nnunet_topomae.nnunet.weights.checkpoints import VERSIONS, read_record
+from nnunet_topomae.reporting.figures import Geometry, plane_names
+from nnunet_topomae.reporting.runs import Run
+
+_CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")  # as long as a run goes on
+_KEYS = ("logging", "init_args", "trainer_name")
+_WITHOUT = {"optimizer", "_kw_requires_import"}
+
+
+def find_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint of a fold's folder that has seen most epochs; None if there is none."""
+    return next((folder / name for name in _CHECKPOINTS if (folder / name).is_file()), None)
+
+
+def read_run(folder: Path, title: str = "") -> Run:
+    """What a run has left in the folder of its fold.
+
+    Args:
+        folder: ``.../TRAINER__PLANS__CONFIGURATION/fold_X``.
+        title: what it is called; as its folders are, if left out.
+
+    Raises:
+        ValueError: if there is no checkpoint, or a file is broken.
+    """
+    file = find_checkpoint(folder)
+    if file is None:
+        raise ValueError(f"{folder} holds no checkpoint ({', '.join(_CHECKPOINTS)})")
+    record = read_record(file)
+    try:
+        log, arguments, trainer = (record[key] for key in _KEYS)
+        trainer = record.get("finetuned_by", trainer)
+        plans, configuration = arguments["plans"], arguments["configuration"]
+        settings = _flat(plans["configurations"][configuration])
+        labels = {str(value): name for name, value in arguments["dataset_json"]["labels"].items()}
+        names = plans["dataset_name"], plans["plans_name"], configuration, str(arguments["fold"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} is no checkpoint of nnU-Net: {type(error).__name__} {error}") from error
+    pretrainer = find_pretrainer(trainer, [trainers.FOLDER, *external_folders()])
+    headings = dict(pretrainer.task_class.headings) if pretrainer else labels
+    called = title or f"{trainer}, {names[1]}, fold {names[3]}"
+    file = folder / "validation" / "summary.json"
+    summary = read_json(file) if file.is_file() else {}
+    run = Run(folder, called, trainer, *names, log, settings, summary, headings, _made_with(record, folder))
+    try:
+        run.outcome(), run.figures()
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{file} is broken: {type(error).__name__} {error}; validate again with --val") from error
+    return run
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by dotted key."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{key}.")
+        elif key not in _WITHOUT:
+            found[prefix + key] = value
+    return found
+
+
+def _made_with(record: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    """Versions from the checkpoint, the device from nnU-Net's debug.json."""
+    file = folder / "debug.json"
+    debug = read_json(file) if file.is_file() else {}
+    known = dict(record.get(VERSIONS) or ({"torch": debug["torch_version"]} if "torch_version" in debug else {}))
+    if "device" in debug:
+        known["device"] = debug.get("gpu_name", debug["device"])
+    return known
+
+
+class Case(NamedTuple):
+    """A case and its segmentation, as arrays (D, H, W) of one geometry; of several channels the first."""
+
+    image: npt.NDArray[np.float32]
+    label: npt.NDArray[np.integer]
+    prediction: npt.NDArray[np.integer]
+    geometry: Geometry
+
+
+class RawCases:
+    """The cases of a raw dataset, read as nnU-Net reads them.
+
+    Args:
+        dataset: its name, such as ``Dataset004_Hippocampus``.
+
+    Raises:
+        FileNotFoundError, ValueError: if the raw dataset is not there; see
+            :func:`nnunet_topomae.nnunet.data.raw.read_dataset`.
+    """
+
+    def __init__(self, dataset: str):
+        self.folder = Path(nnUNet_raw) / dataset
+        self.description, self._files = read_dataset(self.folder)
+        first = next(iter(self._files.values()))["images"][0]
+        self._reader = determine_reader_writer_from_dataset_json(self.description, first, verbose=False)()
+
+    @staticmethod
+    def are_there(dataset: str) -> bool:
+        """Whether ``nnUNet_raw`` is set and has this dataset."""
+        return nnUNet_raw.is_set() and (Path(nnUNet_raw) / dataset / "dataset.json").is_file()
+
+    def __contains__(self, case: str) -> bool:
+        return case in self._files
+
+    @property
+    def structures(self) -> set[str]:
+        """Names of the labels and regions."""
+        return set(self.description["labels"])
+
+    @property
+    def file_ending(self) -> str:
+        """Of images and segmentations."""
+        return self.description["file_ending"]
+
+    def read(self, case: str, prediction: Path) -> Case:
+        """Image and label of a case, and a segmentation of it.
+
+        Raises:
+            FileNotFoundError: if the segmentation is not there.
+            ValueError: if it has another shape than the image, so it is of another case or dataset.
+        """
+        if not prediction.is_file():
+            raise FileNotFoundError(f"{prediction} does not exist; predict the test cases again")
+        files = self._files[case]
+        image, properties = self._reader.read_images(files["images"][:1])
+        label, segmentation = (self._reader.read_seg(str(file))[0][0] for file in (files["label"], prediction))
+        if segmentation.shape != image.shape[1:]:
+            raise ValueError(
+                f"{prediction} has {segmentation.shape} voxels, but {files['images'][0]} has {image.shape[1:]}; it is "
+                "of another case or dataset"
+            )
+        return Case(image[0], label, segmentation, Geometry(properties["spacing"], plane_names()))

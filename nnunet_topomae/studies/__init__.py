@@ -1,0 +1,1 @@
+"""Studies: does pre-training help on a dataset, with how many labels, and how many labels does it save?"""

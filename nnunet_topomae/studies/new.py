@@ -1,0 +1,365 @@
+"""``nnUNetv2_topomae study new``: checks everything, then writes the plans of all runs, the split and study.json."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import nnunetv2
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_name
+from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_topomae import trainers
+from nnunet_topomae.files import read_json, write_json
+from nnunet_topomae.networks import UNETRPP
+from nnunet_topomae.nnunet.data.preprocessed import PlannedDataset
+from nnunet_topomae.nnunet.data.raw import read_dataset
+from nnunet_topomae.nnunet.data.splits import SPLITS as SPLIT_FILE
+from nnunet_topomae.nnunet.data.splits import Split, as_entries, label_counts
+from nnunet_topomae.nnunet.finding import find_class
+from nnunet_topomae.nnunet.planning.plans import FINETUNING, PRETRAINING
+from nnunet_topomae.nnunet.training.pretraining import Pretrainer, external_folders
+from nnunet_topomae.nnunet.training.stage import StageTrainer
+from nnunet_topomae.settings import FinetuningConfig, PretrainingConfig, StageConfig, to_block
+from nnunet_topomae.studies.definition import FILE, SPLITS, Row, Run, Study
+from nnunet_topomae.studies.presets import LABEL_COUNTS, RowKind, baseline_of
+
+_FIRST_SEED = 12345  # nnU-Net's split seed, the default of both blocks
+_MOST_ITERATIONS, _LEAST_EPOCHS, _TRAINING_PER_VALIDATION = 250, 10, 5  # per epoch: nnU-Net's; ours; nnU-Net's
+_WARMUP_SHARE = 0.05  # MAE
+_OF_FUSION = ("vit", "taps", "pyramid_channels", "pyramid_blocks", "fusion_gain", "drop_path")
+_NAME = re.compile(r"[A-Za-z0-9]+(?:[-_.][A-Za-z0-9]+)*")
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user asks for. None: what the plans that the study is made with have.
+
+    Attributes:
+        configuration: of all plans.
+        plans: name of the plans that crop and batch are taken from, and that rows of the fused network start from.
+        labelled: numbers of labelled cases; none for all cases that are left, with the preset ``labels`` 5, 10, 20, 40.
+        num_seeds: how often every run is repeated with other seeds.
+        num_val, num_test: numbers of validation and test cases; None for a fifth of the cases to test on.
+        patient: see :class:`~nnunet_topomae.nnunet.data.splits.Split`.
+        split_seed: by which cases are drawn.
+        iterations, pretraining_iterations: training steps of all fine-tunings and of all pre-trainings.
+        recipe: of all fine-tunings.
+        batch_size: of all trainings.
+        nsd_tolerance: of the normalised surface Dice, in mm.
+    """
+
+    configuration: str
+    plans: str
+    labelled: Sequence[int]
+    num_seeds: int
+    num_val: int
+    num_test: int | None
+    patient: str | None
+    split_seed: int
+    iterations: int | None
+    pretraining_iterations: int | None
+    recipe: str
+    batch_size: int | None
+    nsd_tolerance: float
+
+
+def make_study(
+    folder: Path, dataset_id: int, kinds: Mapping[str, RowKind], wishes: Wishes, preset: str | None
+) -> Study:
+    """Check, then write a study; nothing is written if anything is wrong.
+
+    Args:
+        folder: to make; must not exist or be empty.
+        dataset_id: of a preprocessed dataset.
+        kinds: the rows by name.
+        wishes: what the user asks for.
+        preset: decides which numbers of labels are the default.
+
+    Raises:
+        FileNotFoundError, ValueError: one sentence that says what is missing or wrong.
+    """
+    _check_folder(folder)
+    dataset = convert_id_to_dataset_name(dataset_id)
+    cases = sorted(read_dataset(Path(nnUNet_raw) / dataset)[1])
+    splits = _splits(cases, wishes, preset)
+    base = _PlansFiles(dataset_id, dataset, wishes.configuration)
+    common = _Common.of(base.read(wishes.plans), wishes)
+    planned = {name: common.plan(base.read(kind.plans or wishes.plans), kind) for name, kind in kinds.items()}
+    settings = {name: check_row(plans, wishes.configuration, kinds[name]) for name, plans in planned.items()}
+    differing = differences(settings)
+    rows = [
+        Row(
+            name,
+            kind.title,
+            kind.pretrainer,
+            kind.finetuner,
+            differing[name],
+            kind.pretrainer is None,
+            baseline_of(name, kinds),
+            [
+                Run(len(split.train), seed, f"{folder.resolve().name}_{name}_seed{seed}", fold)
+                for seed in range(wishes.num_seeds)
+                for fold, split in enumerate(splits)
+            ],
+        )
+        for name, kind in kinds.items()
+    ]
+    study = Study(
+        folder,
+        dataset,
+        wishes.configuration,
+        [len(split.train) for split in splits],
+        list(range(wishes.num_seeds)),
+        splits[0].test,
+        wishes.nsd_tolerance,
+        rows,
+    )
+    files = {
+        base.file(run.plans): seeded(planned[row.name], run.plans, wishes.configuration, run.seed)
+        for row in rows
+        for run in row.runs
+    }
+    _write(study, as_entries(splits), files, base.folder / SPLIT_FILE)
+    return study
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is there already, and is not empty; name a new folder")
+    if not _NAME.fullmatch(folder.resolve().name):
+        raise ValueError(
+            f'the plans of a study are named after its folder, so "{folder.resolve().name}" must have letters, digits '
+            f"and single - _ . only"
+        )
+
+
+def _splits(cases: Sequence[str], wishes: Wishes, preset: str | None) -> list[Split]:
+    num_test = wishes.num_test or max(round(len(cases) / 5), 1)
+    left = len(cases) - num_test - wishes.num_val
+    if left < 1:
+        raise ValueError(
+            f"{wishes.num_val} validation and {num_test} test cases leave none of {len(cases)} to train on"
+        )
+    usual = [count for count in LABEL_COUNTS if count < left] if preset == "labels" else []
+    counts = wishes.labelled or [*usual, left]
+    return label_counts(cases, counts, wishes.num_val, num_test, wishes.split_seed, wishes.patient)
+
+
+class _PlansFiles:
+    """The plans of a preprocessed dataset."""
+
+    def __init__(self, dataset_id: int, dataset: str, configuration: str):
+        self.dataset_id, self.configuration = dataset_id, configuration
+        self.folder = Path(nnUNet_preprocessed) / dataset
+
+    def file(self, name: str) -> Path:
+        return self.folder / f"{name}.json"
+
+    def read(self, name: str) -> dict[str, Any]:
+        """Plans whose configuration has been preprocessed, with the keys that it inherits.
+
+        Raises:
+            FileNotFoundError, ValueError: if they have not been made or preprocessed; names the command that does it.
+        """
+        commands = "nnUNetv2_topomae plan_and_preprocess, or nnUNetv2_plan_experiment and nnUNetv2_preprocess"
+        if not self.file(name).is_file():
+            raise FileNotFoundError(f"{self.file(name)} does not exist; plan dataset {self.dataset_id} with {commands}")
+        plans = read_json(self.file(name))
+        dataset = PlannedDataset.of(self.dataset_id, name)
+        (configuration,) = dataset.configurations([self.configuration])
+        plans["configurations"] = {configuration: dataset.plans.get_configuration(configuration).configuration}
+        missing = set(read_dataset(Path(nnUNet_raw) / self.folder.name)[1]).difference(
+            dataset.labelled_cases(configuration)
+        )
+        if missing:
+            raise ValueError(
+                f"{min(missing)} is not in {dataset.labelled_folder(configuration)}; preprocess it with "
+                f"nnUNetv2_preprocess -d {self.dataset_id} -plans_name {name} -c {configuration}"
+            )
+        return plans
+
+
+@dataclass(frozen=True)
+class _Common:
+    """What all rows have in common, so that nothing else than what they compare makes a difference."""
+
+    configuration: str
+    crop: list[int]
+    batch_size: int
+    pretraining: dict[str, Any]
+    finetuning: dict[str, Any]
+
+    @classmethod
+    def of(cls, plans: dict[str, Any], wishes: Wishes) -> "_Common":
+        configuration = plans["configurations"][wishes.configuration]
+        pretraining = schedule(
+            wishes.pretraining_iterations or _iterations(configuration.get(PRETRAINING, {}), PretrainingConfig)
+        )
+        finetuning = schedule(wishes.iterations or _iterations(configuration.get(FINETUNING, {}), FinetuningConfig))
+        return cls(
+            wishes.configuration,
+            configuration["patch_size"],
+            wishes.batch_size or configuration["batch_size"],
+            {**pretraining, "warmup_epochs": round(_WARMUP_SHARE * pretraining["num_epochs"], 2)},
+            {"recipe": wishes.recipe, **finetuning},
+        )
+
+    def plan(self, plans: dict[str, Any], kind: RowKind) -> dict[str, Any]:
+        """Plans of a row."""
+        plans = deepcopy(plans)
+        configuration = plans["configurations"][self.configuration]
+        architecture = configuration["architecture"]
+        configuration.update(patch_size=self.crop, batch_size=self.batch_size)
+        if "crop_size" in architecture["arch_kwargs"]:
+            architecture["arch_kwargs"]["crop_size"] = self.crop
+        if kind.without_vit:
+            architecture["network_class_name"] = f"{UNETRPP.__module__}.{UNETRPP.__name__}"
+            architecture["arch_kwargs"] = {
+                key: value for key, value in architecture["arch_kwargs"].items() if key not in _OF_FUSION
+            }
+        configuration[PRETRAINING] = {**configuration.get(PRETRAINING, {}), **self.pretraining}
+        configuration[FINETUNING] = {**self.finetuning, "from_scratch": kind.pretrainer is None}
+        for key, value in kind.settings.items():
+            *parents, last = key.split(".")
+            block = configuration
+            for parent in parents:
+                block = block.setdefault(parent, {})
+            block[last] = value
+        return plans
+
+
+def _iterations(block: Mapping[str, Any], config: type[StageConfig]) -> int:
+    """Training steps that a block of plans asks for, defaults filled in."""
+    return block.get("num_epochs", config.num_epochs) * block.get(
+        "num_iterations_per_epoch", config.num_iterations_per_epoch
+    )
+
+
+def schedule(iterations: int) -> dict[str, int]:
+    """Divide training steps into epochs: of 250 steps as in nnU-Net, or of fewer if that would be below 10 epochs.
+
+    Example:
+        >>> schedule(5000)
+        {'num_epochs': 20, 'num_iterations_per_epoch': 250, 'num_val_iterations_per_epoch': 50}
+        >>> schedule(100)
+        {'num_epochs': 10, 'num_iterations_per_epoch': 10, 'num_val_iterations_per_epoch': 2}
+    """
+    per_epoch = min(_MOST_ITERATIONS, max(iterations // _LEAST_EPOCHS, 1))
+    return {
+        "num_epochs": round(iterations / per_epoch),
+        "num_iterations_per_epoch": per_epoch,
+        "num_val_iterations_per_epoch": max(per_epoch // _TRAINING_PER_VALIDATION, 1),
+    }
+
+
+def seeded(plans: dict[str, Any], name: str, configuration: str, seed: int) -> dict[str, Any]:
+    """Plans of a run: those of its row under another name and with other seeds."""
+    plans = deepcopy(plans)
+    plans["plans_name"] = name
+    for block in (PRETRAINING, FINETUNING):
+        plans["configurations"][configuration][block]["seed"] = _FIRST_SEED + seed
+    return plans
+
+
+def check_row(plans: dict[str, Any], configuration_name: str, kind: RowKind) -> dict[str, Any]:
+    """See that both trainers of a row can train its plans.
+
+    Returns:
+        The settings of the row, flat: its network, the arguments of that, and those of both blocks that are used.
+
+    Raises:
+        ValueError: names the trainer that there is not, or the setting that is wrong.
+    """
+    configuration = PlansManager(plans).get_configuration(configuration_name)
+    strides = configuration.network_arch_init_kwargs.get("strides", [[1, 1, 1]])
+    total = [prod(stride if isinstance(stride, int) else stride[axis] for stride in strides) for axis in range(3)]
+    if any(size % step for size, step in zip(configuration.patch_size, total, strict=True)):
+        raise ValueError(
+            f"{kind.title}: the crop {configuration.patch_size}, which all rows share, cannot be divided by {total}, "
+            f"the strides of the network in {plans['plans_name']}; make the study with other plans (-p)"
+        )
+    settings: dict[str, Any] = {"network": configuration.network_arch_class_name.split(".")[-1]}
+    settings |= _flat(configuration.network_arch_init_kwargs, "architecture")
+    for name, block, parent in (
+        (kind.pretrainer, PRETRAINING, Pretrainer),
+        (kind.finetuner, FINETUNING, nnUNetTrainer),
+    ):
+        if name is None:
+            continue
+        trainer = find_trainer(name, parent)
+        settings[f"{block}.trainer"] = name
+        if issubclass(trainer, StageTrainer):
+            settings |= _flat(to_block(trainer.check_plans(plans, configuration_name)[block]), block)
+    settings.pop(f"{FINETUNING}.from_scratch", None)  # which having no pre-training trainer says
+    return settings
+
+
+def find_trainer(name: str, parent: type) -> Any:
+    """A trainer of ours, of ``nnUNet_extTrainer`` or of nnU-Net.
+
+    Raises:
+        ValueError: if there is none that is a ``parent``.
+    """
+    found: Iterable[Any] = (find_class(name, folder, parent) for folder in (trainers.FOLDER, *external_folders()))
+    own = next((trainer for trainer in found if trainer), None)
+    if own is None and parent is nnUNetTrainer:
+        folder = Path(nnunetv2.__path__[0]) / "training" / "nnUNetTrainer"
+        own = recursive_find_python_class(str(folder), name, "nnunetv2.training.nnUNetTrainer")
+    if own is None:
+        kind = "pre-training trainer" if parent is Pretrainer else "trainer"
+        raise ValueError(f"there is no {kind} {name}, neither in {trainers.FOLDER} nor in nnUNet_extTrainer")
+    return own
+
+
+def _flat(block: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Nested settings by dotted key."""
+    flat: dict[str, Any] = {}
+    for key, value in block.items():
+        flat |= _flat(value, f"{prefix}.{key}") if isinstance(value, Mapping) else {f"{prefix}.{key}": value}
+    return flat
+
+
+def differences(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The settings in which rows differ, by row.
+
+    Settings of pre-training are compared among pre-trained rows, arguments of networks among rows of the same network.
+    """
+    rows = settings.items()
+
+    def differs(key: str, value: Any, network: str) -> bool:
+        others = (o for _, o in rows if key in o and (not key.startswith("architecture.") or o["network"] == network))
+        return any(other[key] != value for other in others)
+
+    return {
+        name: {key: value for key, value in own.items() if differs(key, value, own["network"])} for name, own in rows
+    }
+
+
+def _write(study: Study, splits: list[dict[str, Any]], plans: Mapping[Path, dict[str, Any]], split_file: Path) -> None:
+    """Write all files of a new study; if one cannot be written, none stays."""
+    if split_file.exists() and read_json(split_file, list) != splits:
+        raise ValueError(
+            f"{split_file} is there already with other cases than those of the study, and trainings may rest on it; "
+            f"move it away, or make the study with the options that it was made with"
+        )
+    if existing := [file for file in plans if file.exists()]:
+        raise ValueError(f"{existing[0]} is there already; name another folder, after which the plans are named")
+    of_splits = [study.folder / SPLITS, *([] if split_file.exists() else [split_file])]
+    study.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        for file, content in plans.items():
+            write_json(content, file)
+        for file in of_splits:
+            write_json(splits, file)
+        study.write()
+    except BaseException:
+        for file in (*plans, *of_splits, study.folder / FILE):
+            file.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,114 @@
+"""Measures the predictions of a study, and keeps ``results.csv`` and ``answer.json``."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+
+from nnunet_topomae.files import read_json, write_json
+from nnunet_topomae.studies.definition import FILE, Row, Run, Study
+from nnunet_topomae.studies.measures import measure_case
+from nnunet_topomae.studies.records import Record, read_records, write_records
+from nnunet_topomae.studies.statistics import answer
+from nnunet_topomae.studies.steps import Steps
+
+RESULTS, ANSWER = "results.csv", "answer.json"
+_TOLERANCE = "nsd_tolerance"
+_IGNORED = "ignore"  # nnU-Net's name
+
+
+def measure_study(steps: Steps, say: Callable[[str], None]) -> list[Record]:
+    """Measure all predictions that have not been measured yet, and write ``results.csv`` and ``answer.json``.
+
+    Everything is measured again if ``nsd_tolerance`` has changed, and a run if it has been predicted again.
+
+    Args:
+        steps: of the study, which has been checked.
+        say: told which run is measured.
+
+    Returns:
+        All records of the study, in the order of its rows.
+
+    Raises:
+        ValueError: if a file cannot be read, or ``results.csv`` is not of this study.
+    """
+    study = steps.study
+    file = study.folder / RESULTS
+    runs = {(row.name, run.labelled, run.seed): (row, run) for row in study.rows for run in row.runs}
+    known = _known(study, runs.keys(), {*structures(steps.dataset[0])})
+    records: list[Record] = []
+    for key, (row, run) in runs.items():
+        folder = steps.predictions(row, run)
+        if not folder.is_dir():
+            records += known.get(key, [])
+        elif key in known and not _is_newer(folder, file):
+            records += known[key]
+        else:
+            say(f"measuring {row.name}, {run.labelled} labelled, seed {run.seed}")
+            records += measure_run(steps, row, run)
+    if records:
+        write_records(records, file)
+        found = answer(records, study.baselines, study.titles)
+        write_json({**found, _TOLERANCE: study.nsd_tolerance}, study.folder / ANSWER)
+    return records
+
+
+def _known(study: Study, runs: Any, names: set[str]) -> dict[tuple[str, int, int], list[Record]]:
+    """What has been measured already, by run."""
+    file, answered = study.folder / RESULTS, study.folder / ANSWER
+    if not file.is_file():
+        return {}
+    known: dict[tuple[str, int, int], list[Record]] = {}
+    for record in read_records(file):
+        key = record.row, record.labelled, record.seed
+        if key not in runs or record.case not in study.test_cases or record.structure not in names:
+            raise ValueError(
+                f"{file} holds {record.structure} of {record.case} in row {record.row}, {record.labelled} labelled, "
+                f"seed {record.seed}, which is not in {study.folder / FILE}; move the file away, and measure again"
+            )
+        known.setdefault(key, []).append(record)
+    same = answered.is_file() and read_json(answered).get(_TOLERANCE) == study.nsd_tolerance
+    return {key: of_run for key, of_run in known.items() if same and len(of_run) == len(study.test_cases) * len(names)}
+
+
+def _is_newer(folder: Path, file: Path) -> bool:
+    """Whether anything in a folder is newer than a file."""
+    return max(each.stat().st_mtime for each in (folder, *folder.iterdir())) > file.stat().st_mtime
+
+
+def measure_run(steps: Steps, row: Row, run: Run) -> list[Record]:
+    """Measure all test cases of a run.
+
+    Raises:
+        ValueError: names the file that cannot be read or does not fit its label.
+    """
+    description, cases = steps.dataset
+    reader = determine_reader_writer_from_dataset_json(
+        description, cases[steps.study.test_cases[0]]["images"][0], verbose=False
+    )()
+    wanted, ignored = structures(description), description["labels"].get(_IGNORED)
+    records = []
+    for case in steps.study.test_cases:
+        file, label = steps.predictions(row, run) / f"{case}{steps.file_ending}", Path(cases[case]["label"])
+        (predicted, _), (labelled, properties) = (_read(reader, each) for each in (file, label))
+        try:
+            found = measure_case(predicted, labelled, properties["spacing"], wanted, steps.study.nsd_tolerance, ignored)
+        except ValueError as error:
+            raise ValueError(f"{file} does not fit {label}: {error}") from error
+        records += [Record(row.name, run.labelled, run.seed, case, name, of_it) for name, of_it in found.items()]
+    return records
+
+
+def _read(reader: Any, file: Path) -> tuple[Any, dict[str, Any]]:
+    try:
+        labels, properties = reader.read_seg(str(file))
+    except Exception as error:  # each reader has its own
+        raise ValueError(f"{file} cannot be read: {str(error).strip().splitlines()[-1]}") from error
+    return labels[0].round().astype(int), properties
+
+
+def structures(description: Mapping[str, Any]) -> dict[str, Sequence[int]]:
+    """The labels that each structure or region of a dataset consists of, without background and ignored voxels."""
+    named = {name: labels if isinstance(labels, list) else [labels] for name, labels in description["labels"].items()}
+    return {name: labels for name, labels in named.items() if name != _IGNORED and labels != [0]}

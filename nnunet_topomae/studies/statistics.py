@@ -1,0 +1,258 @@
+"""What the records of a study say: differences with their intervals and p-values, and how many labels a row saves."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from math import isfinite, nan
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+from scipy.optimize import isotonic_regression
+
+from nnunet_topomae.studies.records import Record
+
+Floats = npt.NDArray[np.float64]
+Scores = dict[tuple[str, int], dict[int, dict[str, float]]]  # by row and number of labels, by seed, by case
+
+LEVEL = 0.05  # of significance; intervals cover the rest
+_RESAMPLES = 9999
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A row against its baseline with the same number of labels, paired over test cases.
+
+    Attributes:
+        row: its name.
+        baseline: its name.
+        labelled: number of labelled cases.
+        cases: number of test cases in which the measure is defined for both.
+        difference: mean over cases of row - baseline.
+        low: lower end of the difference's 95 % bootstrap interval (percentiles; cases are drawn with replacement).
+        high: its upper end.
+        t_p: p-value of the paired t-test, two-sided; nan for fewer than two cases.
+        wilcoxon_p: p-value of Wilcoxon's signed-rank test, two-sided.
+        holm_p: p-value of the t-test after Holm's correction over all comparisons of the study.
+    """
+
+    row: str
+    baseline: str
+    labelled: int
+    cases: int
+    difference: float
+    low: float
+    high: float
+    t_p: float
+    wilcoxon_p: float
+    holm_p: float = nan
+
+
+@dataclass(frozen=True)
+class Equivalent:
+    """How many labels the baseline needs to be as good as a row.
+
+    Attributes:
+        row: its name.
+        labelled: number of labelled cases of the row.
+        equivalent: number of labelled cases from scratch that reach the same mean; infinite if the curve from scratch
+            does not reach it.
+        low: lower end of the 95 % bootstrap interval over test cases.
+        high: its upper end.
+    """
+
+    row: str
+    labelled: int
+    equivalent: float
+    low: float
+    high: float
+
+
+def scores(records: Iterable[Record], measure: str) -> Scores:
+    """A measure per case: the mean over those structures for which it is defined; other cases are left out."""
+    values: dict = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    for record in records:
+        value = getattr(record.measures, measure)
+        if value is not None:
+            values[record.row, record.labelled][record.seed][record.case].append(value)
+    return {
+        run: {seed: {case: float(np.mean(each)) for case, each in cases.items()} for seed, cases in seeds.items()}
+        for run, seeds in values.items()
+    }
+
+
+def paired(first: Mapping[int, Mapping[str, float]], *others: Mapping[int, Mapping[str, float]]) -> list[Floats]:
+    """Scores per case, averaged over the seeds that all have, for the cases that are in all of them: (N,) each."""
+    everything = (first, *others)
+    seeds = sorted(set(first).intersection(*others))
+    cases = sorted(set.intersection(*(set(each[seed]) for each in everything for seed in seeds))) if seeds else []
+    return [np.array([np.mean([each[seed][case] for seed in seeds]) for case in cases]) for each in everything]
+
+
+def resamples(num_cases: int, seed: int = 0) -> npt.NDArray[np.int64]:
+    """Cases drawn with replacement, as often as there are cases: indices (9999, N)."""
+    return np.random.default_rng(seed).integers(num_cases, size=(_RESAMPLES, num_cases))
+
+
+def interval(values: Floats) -> tuple[float, float]:
+    """The middle 95 % of bootstrapped values; infinite ones count as larger than all others."""
+    low, high = np.percentile(values, [100 * LEVEL / 2, 100 * (1 - LEVEL / 2)], method="nearest")
+    return float(low), float(high)
+
+
+def compare(row: str, baseline: str, labelled: int, with_row: Floats, with_baseline: Floats) -> Comparison | None:
+    """Compare paired scores (N,); None if there are none. Identical scores have p-values of 1."""
+    differences = with_row - with_baseline
+    if not len(differences):
+        return None
+    low, high = interval(differences[resamples(len(differences))].mean(axis=1))
+    t_p = wilcoxon_p = 1.0
+    if differences.any():
+        t_p = float(stats.ttest_1samp(differences, 0).pvalue) if len(differences) > 1 else nan
+        wilcoxon_p = float(stats.wilcoxon(differences).pvalue)
+    mean = float(differences.mean())
+    return Comparison(row, baseline, labelled, len(differences), mean, low, high, t_p, wilcoxon_p)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Correct p-values of several tests so that the chance of any false positive stays what it is for one (Holm, 1979).
+
+    nan stays nan and does not count as a test.
+
+    Example:
+        >>> holm([0.04, 0.01, 0.03])
+        [0.06, 0.03, 0.06]
+    """
+    adjusted, largest = [nan] * len(p_values), 0.0
+    order = sorted((index for index, p in enumerate(p_values) if isfinite(p)), key=lambda index: p_values[index])
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def comparisons(records: Sequence[Record], baselines: Mapping[str, str], measure: str) -> list[Comparison]:
+    """Every row against its baseline at every number of labels that both have been measured with.
+
+    Args:
+        records: of a study.
+        baselines: the baseline of each pre-trained row.
+        measure: name of a field of :class:`Measures`.
+    """
+    found, by_run = [], scores(records, measure)
+    counts = sorted({labelled for _, labelled in by_run})
+    for row, baseline in baselines.items():
+        for labelled in counts:
+            runs = by_run.get((row, labelled)), by_run.get((baseline, labelled))
+            if runs[0] and runs[1] and (comparison := compare(row, baseline, labelled, *paired(runs[0], runs[1]))):
+                found.append(comparison)
+    corrected = holm([comparison.t_p for comparison in found])
+    return [replace(comparison, holm_p=p) for comparison, p in zip(found, corrected, strict=True)]
+
+
+def equivalent_labels(records: Sequence[Record], baselines: Mapping[str, str]) -> list[Equivalent]:
+    """For every pre-trained row, how many labels from scratch give the same Dice.
+
+    The curve from scratch is made to rise (isotonic regression of the means over cases), and is read between its points
+    on a logarithmic axis of labels. A row below the curve has the smallest number of labels that was tried. Rows whose
+    baseline was measured with one number of labels only have no answer.
+    """
+    found, by_run = [], scores(records, "dice")
+    for row, baseline in baselines.items():
+        counts = sorted(labelled for name, labelled in by_run if name == baseline)
+        for labelled in sorted(labelled for name, labelled in by_run if name == row):
+            with_row, *curve = paired(by_run[row, labelled], *(by_run[baseline, count] for count in counts))
+            if len(counts) > 1 and len(with_row):
+                found.append(_equivalent(row, labelled, with_row, counts, np.array(curve)))
+    return found
+
+
+def _equivalent(row: str, labelled: int, with_row: Floats, counts: Sequence[int], curve: Floats) -> Equivalent:
+    """Scores of the row (N,), and of the baseline (K, N) for K numbers of labels."""
+    drawn = resamples(len(with_row))
+    targets, curves = with_row[drawn].mean(axis=1), curve[:, drawn].mean(axis=2)
+    bootstrapped = [read_curve(counts, means, target) for means, target in zip(curves.T, targets, strict=True)]
+    equivalent = read_curve(counts, curve.mean(axis=1), with_row.mean())
+    return Equivalent(row, labelled, equivalent, *interval(np.array(bootstrapped)))
+
+
+def read_curve(counts: Sequence[int], means: Floats, target: float) -> float:
+    """The smallest number of labels at which a curve reaches a target; infinite if it does not.
+
+    Args:
+        counts: numbers of labels, rising.
+        means: score with each of them, (K,).
+        target: score to reach.
+
+    Example:
+        >>> read_curve([10, 40], np.array([0.6, 0.8]), 0.7)
+        20.0
+    """
+    rising = isotonic_regression(means).x
+    if target > rising[-1]:
+        return float("inf")
+    first = np.unique(rising, return_index=True)[1]  # of each level
+    return float(np.round(np.exp(np.interp(target, rising[first], np.log(np.asarray(counts)[first]))), 6))
+
+
+def answer(records: Sequence[Record], baselines: Mapping[str, str], titles: Mapping[str, str]) -> dict[str, Any]:
+    """The answer of a study as JSON: a sentence, and the figures behind it; null stands for nan and for infinite.
+
+    Args:
+        records: all that has been measured.
+        baselines: the baseline of each pre-trained row; the sentence is about the last row.
+        titles: of all rows.
+    """
+    by_dice, labels = comparisons(records, baselines, "dice"), equivalent_labels(records, baselines)
+    return {
+        "sentence": sentence(by_dice, labels, baselines, titles),
+        "measure": "dice",
+        "comparisons": [_plain(comparison) for comparison in by_dice],
+        "equivalent_labels": [_plain(each) for each in labels],
+        "other_measures": {
+            measure: [_plain(each) for each in comparisons(records, baselines, measure)] for measure in ("hd95", "nsd")
+        },
+    }
+
+
+def _plain(result: Comparison | Equivalent) -> dict[str, Any]:
+    values = asdict(result).items()
+    return {key: None if isinstance(value, float) and not isfinite(value) else value for key, value in values}
+
+
+def sentence(
+    by_dice: Sequence[Comparison],
+    labels: Sequence[Equivalent],
+    baselines: Mapping[str, str],
+    titles: Mapping[str, str],
+) -> str:
+    """The answer in a sentence, about the last pre-trained row that has been compared."""
+    rows = [row for row in baselines if any(comparison.row == row for comparison in by_dice)]
+    if not rows:
+        return "No row has been measured beside its baseline yet, so there is no answer."
+    of_row = [comparison for comparison in by_dice if comparison.row == rows[-1]]
+    gains = [each for each in of_row if each.holm_p < LEVEL and each.difference > 0]
+    shown = gains[0] if gains else max(of_row, key=lambda each: each.difference)
+    title, baseline = titles[shown.row], titles[shown.baseline]
+    figures = f"Dice {shown.difference:+.3f}, 95 % interval {shown.low:+.3f} to {shown.high:+.3f}, {_p(shown.holm_p)}"
+    with_labels = f"with {shown.labelled} labelled case{'s' * (shown.labelled > 1)}"
+    if not gains:
+        most = " at most" if len(of_row) > 1 else ""
+        return f"No gain seen: {with_labels}, {title} against {baseline} is{most} {figures}, {shown.cases} test cases."
+    gain = f"{with_labels.capitalize()}, {title} is better than {baseline} ({figures}, {shown.cases} test cases)"
+    equal = [each for each in labels if (each.row, each.labelled) == (shown.row, shown.labelled)]
+    return f"{gain}{_as_good_as(equal[0]) if equal else ''}."
+
+
+def _as_good_as(labels: Equivalent) -> str:
+    if not isfinite(labels.equivalent):
+        return ", better than from scratch with the largest number of labels that was tried"
+    high = f"{labels.high:.0f}" if isfinite(labels.high) else "more than were tried"
+    return f", as good as {labels.equivalent:.0f} labels from scratch (95 % interval {labels.low:.0f} to {high})"
+
+
+def _p(value: float) -> str:
+    if not isfinite(value):
+        return "no p-value"
+    return f"p = {value:.3f}" if value >= 0.001 else "p < 0.001"

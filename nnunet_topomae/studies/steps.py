@@ -1,0 +1,217 @@
+"""The commands that a study consists of, and what their files say about how far it has come.
+
+Nothing else is remembered: a command whose files are there is done, and any other one is run, or continued.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
+
+from nnunet_topomae.files import read_json
+from nnunet_topomae.nnunet.data.raw import read_dataset
+from nnunet_topomae.nnunet.data.splits import SPLITS as SPLIT_FILE
+from nnunet_topomae.nnunet.planning.plans import FINETUNING
+from nnunet_topomae.studies.definition import FILE, SPLITS, Row, Run, Study, predictions_folder
+
+_FINAL, _LATEST, _SUMMARY = "checkpoint_final.pth", "checkpoint_latest.pth", "validation/summary.json"
+_PRETRAINING_FOLD = 0  # all folds have the same images
+PRETRAIN, FINETUNE, PREDICT = "pre-training", "fine-tuning", "prediction"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command of a study.
+
+    Attributes:
+        stage: ``PRETRAIN``, ``FINETUNE`` or ``PREDICT``.
+        name: names its log.
+        words: the command line.
+        is_done: whether its files are there.
+        target: of a prediction: folder that ``partial``, into which it is written, is renamed to.
+    """
+
+    stage: str
+    name: str
+    words: tuple[str, ...]
+    is_done: bool
+    target: Path | None = None
+
+    @property
+    def partial(self) -> Path | None:
+        """The folder of a prediction that is not finished."""
+        return self.target.with_name(f".{self.target.name}.partial") if self.target else None
+
+
+class Steps:
+    """The steps of a study.
+
+    Args:
+        study: as it was read.
+        device: of nnU-Net's commands: cuda, cpu or mps.
+        num_processes: of each, preprocessing and export, in prediction.
+    """
+
+    def __init__(self, study: Study, device: str = "cuda", num_processes: int = 3):
+        self.study, self.device, self.num_processes = study, device, num_processes
+        self.results = Path(nnUNet_results) / study.dataset
+        self.preprocessed = Path(nnUNet_preprocessed) / study.dataset
+        self._plans: dict[str, dict[str, Any]] = {}
+
+    def check(self) -> None:
+        """See that the study still is what it was when its runs were made.
+
+        Raises:
+            FileNotFoundError, ValueError: one sentence that names the file that is missing or has changed.
+        """
+        where = self.study.folder / FILE
+        ours, now = self.study.folder / SPLITS, self.preprocessed / SPLIT_FILE
+        splits = read_json(ours, list)
+        if not now.is_file() or read_json(now, list) != splits:
+            raise ValueError(f"{now} is not the split of this study any more; copy {ours} there, or make a new study")
+        for fold, split in enumerate(splits):
+            if sorted(split["test"]) != sorted(self.study.test_cases):
+                raise ValueError(f"{where}: test_cases are not those of fold {fold} in {ours}; restore them")
+            used = {case for part in ("train", "val", "unlabelled") for case in split.get(part, [])}
+            if seen := used.intersection(self.study.test_cases):
+                raise ValueError(f"{ours}: {min(seen)} is a test case, and is trained or validated on in fold {fold}")
+        for row, run in self.study.runs():
+            if run.fold >= len(splits) or len(splits[run.fold]["train"]) != run.labelled:
+                raise ValueError(f"{where}: {row.name}: fold {run.fold} has not {run.labelled} labelled cases")
+            self._check_plans(row, run)
+            self._check_predictions(row, run)
+
+    def plans(self, name: str) -> dict[str, Any]:
+        """The content of a plans file."""
+        if name not in self._plans:
+            self._plans[name] = read_json(self.preprocessed / f"{name}.json")
+        return self._plans[name]
+
+    def _check_plans(self, row: Row, run: Run) -> None:
+        plans = self.plans(run.plans)
+        if plans.get("dataset_name") != self.study.dataset or plans.get("plans_name") != run.plans:
+            raise ValueError(
+                f"{self.preprocessed / run.plans}.json are the plans {plans.get('plans_name')} of "
+                f"{plans.get('dataset_name')}; restore those of {row.name}, seed {run.seed}"
+            )
+        for trainer, ignored in ((row.pretrainer, (FINETUNING,)), (row.finetuner, ())):
+            file = self._output(trainer, run.plans) / "plans.json"
+            if trainer is None or not file.is_file():
+                continue
+            written, present = (self._without(content, ignored) for content in (read_json(file), plans))
+            if written != present:
+                raise ValueError(
+                    f"{self.preprocessed / run.plans}.json has changed since {row.name} was trained with it "
+                    f"({_first_difference(written, present)}); restore it from {file}, or add the changed plans to a "
+                    f"new study"
+                )
+
+    def _check_predictions(self, row: Row, run: Run) -> None:
+        folder = self.predictions(row, run)
+        if not folder.is_dir():
+            return
+        cases = {file.name.removesuffix(self.file_ending) for file in folder.glob(f"*{self.file_ending}")}
+        if others := cases.symmetric_difference(self.study.test_cases):
+            case = min(others)
+            what = f"holds {case}, which is no test case of this study" if case in cases else f"lacks test case {case}"
+            raise ValueError(f"{folder} {what}; move the folder away, and it is predicted again")
+
+    def _without(self, plans: Mapping[str, Any], blocks: tuple[str, ...]) -> dict[str, Any]:
+        configuration = plans["configurations"][self.study.configuration]
+        kept = {key: value for key, value in configuration.items() if key not in blocks}
+        return {**plans, "configurations": {self.study.configuration: kept}}
+
+    @cached_property
+    def dataset(self) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+        """Description and files of the raw dataset; see :func:`~nnunet_topomae.nnunet.data.raw.read_dataset`."""
+        return read_dataset(Path(nnUNet_raw) / self.study.dataset)
+
+    @property
+    def file_ending(self) -> str:
+        """Of images and labels."""
+        return self.dataset[0]["file_ending"]
+
+    def _output(self, trainer: str | None, plans: str) -> Path:
+        return self.results / f"{trainer}__{plans}__{self.study.configuration}"
+
+    def predictions(self, row: Row, run: Run) -> Path:
+        """The folder of the predicted test cases of a run."""
+        return predictions_folder(self.study.folder, row.name, run.labelled, run.seed)
+
+    @property
+    def test_images(self) -> Path:
+        """The folder that holds links to the images of the test cases, for nnUNetv2_predict."""
+        return self.study.folder / "test_images"
+
+    def link_test_images(self) -> None:
+        """Make that folder.
+
+        Raises:
+            ValueError: if a test case is no longer in the dataset.
+        """
+        _, cases = self.dataset
+        if missing := set(self.study.test_cases).difference(cases):
+            raise ValueError(f"{min(missing)} is a test case of {self.study.folder}, but not in {self.study.dataset}")
+        self.test_images.mkdir(exist_ok=True)
+        for case in self.study.test_cases:
+            for channel, file in enumerate(cases[case]["images"]):
+                link = self.test_images / f"{case}_{channel:04d}{self.file_ending}"
+                if not link.exists():
+                    link.unlink(missing_ok=True)  # one that leads nowhere
+                    link.symlink_to(Path(file).resolve())
+
+    def of_run(self, row: Row, run: Run) -> Iterator[Step]:
+        """The steps of a run, in their order."""
+        name = f"{row.name}_{run.labelled}_seed{run.seed}"
+        weights: tuple[str, ...] = ()
+        if row.pretrainer:
+            owner, plans = self._pretraining(row, run)
+            folder = self._output(row.pretrainer, plans) / f"fold_{_PRETRAINING_FOLD}"
+            weights = ("-pretrained_weights", str(folder / _FINAL))
+            pretraining = f"{owner.name}_seed{run.seed}_pretraining"
+            yield self._training(PRETRAIN, pretraining, row.pretrainer, plans, _PRETRAINING_FOLD, ())
+        yield self._training(FINETUNE, f"{name}_finetuning", row.finetuner, run.plans, run.fold, weights)
+        yield self._prediction(name, row, run)
+
+    def _pretraining(self, row: Row, run: Run) -> tuple[Row, str]:
+        """The first row with the same pre-training, and its plans: they differ in names and fine-tuning only."""
+
+        def of(other: Row, plans: str) -> tuple:
+            kept = self._without(self.plans(plans), (FINETUNING,))
+            return other.pretrainer, json.dumps({**kept, "plans_name": ""}, sort_keys=True)
+
+        wanted = of(row, run.plans)
+        candidates = ((other, each.plans) for other in self.study.rows for each in other.runs if other.pretrainer)
+        return next((other, plans) for other, plans in candidates if of(other, plans) == wanted)
+
+    def _training(self, stage: str, name: str, trainer: str, plans: str, fold: int, weights: tuple[str, ...]) -> Step:
+        folder = self._output(trainer, plans) / f"fold_{fold}"
+        is_trained = (folder / _FINAL).is_file()
+        extra = ("--val",) if is_trained else ("--c",) if (folder / _LATEST).is_file() else weights
+        study = self.study
+        words = ("nnUNetv2_train", study.dataset, study.configuration, str(fold), "-p", plans, "-tr", trainer)
+        is_done = is_trained and (folder / _SUMMARY).is_file()
+        return Step(stage, name, (*words, "-device", self.device, *extra), is_done)
+
+    def _prediction(self, name: str, row: Row, run: Run) -> Step:
+        target = self.predictions(row, run)
+        step = Step(PREDICT, f"{name}_prediction", (), target.is_dir(), target)
+        model = ("-d", self.study.dataset, "-c", self.study.configuration, "-f", str(run.fold), "-p", run.plans)
+        words = (
+            "nnUNetv2_predict", *model, "-tr", row.finetuner, "-i", str(self.test_images), "-o", str(step.partial),
+            "-device", self.device, "-npp", str(self.num_processes), "-nps", str(self.num_processes),
+        )  # fmt: skip
+        return Step(step.stage, step.name, words, step.is_done, target)
+
+
+def _first_difference(written: Any, present: Any, key: str = "") -> str:
+    """Where two nested settings differ first, in words."""
+    if isinstance(written, Mapping) and isinstance(present, Mapping):
+        for name in dict.fromkeys([*written, *present]):
+            if written.get(name) != present.get(name):
+                return _first_difference(written.get(name), present.get(name), f"{key}.{name}".lstrip("."))
+    return f"{key} was {written}, is {present}"

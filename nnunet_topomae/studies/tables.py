@@ -1,0 +1,78 @@
+"""What a study has come to, and what it has found, as tables of text."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+
+from nnunet_topomae.studies.definition import Row, Run, Study
+from nnunet_topomae.studies.records import Record
+from nnunet_topomae.studies.statistics import Scores, comparisons, scores
+from nnunet_topomae.studies.steps import FINETUNE, PREDICT, PRETRAIN, Step, Steps
+
+_WAITING, _FAILED = "-", "failed"
+_STATES = {PRETRAIN: "pre-trained", FINETUNE: "fine-tuned", PREDICT: "predicted"}  # once that stage is done
+
+
+def progress_table(steps: Steps, failed: Mapping[str, Step]) -> str:
+    """How far each run has come: a line for each row and number of labels, a column for each seed."""
+
+    def state(row: Row, run: Run) -> str:
+        done = [step.stage for step in steps.of_run(row, run) if step.is_done]
+        if PREDICT in done or row.name not in failed:
+            return _STATES[done[-1]] if done else _WAITING
+        return _FAILED
+
+    study = steps.study
+    return _table(
+        ["row", "labelled", *(f"seed {seed}" for seed in study.seeds)],
+        ([row.name, f"{labelled}", *states] for row, labelled, states in _by_seed(study, state)),
+    )
+
+
+def _by_seed(study: Study, state: Callable[[Row, Run], str]) -> Iterable[tuple[Row, int, list[str]]]:
+    for row in study.rows:
+        for labelled in study.label_counts:
+            runs = {run.seed: run for run in row.runs if run.labelled == labelled}
+            yield row, labelled, [state(row, runs[seed]) if seed in runs else "" for seed in study.seeds]
+
+
+def results_table(study: Study, records: Sequence[Record]) -> str:
+    """Dice, HD95 and surface Dice of every row, and how its Dice differs from that of its baseline."""
+    by_measure = {measure: scores(records, measure) for measure in ("dice", "hd95", "nsd")}
+    compared = {(each.row, each.labelled): each for each in comparisons(records, study.baselines, "dice")}
+    lines = []
+    for row in study.rows:
+        for labelled in study.label_counts:
+            if not (seeds := by_measure["dice"].get((row.name, labelled))):
+                continue
+            found = compared.get((row.name, labelled))
+            against = (
+                [f"{found.difference:+.3f}", f"{found.low:+.3f} to {found.high:+.3f}", f"{found.holm_p:.3g}"]
+                if found
+                else ["", "", ""]
+            )
+            measured = [_mean_and_deviation(of_it, row.name, labelled) for of_it in by_measure.values()]
+            lines.append([row.title, f"{labelled}", f"{len(seeds)}", *measured, *against])
+    nsd = f"NSD ({study.nsd_tolerance:g} mm)"
+    return _table(["row", "labelled", "seeds", "Dice", "HD95, mm", nsd, "gain", "95 % interval", "p (Holm)"], lines)
+
+
+def _mean_and_deviation(of_measure: Scores, row: str, labelled: int) -> str:
+    """Mean over test cases, averaged over seeds, and the standard deviation over seeds if there are several."""
+    means = [np.mean(list(cases.values())) for cases in of_measure.get((row, labelled), {}).values()]
+    if not means:
+        return "-"
+    deviation = f" ± {np.std(means, ddof=1):.3f}" if len(means) > 1 else ""
+    return f"{np.mean(means):.3f}{deviation}"
+
+
+def _table(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """Columns as wide as they need to be, the first one to the left."""
+    everything = [list(headings), *map(list, lines)]
+    widths = [max(map(len, column)) for column in zip(*everything, strict=True)]
+    return "\n".join(
+        "  ".join(
+            [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
+        )
+        for line in everything
+    )

@@ -1,0 +1,57 @@
+import pytest
+
+from nnunet_topomae.studies.presets import KINDS, PRESETS, baseline_of, kinds_of
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_compare_each_pretrained_row_with_one_from_scratch(preset):
+    kinds = kinds_of([], preset)
+    for name, kind in kinds.items():
+        baseline = baseline_of(name, kinds)
+        assert (baseline is None) == (kind.pretrainer is None)
+        assert baseline is None or kinds[baseline].pretrainer is None
+
+
+def test_table_vi_of_the_paper():
+    kinds = kinds_of([], "table6")
+    assert {name: baseline_of(name, kinds) for name in kinds} == {
+        "unetrpp": None, "vit": "unetrpp", "spatial": "unetrpp", "topology": "unetrpp", "copretrained": "unetrpp",
+    }  # fmt: skip
+    assert kinds["unetrpp"].without_vit
+    assert kinds["vit"].settings == {
+        "pretraining.branches": ["vit"],
+        "pretraining.spatial.enabled": False,
+        "pretraining.topology.enabled": False,
+    }
+    assert kinds["spatial"].settings == {"pretraining.branches": ["vit"], "pretraining.topology.enabled": False}
+    assert kinds["topology"].settings == {"pretraining.branches": ["vit"]}
+    assert kinds["copretrained"].settings == {}
+
+
+def test_labels_adds_the_same_network_from_scratch():
+    assert list(kinds_of([], "labels")) == ["scratch", "topomae"]
+    assert list(kinds_of(["anatomask", "spark"], "labels")) == ["resenc", "anatomask", "spark"]
+
+
+def test_rows_of_ones_own():
+    kinds = kinds_of(["mine=MyPlans:MyTrainer", "pre=MyPlans:MyTrainer:SparKPretrainer", "scratch"], None)
+    assert (kinds["pre"].plans, kinds["pre"].finetuner, kinds["pre"].pretrainer) == (
+        "MyPlans", "MyTrainer", "SparKPretrainer",
+    )  # fmt: skip
+    assert baseline_of("pre", kinds) == "mine"
+    assert kinds["scratch"] is KINDS["scratch"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "a study needs --rows or --preset"),
+        (["topomea"], "there is no row topomea; there are scratch, topomae"),
+        (["a_b=Plans:Trainer"], "with a NAME of letters and digits"),
+        (["own=Plans"], "NAME=PLANS:FINETUNER or NAME=PLANS:FINETUNER:PRETRAINER"),
+        (["spark", "spark"], "the row spark is there twice"),
+    ],
+)
+def test_rows_that_there_are_not(rows, message):
+    with pytest.raises(ValueError, match=message):
+        kinds_of(rows, None)

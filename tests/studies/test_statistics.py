@@ -1,0 +1,159 @@
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from nnunet_topomae.studies.measures import Measures
+from nnunet_topomae.studies.records import Record
+from nnunet_topomae.studies.statistics import (
+    answer,
+    compare,
+    comparisons,
+    equivalent_labels,
+    holm,
+    paired,
+    read_curve,
+    scores,
+)
+
+BASELINES, TITLES = {"ours": "scratch"}, {"ours": "Ours", "scratch": "from scratch"}
+NAN = math.nan
+
+
+def record(row, labelled, dice, case="a", seed=0, structure="organ", hd95=None):
+    return Record(row, labelled, seed, case, structure, Measures(dice, hd95, dice, 0, 0, 0))
+
+
+def study(means, num_cases=12, spread=0.02):
+    """Records of rows whose Dice is a mean and a part of the case; ``means`` by row and number of labels."""
+    rng = np.random.default_rng(0)
+    of_case = rng.normal(0, 0.1, num_cases)
+    return [
+        record(row, labelled, mean + of_case[case] + rng.normal(0, spread), case=f"case{case}", seed=seed)
+        for (row, labelled), mean in means.items()
+        for case in range(num_cases)
+        for seed in range(2)
+    ]
+
+
+def test_a_case_has_the_mean_of_its_defined_structures():
+    records = [
+        record("ours", 5, 0.5, structure="one", hd95=2.0),
+        record("ours", 5, 0.7, structure="two"),
+        record("ours", 5, 0.9, case="b", structure="two"),
+    ]
+    assert scores(records, "dice") == {("ours", 5): {0: {"a": pytest.approx(0.6), "b": 0.9}}}
+    assert scores(records, "hd95") == {("ours", 5): {0: {"a": 2.0}}}
+
+
+def test_seeds_are_averaged_and_cases_are_paired():
+    ours = {0: {"a": 0.5, "b": 0.6}, 1: {"a": 0.7, "b": 0.8, "c": 0.9}}
+    scratch = {0: {"a": 0.1, "b": 0.2, "c": 0.3}, 1: {"a": 0.3, "b": 0.4}, 2: {"a": 0.9, "b": 0.9}}
+    first, second = paired(ours, scratch)
+    assert first == pytest.approx([0.6, 0.7])  # a and b, seeds 0 and 1
+    assert second == pytest.approx([0.2, 0.3])
+
+
+def test_p_values_and_interval_are_those_of_scipy():
+    rng = np.random.default_rng(1)
+    first, second = rng.normal(0.7, 0.1, 15), rng.normal(0.65, 0.1, 15)
+    found = compare("ours", "scratch", 5, first, second)
+    assert found.difference == pytest.approx(np.mean(first) - np.mean(second))
+    assert found.t_p == pytest.approx(scipy.stats.ttest_rel(first, second).pvalue)
+    assert found.wilcoxon_p == pytest.approx(scipy.stats.wilcoxon(first, second).pvalue)
+    theirs = scipy.stats.bootstrap((first - second,), np.mean, method="percentile", n_resamples=20_000)
+    width = theirs.confidence_interval.high - theirs.confidence_interval.low
+    assert found.low == pytest.approx(theirs.confidence_interval.low, abs=0.05 * width)
+    assert found.high == pytest.approx(theirs.confidence_interval.high, abs=0.05 * width)
+
+
+def test_nothing_differs():
+    found = compare("ours", "scratch", 5, np.array([0.5, 0.6]), np.array([0.5, 0.6]))
+    assert (found.difference, found.low, found.high, found.t_p, found.wilcoxon_p) == (0, 0, 0, 1, 1)
+
+
+def test_one_case_has_no_t_test():
+    found = compare("ours", "scratch", 5, np.array([0.6]), np.array([0.5]))
+    assert (found.low, found.high) == pytest.approx((0.1, 0.1))
+    assert math.isnan(found.t_p)
+
+
+@pytest.mark.parametrize(
+    ("p_values", "expected"),
+    [
+        ([], []),
+        ([0.2], [0.2]),
+        ([0.01, 0.02, 0.03], [0.03, 0.04, 0.04]),
+        ([0.03, 0.01, 0.02], [0.04, 0.03, 0.04]),
+        ([0.5, 0.9], [1.0, 1.0]),
+        ([0.01, NAN], [0.01, NAN]),
+    ],
+)
+def test_holm(p_values, expected):
+    assert holm(p_values) == pytest.approx(expected, nan_ok=True)
+
+
+def test_holm_counts_all_comparisons():
+    records = study(
+        {("ours", 5): 0.71, ("scratch", 5): 0.7, ("ours", 10): 0.9, ("scratch", 10): 0.7, ("ours", 20): 0.8}
+    )
+    found = comparisons(records, BASELINES, "dice")
+    assert [each.labelled for each in found] == [5, 10]
+    assert [each.holm_p for each in found] == pytest.approx(holm([each.t_p for each in found]))
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        (0.5, 5),  # below the curve
+        (0.6, 5),
+        (0.7, 10),  # half way on a logarithmic axis
+        (0.8, 20),
+        (0.81, math.inf),
+    ],
+)
+def test_labels_from_scratch_are_read_from_the_curve(target, expected):
+    assert read_curve([5, 20], np.array([0.6, 0.8]), target) == pytest.approx(expected)
+
+
+def test_a_curve_that_falls_is_made_to_rise():
+    assert read_curve([5, 10, 20], np.array([0.7, 0.5, 0.8]), 0.6) == pytest.approx(5)  # 5 and 10 are pooled to 0.6
+    assert read_curve([5, 10, 20], np.array([0.7, 0.5, 0.8]), 0.7) == pytest.approx(10.0, rel=0.5)
+
+
+def test_as_good_as_more_labels_from_scratch():
+    records = study(
+        {("ours", 10): 0.75, ("scratch", 10): 0.6, ("scratch", 20): 0.7, ("scratch", 40): 0.8}, spread=0.001
+    )
+    (found,) = equivalent_labels(records, BASELINES)
+    assert found.equivalent == pytest.approx(20 * math.sqrt(2), rel=0.02)
+    assert found.low < found.equivalent < found.high
+    said = answer(records, BASELINES, TITLES)["sentence"]
+    assert said.startswith("With 10 labelled cases, Ours is better than from scratch (Dice +0.149")
+    assert said.endswith("as good as 28 labels from scratch (95 % interval 28 to 28).")
+
+
+def test_better_than_all_that_was_tried_is_null_in_json():
+    found = answer(study({("ours", 10): 0.9, ("scratch", 10): 0.6, ("scratch", 20): 0.7}), BASELINES, TITLES)
+    (labels,) = found["equivalent_labels"]
+    assert labels == {"row": "ours", "labelled": 10, "equivalent": None, "low": None, "high": None}
+    assert "better than from scratch with the largest number of labels that was tried" in found["sentence"]
+
+
+def test_no_gain():
+    found = answer(study({("ours", 10): 0.7, ("scratch", 10): 0.7}), BASELINES, TITLES)
+    assert found["sentence"].startswith("No gain seen: with 10 labelled cases, Ours against from scratch is Dice ")
+    assert found["equivalent_labels"] == []
+
+
+def test_nothing_to_compare_yet():
+    found = answer(study({("scratch", 10): 0.7}), BASELINES, TITLES)
+    assert found["sentence"] == "No row has been measured beside its baseline yet, so there is no answer."
+
+
+def test_chance_is_seldom_called_a_gain():
+    """Of 200 studies in which nothing differs, about 2.5 % may find a gain."""
+    rng = np.random.default_rng(0)
+    found = [compare("ours", "scratch", 5, *rng.normal(0.7, 0.1, (2, 20))) for _ in range(200)]
+    assert sum(each.t_p < 0.05 and each.difference > 0 for each in found) <= 12

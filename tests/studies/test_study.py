@@ -1,0 +1,494 @@
+"""Studies on the phantom dataset; commands of nnU-Net are replaced by a script that writes what they would write."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from nnunet_topomae.commands import cli
+from nnunet_topomae.studies import running
+from nnunet_topomae.studies.definition import read_study
+from nnunet_topomae.studies.new import differences, schedule
+from nnunet_topomae.studies.steps import Steps
+from workspace import DATASET, refused, says, snapshot
+
+STAND_IN = '''#!{python}
+"""Stands in for nnUNetv2_train and nnUNetv2_predict: writes their files; predictions are labels, shifted by a row."""
+import json, os, shutil, sys, time
+from pathlib import Path
+import numpy as np
+import SimpleITK as sitk
+
+words = sys.argv[1:]
+option = dict(zip(words, words[1:]))
+if Path("{marks}/fail").exists() and Path("{marks}/fail").read_text() in " ".join(words):
+    print("out of memory")
+    sys.exit(3)
+with open("{marks}/commands", "a") as log:
+    log.write(Path(sys.argv[0]).name + " " + " ".join(words) + "\\n")
+time.sleep(float(os.environ.get("STAND_IN_SECONDS", "0")))
+if Path(sys.argv[0]).name == "nnUNetv2_train":
+    dataset, configuration, fold = words[:3]
+    output = Path(os.environ["nnUNet_results"], dataset, f"{{option['-tr']}}__{{option['-p']}}__{{configuration}}")
+    weights = option.get("-pretrained_weights")
+    assert weights is None or Path(weights).is_file(), weights
+    (output / f"fold_{{fold}}" / "validation").mkdir(parents=True, exist_ok=True)
+    shutil.copy(Path(os.environ["nnUNet_preprocessed"], dataset, option["-p"] + ".json"), output / "plans.json")
+    (output / f"fold_{{fold}}" / "checkpoint_final.pth").touch()
+    (output / f"fold_{{fold}}" / "validation" / "summary.json").write_text("{{}}")
+else:
+    target = Path(option["-o"])
+    target.mkdir()
+    shift = 0 if "topomae" in option["-p"] else 1
+    for image in Path(option["-i"]).iterdir():
+        case = image.name.replace("_0000", "")
+        labels = sitk.ReadImage(str(image.resolve().parents[1] / "labelsTr" / case))
+        moved = sitk.GetImageFromArray(np.roll(sitk.GetArrayFromImage(labels), shift, axis=1))
+        moved.CopyInformation(labels)
+        sitk.WriteImage(moved, str(target / case))
+'''
+
+
+@pytest.fixture
+def marks(tmp_path, monkeypatch):
+    """A folder with the stand-ins, what they have been called with, and which of them is to fail."""
+    for name in ("nnUNetv2_train", "nnUNetv2_predict"):
+        script = tmp_path / name
+        script.write_text(STAND_IN.format(python=sys.executable, marks=tmp_path))
+        script.chmod(0o755)
+    monkeypatch.setattr(running, "executable", lambda command: str(tmp_path / command))
+    return tmp_path
+
+
+@pytest.fixture
+def new(workspace, no_split, tmp_path, monkeypatch):
+    """Makes a study by the command; what it has written is removed afterwards."""
+    before = set(workspace.preprocessed.iterdir()) | {no_split}
+
+    def make(*arguments, name="study") -> Path:
+        folder = tmp_path / "studies" / name
+        folder.parent.mkdir(exist_ok=True)
+        usual = ["--val", "1", "--test", "1", "--seeds", "1", "--iterations", "4", "--pretraining_iterations", "3"]
+        assert cli.main(["study", "new", str(folder), "-d", "998", *usual, *arguments]) == 0
+        return folder
+
+    yield make
+    for file in set(workspace.preprocessed.iterdir()) - before:
+        file.unlink()
+    for folder in workspace.results.glob("*__study*"):
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def study(new):
+    return new("--preset", "labels", "--labelled", "1", "3")
+
+
+def commands(marks) -> list[str]:
+    """What has been run, in short."""
+    file = marks / "commands"
+    return [" ".join(line.split()[:4]) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def run(folder, *arguments) -> int:
+    return cli.main(["study", "run", str(folder), "--device", "cpu", *arguments])
+
+
+def test_rows_differ_in_nothing_but_what_they_compare(workspace, new):
+    folder = new("--preset", "table6", "--labelled", "2", "--seeds", "2", "--recipe", "anatomask")
+    study = read_study(folder)
+    assert [row.name for row in study.rows] == ["unetrpp", "vit", "spatial", "topology", "copretrained"]
+    first = workspace.plans("study_unetrpp_seed0")["configurations"]["3d_fullres"]
+    for row in study.rows:
+        for run_ in row.runs:
+            plans = workspace.plans(run_.plans)
+            assert plans["plans_name"] == run_.plans
+            configuration = plans["configurations"]["3d_fullres"]
+            for key in ("patch_size", "batch_size", "data_identifier", "spacing"):
+                assert configuration[key] == first[key]
+            assert configuration["pretraining"]["seed"] == configuration["finetuning"]["seed"] == 12345 + run_.seed
+            same = {**configuration["finetuning"], "seed": 12345, "from_scratch": True}
+            assert same == first["finetuning"]
+            assert same["recipe"] == "anatomask"
+            assert same["num_epochs"] * same["num_iterations_per_epoch"] == 4
+    differs = {row.name: row.differs for row in study.rows}
+    assert differs["vit"] == {
+        "network": "FusedViTUNETRPP",
+        "pretraining.branches": ["vit"],
+        "pretraining.spatial.enabled": False,
+        "pretraining.topology.enabled": False,
+    }
+    assert differs["unetrpp"] == {"network": "UNETRPP"}
+
+
+def test_all_rows_of_the_methods_can_be_planned(workspace, new):
+    rows = ["nnunet", "resenc", "spark", "anatomask", "scratch", "topomae"]  # UNETR: see the end-to-end tests
+    study = read_study(new("--rows", *rows, "--labelled", "2"))
+    assert {row.name: row.compared_with for row in study.rows} == {
+        "nnunet": None, "resenc": None, "spark": "resenc", "anatomask": "resenc", "scratch": None, "topomae": "scratch",
+    }  # fmt: skip
+
+
+def test_a_study_is_run_to_its_end(study, marks, capsys):
+    assert run(study) == 0
+    trained = f"nnUNetv2_train {DATASET} 3d_fullres"
+    predicted = f"nnUNetv2_predict -d {DATASET} -c"
+    assert commands(marks) == [
+        f"{trained} 0", predicted,  # from scratch, one label
+        f"{trained} 0", f"{trained} 0", predicted,  # pre-training, fine-tuning
+        f"{trained} 1", predicted,  # from scratch, three labels
+        f"{trained} 1", predicted,  # fine-tuning from the same pre-training
+    ]  # fmt: skip
+    lines = list(csv.DictReader((study / "results.csv").open()))
+    assert len(lines) == 2 * 2 * 4  # rows, label counts, structures; one test case
+    assert all(line["dice"] == "1" for line in lines if line["row"] == "topomae")
+    answer = json.loads((study / "answer.json").read_text())
+    assert [each["labelled"] for each in answer["comparisons"]] == [1, 3]
+    assert answer["sentence"] in capsys.readouterr().out
+    before = snapshot(study)
+    assert run(study) == 0
+    assert len(commands(marks)) == 9
+    assert {file for file, time_ in snapshot(study).items() if before[file] != time_} == {
+        study / "results.csv", study / "answer.json",
+    }  # fmt: skip
+
+
+def test_the_table_can_be_recomputed_from_the_predictions(study, marks, workspace):
+    assert run(study) == 0
+    (case,) = read_study(study).test_cases
+    label = sitk.GetArrayFromImage(sitk.ReadImage(str(workspace.raw / "labelsTr" / f"{case}.nii.gz")))
+    predicted = sitk.GetArrayFromImage(
+        sitk.ReadImage(str(study / "predictions" / "scratch_1_seed0" / f"{case}.nii.gz"))
+    )
+    found = {
+        line["structure"]: float(line["dice"])
+        for line in csv.DictReader((study / "results.csv").open())
+        if (line["row"], line["labelled"]) == ("scratch", "1")
+    }
+    for value, name in enumerate(["solid_organ", "hollow_organ", "tube", "tree"], start=1):
+        overlap = (
+            2 * np.sum((label == value) & (predicted == value)) / np.sum((label == value) * 1 + (predicted == value))
+        )
+        assert found[name] == pytest.approx(overlap, abs=1e-6)
+
+
+def test_a_failed_command_stops_its_row_only(study, marks, capsys):
+    (marks / "fail").write_text("TopoMAEPretrainer")
+    assert run(study) == 2
+    said = capsys.readouterr()
+    assert "topomae_seed0_pretraining failed with exit status 3" in said.out
+    assert "    out of memory" in said.out
+    assert "1 rows have failed" in said.err
+    assert str(study / "logs" / "topomae_seed0_pretraining.log") in said.err
+    assert len(commands(marks)) == 4  # both runs from scratch
+    (marks / "fail").unlink()
+    assert run(study) == 0
+    assert len(commands(marks)) == 9
+
+
+def test_rows_with_the_same_pretraining_share_it(new, marks):
+    own = ["a=nnUNetTopoMAEPlans:FusedFinetuneTrainer:TopoMAEPretrainer", "scratch"]
+    folder = new("--rows", *own, "topomae", "--labelled", "2")
+    assert run(folder) == 0
+    lines = (marks / "commands").read_text().splitlines()
+    assert sum("TopoMAEPretrainer " in line for line in lines) == 1
+    assert (
+        sum("TopoMAEPretrainer__study_a_seed0__3d_fullres/fold_0/checkpoint_final.pth" in line for line in lines) == 2
+    )
+
+
+def test_interrupted_trainings_are_continued(study, workspace):
+    steps = Steps(read_study(study))
+    row, run_ = next(steps.study.runs())
+    fold = workspace.results / f"{row.finetuner}__{run_.plans}__3d_fullres" / "fold_0"
+    (fold / "validation").mkdir(parents=True)
+
+    def finetuning():
+        step = next(iter(steps.of_run(row, run_)))
+        return step.words[-1], step.is_done
+
+    assert finetuning() == ("cuda", False)
+    (fold / "checkpoint_latest.pth").touch()
+    assert finetuning() == ("--c", False)
+    (fold / "checkpoint_final.pth").touch()  # killed before its validation
+    assert finetuning() == ("--val", False)
+    (fold / "validation" / "summary.json").touch()
+    assert finetuning()[1]
+
+
+def test_the_time_limit_stops_the_command_that_runs(study, marks, monkeypatch, capsys):
+    monkeypatch.setenv("STAND_IN_SECONDS", "60")
+    started = time.monotonic()
+    assert run(study, "--hours", str(3 / 3600)) == 0
+    assert time.monotonic() - started < 30
+    assert "Stopped: the time is up; the same command goes on from here" in capsys.readouterr().out
+    monkeypatch.setenv("STAND_IN_SECONDS", "0")
+    assert run(study) == 0
+    assert len(commands(marks)) == 9 + 1  # the first of them twice
+
+
+def _in_its_own_process(folder, marks, seconds) -> subprocess.Popen:
+    code = (
+        "import sys; from nnunet_topomae.studies import running; from nnunet_topomae.commands import cli\n"
+        f"running.executable = lambda command: '{marks}/' + command\n"
+        f"sys.exit(cli.main(['study', 'run', '{folder}', '--device', 'cpu']))"
+    )
+    environment = {**os.environ, "STAND_IN_SECONDS": str(seconds)}
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        cwd=marks,  # in the checkout, Python would import the checkout instead of the installed package
+    )
+
+
+def _wait_for_commands(marks, count) -> None:
+    for _ in range(600):
+        if len(commands(marks)) >= count:
+            return
+        time.sleep(0.1)
+    raise AssertionError(commands(marks))
+
+
+def test_a_killed_study_goes_on(study, marks, capsys):
+    """SIGTERM stops its command, too; after SIGKILL the next run waits for the command that is left, and uses it."""
+    first = _in_its_own_process(study, marks, 60)
+    _wait_for_commands(marks, 1)
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(40) == 0
+    second = _in_its_own_process(study, marks, 6)
+    _wait_for_commands(marks, 2)
+    second.kill()
+    second.wait()
+    assert run(study) == 0
+    assert "Waiting for a command that another study run has started" in capsys.readouterr().out
+    assert len(commands(marks)) == 9 + 1
+    assert len(list(csv.DictReader((study / "results.csv").open()))) == 16
+
+
+def _edit(file, edit):
+    content = json.loads(file.read_text())
+    edit(content)
+    file.write_text(json.dumps(content))
+
+
+def _change_plans(workspace, _):
+    _edit(
+        workspace.preprocessed / "study_scratch_seed0.json",
+        lambda plans: plans["configurations"]["3d_fullres"]["finetuning"].update(base_lr=0.5),
+    )
+
+
+def _add_prediction(_, study):
+    shutil.copy(
+        next((study / "predictions" / "scratch_1_seed0").glob("*.nii.gz")),
+        study / "predictions/scratch_1_seed0/x.nii.gz",
+    )
+
+
+SENTENCES = {  # what is wrong, and what the command says after "Error: "
+    "version": (
+        lambda _, study: _edit(study / "study.json", lambda s: s.update(version=2)),
+        "{study}/study.json is of version 2, but this nnunet_topomae reads version 1; use the nnunet_topomae that "
+        "wrote it, or make a new study",
+    ),
+    "no JSON": (
+        lambda _, study: (study / "study.json").write_text("{"),
+        "{study}/study.json is no valid JSON: <what the library says>",
+    ),
+    "a key is missing": (
+        lambda _, study: _edit(study / "study.json", lambda s: s["rows"][0].pop("title")),
+        '{study}/study.json: "title" is missing; every row has one',
+    ),
+    "tolerance": (
+        lambda _, study: _edit(study / "study.json", lambda s: s.update(nsd_tolerance=0)),
+        "{study}/study.json: nsd_tolerance must be a number of mm above 0, got 0",
+    ),
+    "another split": (
+        lambda space, _: _edit(space.preprocessed / "splits_final.json", lambda s: s.pop()),
+        "{preprocessed}/splits_final.json is not the split of this study any more; copy {study}/splits.json there, or "
+        "make a new study",
+    ),
+    "plans have changed": (
+        _change_plans,
+        "{preprocessed}/study_scratch_seed0.json has changed since scratch was trained with it "
+        "(configurations.3d_fullres.finetuning.base_lr was None, is 0.5); restore it from "
+        "{results}/FusedFinetuneTrainer__study_scratch_seed0__3d_fullres/plans.json, or add the changed plans to a new "
+        "study",
+    ),
+    "a prediction of another dataset": (
+        _add_prediction,
+        "{study}/predictions/scratch_1_seed0 holds x, which is no test case of this study; move the folder away, and "
+        "it is predicted again",
+    ),
+    "results of another study": (
+        lambda _, study: (study / "results.csv").write_text(
+            (study / "results.csv").read_text().replace("scratch,1,", "other,1,")
+        ),
+        "{study}/results.csv holds solid_organ of {case} in row other, 1 labelled, seed 0, which is not in "
+        "{study}/study.json; move the file away, and measure again",
+    ),
+    "results that are broken": (
+        lambda _, study: (study / "results.csv").write_text("nothing"),
+        "{study}/results.csv must have the columns <what the library says>; move it away, and measure again",
+    ),
+    "a broken answer": (
+        lambda _, study: (study / "answer.json").write_text("["),
+        "{study}/answer.json is no valid JSON: <what the library says>",
+    ),
+    "a broken prediction": (
+        lambda _, study: next((study / "predictions" / "scratch_1_seed0").glob("*.nii.gz")).write_text("no image"),
+        "{study}/predictions/scratch_1_seed0/{case}.nii.gz cannot be read: <what the library says>",
+    ),
+}
+
+
+@pytest.mark.parametrize(("spoil", "sentence"), SENTENCES.values(), ids=SENTENCES.keys())
+def test_what_does_not_fit_is_one_sentence_and_nothing_is_overwritten(workspace, study, marks, capsys, spoil, sentence):
+    assert run(study) == 0
+    (case,) = read_study(study).test_cases
+    spoil(workspace, study)
+    before, results = snapshot(study), snapshot(workspace.results)
+    expected = sentence.replace("{study}", str(study)).replace("{case}", case)
+    expected = expected.replace("{preprocessed}", str(workspace.preprocessed)).replace(
+        "{results}", str(workspace.results)
+    )
+    capsys.readouterr()
+    for command in ("run", "measure"):
+        said = refused(["study", command, study], capsys)
+        assert says(said, f"Error: {expected}\n"), said
+    assert (snapshot(study), snapshot(workspace.results)) == (before, results)
+    assert len(commands(marks)) == 9
+
+
+REFUSED = {  # arguments of study new, and what it says
+    "no rows": (
+        [],
+        "a study needs --rows or --preset table6, methods, labels; there are the rows <what the library says>",
+    ),
+    "too many labels": (
+        ["--preset", "labels", "--labelled", "4"],
+        "4 labelled cases, 1 validation and 1 test cases are more than the dataset's 5 cases",
+    ),
+    "nothing to train on": (
+        ["--preset", "labels", "--test", "4"],
+        "1 validation and 4 test cases leave none of 5 to train on",
+    ),
+    "no plans": (
+        ["--rows", "a=Nothing:FusedFinetuneTrainer"],
+        "{preprocessed}/Nothing.json does not exist; plan dataset 998 with nnUNetv2_topomae plan_and_preprocess, or "
+        "nnUNetv2_plan_experiment and nnUNetv2_preprocess",
+    ),
+    "no trainer": (
+        ["--rows", "a=nnUNetTopoMAEPlans:NoTrainer"],
+        "there is no trainer NoTrainer, neither in <what the library says> nor in nnUNet_extTrainer",
+    ),
+    "no pre-training trainer": (
+        ["--rows", "a=nnUNetTopoMAEPlans:FusedFinetuneTrainer:FusedFinetuneTrainer"],
+        "there is no pre-training trainer FusedFinetuneTrainer, neither in <what the library says> nor in "
+        "nnUNet_extTrainer",
+    ),
+    "no configuration": (
+        ["--preset", "labels", "-c", "3d_lowres"],
+        "nnUNetTopoMAEPlans has no 3D configuration 3d_lowres; it has 3d_fullres",
+    ),
+}
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), REFUSED.values(), ids=REFUSED.keys())
+def test_studies_that_cannot_be_made(workspace, no_split, tmp_path, capsys, arguments, sentence):
+    before = snapshot(workspace.folder)
+    command = ["study", "new", tmp_path / "study", "-d", 998, "--val", 1, "--test", 1, *arguments]
+    said = refused(command, capsys)
+    assert says(said, f"Error: {sentence.replace('{preprocessed}', str(workspace.preprocessed))}\n"), said
+    assert snapshot(workspace.folder) == before
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_there_already_is_kept(workspace, study, tmp_path, capsys):
+    again = ["study", "new", study, "-d", 998, "--val", 1, "--test", 1, "--preset", "labels", "--labelled", 1, 3]
+    before = snapshot(workspace.folder)
+    assert "is there already, and is not empty; name a new folder" in refused(again, capsys)
+    elsewhere = [*again[:2], tmp_path / study.name, *again[3:]]
+    assert f"{workspace.preprocessed}/study_scratch_seed0.json is there already" in refused(elsewhere, capsys)
+    other_split = [*again[:2], tmp_path / "study2", *again[3:], "--split_seed", 1]
+    assert "splits_final.json is there already with other cases" in refused(other_split, capsys)
+    assert snapshot(workspace.folder) == before
+
+
+def test_commands_do_what_run_does(study, marks, capsys, workspace):
+    capsys.readouterr()
+    assert cli.main(["study", "commands", str(study), "--device", "cpu"]) == 0
+    script = capsys.readouterr().out
+    for name in ("nnUNetv2_train", "nnUNetv2_predict"):
+        script = script.replace(f"\n{name} ", f"\n{marks / name} ")
+    script = script.replace("nnUNetv2_topomae ", f"{Path(sys.executable).parent / 'nnUNetv2_topomae'} ")
+    subprocess.run(["bash", "-c", script], check=True, stdout=subprocess.DEVNULL)
+    assert len(commands(marks)) == 9
+    assert (study / "answer.json").is_file()
+    assert run(study) == 0
+    assert len(commands(marks)) == 9  # nothing was missing
+
+
+def test_slurm_arrays_wait_for_pretrainings(study, marks, capsys):
+    capsys.readouterr()
+    assert cli.main(["study", "commands", str(study), "--device", "cpu", "--slurm=--gres=gpu:1"]) == 0
+    script = capsys.readouterr().out
+    sbatch = marks / "sbatch"  # keeps what is submitted, then runs one task of it
+    sbatch.write_text(
+        f'#!/usr/bin/env bash\necho "$*" >> {marks}/submitted\nn=$(wc -l < {marks}/submitted)\n'
+        f'[[ "$*" == *--wrap* ]] || cat > {marks}/job$n\necho $n\n'
+    )
+    sbatch.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{marks}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    subprocess.run(["bash", "-c", script], check=True, env=environment, stdout=subprocess.DEVNULL)
+    submitted = (marks / "submitted").read_text().splitlines()
+    assert submitted[:3] == [
+        "--parsable --job-name=pretrainings --array=0-0 --gres=gpu:1",
+        "--parsable --job-name=waiting --array=0-1 --dependency=afterany:1 --gres=gpu:1",
+        "--parsable --job-name=others --array=0-1 --gres=gpu:1",
+    ]
+    assert submitted[3].startswith("--dependency=afterany:2:3 --job-name=measure --wrap nnUNetv2_topomae study measure")
+    for job, task in ((1, 0), (2, 1)):
+        task_environment = {**environment, "SLURM_ARRAY_TASK_ID": str(task)}
+        subprocess.run(["bash", str(marks / f"job{job}")], check=True, env=task_environment)
+    assert [each.split()[-1] for each in commands(marks)] == ["0", "1", "-c"]
+
+
+def test_a_new_tolerance_measures_again(study, marks):
+    assert run(study) == 0
+    before = (study / "results.csv").read_text()
+    _edit(study / "study.json", lambda content: content.update(nsd_tolerance=4.0))
+    assert cli.main(["study", "measure", str(study)]) == 0
+    after = (study / "results.csv").read_text()
+    assert after != before
+    assert all(line["nsd"] == "1" for line in csv.DictReader(after.splitlines()))  # the shift is 2 mm
+
+
+@pytest.mark.parametrize("iterations", [1, 6, 10, 99, 2499, 2500, 250_000])
+def test_schedules(iterations):
+    found = schedule(iterations)
+    assert found["num_epochs"] * found["num_iterations_per_epoch"] == pytest.approx(iterations, rel=0.05)
+    assert found["num_iterations_per_epoch"] <= 250
+
+
+def test_differences_are_of_what_can_be_compared():
+    rows = {
+        "one": {"network": "A", "architecture.width": 4, "finetuning.trainer": "T"},
+        "two": {"network": "A", "architecture.width": 8, "finetuning.trainer": "T", "pretraining.ratio": 0.5},
+        "three": {"network": "B", "architecture.width": 9, "finetuning.trainer": "T", "pretraining.ratio": 0.5},
+    }
+    assert differences(rows) == {
+        "one": {"network": "A", "architecture.width": 4},
+        "two": {"network": "A", "architecture.width": 8},
+        "three": {"network": "B"},
+    }
