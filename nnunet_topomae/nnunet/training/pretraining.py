@@ -369,7 +369,7 @@ class Pretrainer(StageTrainer):
             FIXED: self.task.fixed_parameters(),
         }
 
-    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+    def validate(self, save_probabilities: bool) -> None:
         """Write pictures and figures of every validation case into ``validation/``, where nnU-Net segments cases.
 
         Means go to nnU-Net's loggers, too.

@@ -5,6 +5,7 @@ import shlex
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -254,15 +255,27 @@ class StageTrainer(nnUNetTrainer, ABC):
     def run_training(self) -> None:
         """nnU-Net's training; what ends it names the case that it is about."""
         try:
-            super().run_training()
+            with self.listening():
+                super().run_training()
         except RuntimeError as error:  # PyTorch raises it wherever the program is when a loader's process dies
             explained = (loader.explained(error) for loader in self._loaders)
             raise next((better for better in explained if better is not error), error) from error
 
+    def listening(self) -> AbstractContextManager:
+        """Takes SIGTERM and SIGUSR1; not with several processes, whose steps would no longer be the same ones."""
+        return nullcontext() if self.is_ddp else self.stop.listening()
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """Validate with the final checkpoint; a signal ends that, and ``--c`` begins it again."""
+        with self.listening():
+            self.validate(save_probabilities)
+
+    def validate(self, save_probabilities: bool) -> None:
+        """nnU-Net's validation, of whole cases."""
+        super().perform_actual_validation(save_probabilities)
+
     def on_train_start(self) -> None:
         """Lock the fold, make sure that no case holds NaN or inf, then start as nnU-Net does."""
-        if not self.is_ddp:
-            self.stop.listen()
         if self.local_rank == 0:
             folder = Path(self.output_folder)
             self._lock = lock(folder / ".lock")
@@ -284,9 +297,8 @@ class StageTrainer(nnUNetTrainer, ABC):
         super().on_train_end()
         if self.local_rank == 0:
             (Path(self.output_folder) / _PREVIOUS).unlink(missing_ok=True)
-        self.stop.training = False
         if self.stop.name:
-            self._leave(f"{self.stop.name} received; the training is complete")
+            self._leave(f"{self.stop.name} received; the training is complete, --c validates")
 
     def batches(
         self, stream: Stream, sampler: StreamSampler, batch_size: int | None, done: Sequence[dict] = ()

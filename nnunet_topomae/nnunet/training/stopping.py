@@ -4,10 +4,12 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 STOPPED = os.EX_TEMPFAIL  # exit status 75: a training that was asked to stop, and can go on with --c
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # of kill, and what SLURM sends with --signal=USR1@60
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # of kill, and what SLURM sends with --signal=USR1@60
 
 
 class StopRequest:
@@ -22,14 +24,26 @@ class StopRequest:
     def __init__(self) -> None:
         self.training = False
         self.name: str | None = None
+        self._process = os.getpid()
 
-    def listen(self) -> None:
-        """Take the signals from now on; in the main thread only, as Python has it."""
-        if threading.current_thread() is threading.main_thread():
-            for number in _SIGNALS:
-                signal.signal(number, self._note)
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take the signals for a while; in the main thread only, as Python has it."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            self.training = False
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _note(self, number: int, _: FrameType | None) -> None:
+        if os.getpid() != self._process:  # forked since, such as by a pool, which ends its processes with SIGTERM
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
         self.name = signal.Signals(number).name
         if not self.training:
             sys.exit(STOPPED)

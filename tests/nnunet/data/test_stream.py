@@ -1,12 +1,24 @@
+import multiprocessing
+import os
+import signal
+import time
 from itertools import islice
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import Dataset
 
 from nnunet_topomae.methods.topomae.keypoints import crop_keypoints
 from nnunet_topomae.methods.topomae.views import KeypointViews
-from nnunet_topomae.nnunet.data.stream import Batches, CaseImages, ItemStream, StreamSampler, check_finite
+from nnunet_topomae.nnunet.data.stream import (
+    Batches,
+    CaseError,
+    CaseImages,
+    ItemStream,
+    StreamSampler,
+    check_finite,
+)
 
 
 class Cases:
@@ -80,6 +92,52 @@ def test_batches_do_not_depend_on_the_number_of_processes(monkeypatch, workers):
     batch = next(Batches(dataset, StreamSampler(4), 2))
     assert torch.equal(batch["crop"], torch.stack([dataset[4]["crop"], dataset[5]["crop"]]))
     assert batch["mask"].shape == (2, 2, 2, 2)
+
+
+class Failing(Dataset):
+    """A stream whose item 3, of the case named third, cannot be made."""
+
+    def __init__(self, fail):
+        self.fail = fail
+
+    def __getitem__(self, index):
+        return self.fail() if index == 3 else {"crop": torch.ones(1), "case": "other"}
+
+    def cases_of(self, index):
+        return ["third" if index == 3 else "other"]
+
+
+def _unreadable():
+    raise CaseError("case third cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("fail", "timeout", "message"),
+    [
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), 600, r"prepares batches died \(.*\) while it read case third;"),
+        (lambda: time.sleep(10**6), 15, r"prepares batches did not answer for 15 s while it read case .*third.*;"),
+        (_unreadable, 600, "^case third cannot be read$"),
+    ],
+    ids=["died", "no answer", "unreadable"],
+)
+def test_a_process_that_fails_is_noticed_and_its_case_is_named(monkeypatch, fail, timeout, message):
+    monkeypatch.setenv("nnUNet_n_proc_DA", "2")
+    batches = Batches(Failing(fail), StreamSampler(), 1, timeout=timeout)
+    with pytest.raises(ValueError, match=message):
+        for _ in range(9):
+            next(batches)
+
+
+def test_signals_to_all_processes_do_not_end_those_that_prepare_batches(monkeypatch):
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")
+    others = multiprocessing.active_children()
+    batches = Batches(Failing(_unreadable), StreamSampler(4), 1)
+    next(batches)
+    for worker in set(multiprocessing.active_children()).difference(others):
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            os.kill(worker.pid, number)
+    for _ in range(20):  # more than the process may have made before the signals came
+        next(batches)
 
 
 def test_cases_that_are_not_finite_are_named():

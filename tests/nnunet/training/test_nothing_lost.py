@@ -3,29 +3,23 @@
 import fcntl
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
 
+import blosc2
 import numpy as np
 import pytest
 import torch
 from nnunetv2.run.run_training import maybe_load_checkpoint
 
+from nnunet_topomae.nnunet.training import stage
 from nnunet_topomae.nnunet.training.stage import NotFiniteError
 from nnunet_topomae.nnunet.weights.checkpoints import read_checkpoint
 from workspace import truncate
 
 STAGES = ["TopoMAEPretrainer", "FusedFinetuneTrainer"]
-
-
-@pytest.fixture(autouse=True)
-def _signals():
-    """Leaves the handlers of signals as they were."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 def _train(workspace, name, plans, stop_at=None, by=signal.SIGTERM):
@@ -176,27 +170,86 @@ def test_a_fold_is_trained_by_one_process_at_a_time(workspace, name):
         fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+def _overwrite(file):
+    """Leave nothing whole but the header, which says what comes and how long the file is."""
+    content = file.read_bytes()
+    file.write_bytes(content[:200] + b"\xff" * (len(content) - 200))
+
+
+def _nan(file):
+    image = blosc2.open(urlpath=str(file), mode="a")
+    image[:] = np.full(image.shape, np.nan, np.float32)
+
+
+FAULTS = {
+    "vanished": (".b2nd", lambda file: file.unlink(), "cannot be read"),
+    "cut off": (".b2nd", truncate, "cannot be read"),
+    "overwritten": (".b2nd", _overwrite, "cannot be read"),
+    "NaN": (".b2nd", _nan, "now holds NaN or inf"),
+    "empty properties": (".pkl", lambda file: file.write_bytes(b""), "cannot be read"),
+}
+
+
+@pytest.mark.parametrize(("ending", "spoil", "what"), FAULTS.values(), ids=FAULTS.keys())
 @pytest.mark.parametrize("name", STAGES)
-def test_a_case_that_cannot_be_read_is_named_and_can_be_left_out(workspace, no_split, name):
-    plans = workspace.write_plans("Unreadable", like="Uninterrupted")
-    _train(workspace, name, plans, stop_at=3)
+def test_a_case_that_fails_during_a_run_is_named_and_can_be_left_out(
+    workspace, no_split, name, ending, spoil, what, request
+):
+    if (name, ending) == ("TopoMAEPretrainer", ".pkl"):
+        pytest.skip("pre-training reads no properties, see the test below")
+    plans = workspace.write_plans(f"Failing{request.node.callspec.id}", like="Uninterrupted")
     folder = workspace.preprocessed / workspace.plans()["configurations"]["3d_fullres"]["data_identifier"]
-    case = json.loads(no_split.read_text())[0]["train"][0]
-    files = {file: file.read_bytes() for file in folder.glob(f"{case}*")}
+    files = {file: file.read_bytes() for file in folder.iterdir()}
+    trainer = workspace.trainer(name, plans)
+    step, steps = trainer.step, []
+
+    def spoiling(batch):
+        steps.append(batch)
+        if len(steps) == 3:
+            for case in json.loads(no_split.read_text())[0]["train"]:
+                spoil(folder / f"{case}{ending}")
+        return step(batch)
+
+    trainer.step = spoiling
     try:
-        truncate(folder / f"{case}.b2nd")
-        with pytest.raises(ValueError, match=f"case {case} in .* cannot be read"):
-            _go_on(workspace, name, plans).run_training()
-        for file in files:
-            file.unlink()
+        with pytest.raises(ValueError, match=rf"^case (\w+) in {folder} {what}") as ended:
+            trainer.run_training()
+        failed = str(ended.value).split()[1]
+        for file, content in files.items():
+            if file.name.startswith(f"{failed}.") or file.name.startswith(f"{failed}_seg."):
+                file.unlink(missing_ok=True)
+            else:
+                file.write_bytes(content)
         trainer = _go_on(workspace, name, plans)
+        assert trainer.current_epoch == 1
         trainer.run_training()
-        assert case not in trainer.get_tr_and_val_datasets()[0].identifiers
+        assert failed not in trainer.get_tr_and_val_datasets()[0].identifiers
         with pytest.raises(ValueError, match="holds 4 preprocessed cases, but the dataset has 5; preprocess it"):
             workspace.trainer(name, plans).initialize()
     finally:
         for file, content in files.items():
             file.write_bytes(content)
+
+
+class _Code:
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+def test_pretraining_does_not_open_the_properties_of_cases(workspace, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = workspace.preprocessed / workspace.plans()["configurations"]["3d_fullres"]["data_identifier"]
+    files = {file: file.read_bytes() for file in folder.glob("*.pkl")}
+    try:
+        for file in files:
+            file.write_bytes(pickle.dumps(_Code()))
+        trainer = workspace.trainer("TopoMAEPretrainer", workspace.write_plans("NoProperties", like="Uninterrupted"))
+        trainer.run_training()
+        trainer.perform_actual_validation()
+    finally:
+        for file, content in files.items():
+            file.write_bytes(content)
+    assert not (tmp_path / "executed").exists()
 
 
 def test_left_over_temporary_files_are_removed(workspace):
@@ -213,3 +266,40 @@ def test_the_progress_that_cannot_be_drawn_does_not_end_a_training(workspace, ca
     workspace.checkpoint("TopoMAEPretrainer", "NoPicture").with_name("progress.png").mkdir()
     trainer.run_training()
     assert "WARNING" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("seconds_to_write", "save_every", "saved"),
+    [
+        (0.3, None, [0, 1, 2, 3, 4, 5, 6]),  # 1.5 % of an epoch
+        (0.9, None, [0, 3, 6]),  # 4.5 %; 1.5 % of three epochs
+        (0.3, 4, [3]),
+        (9.0, 2, [1, 3, 5]),
+    ],
+)
+def test_a_checkpoint_is_written_every_epoch_where_that_costs_under_2_percent(
+    workspace, monkeypatch, seconds_to_write, save_every, saved
+):
+    def edit(configuration):
+        configuration["pretraining"] |= {"num_epochs": 8, "save_every": save_every}
+
+    now, epochs = [0.0], []
+    monkeypatch.setattr(stage, "monotonic", lambda: now[0])
+    plans = workspace.write_plans(f"Save{seconds_to_write}{save_every}", edit)
+    trainer = workspace.trainer("TopoMAEPretrainer", plans)
+    step = trainer.step
+
+    def ten_seconds(batch):
+        now[0] += 10
+        return step(batch)
+
+    def writing(checkpoint, file):
+        now[0] += seconds_to_write
+        file.touch()
+        if file.name == "checkpoint_latest.pth":
+            epochs.append(trainer.current_epoch)
+
+    trainer.step = ten_seconds
+    monkeypatch.setattr(stage, "write_checkpoint", writing)
+    trainer.run_training()
+    assert epochs == saved

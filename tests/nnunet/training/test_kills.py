@@ -1,0 +1,121 @@
+"""Runs that are killed, in the middle of writing a checkpoint too, end with the weights of one that was not."""
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+
+import pytest
+import torch
+from nnunetv2.run import run_training
+
+from nnunet_topomae.nnunet.weights.checkpoints import read_checkpoint
+
+MODULES = ["nnunetv2.run.run_training", "nnunet_topomae.nnunet.training.finetuning"]
+EVENTS_PER_EPOCH = 4  # two steps, then checkpoint_best.pth at times, and checkpoint_latest.pth
+
+
+def train(environment, arguments, events, cut_write):
+    """Train as ``nnUNetv2_train ... --c`` does, and tell of every step and every checkpoint that begins.
+
+    Args:
+        environment: nnU-Net's.
+        arguments: dataset, trainer and plans.
+        events: where to send the events to.
+        cut_write: number of the checkpoint, counted from 0, in the middle of which the process kills itself.
+    """
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    dataset, name, plans = arguments
+    trainer = run_training.get_trainer_from_args(dataset, "3d_fullres", 0, name, plans, True, torch.device("cpu"))
+    step, save, written = trainer.step, torch.save, []
+
+    def telling(batch):
+        events.send("step")
+        return step(batch)
+
+    def cutting(content, stream):
+        events.send("write")
+        if len(written) == cut_write:
+            save(content, stream)
+            stream.truncate(stream.tell() // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+        written.append(stream)
+        save(content, stream)
+
+    trainer.step, torch.save = telling, cutting
+    run_training.maybe_load_checkpoint(trainer, True, False)
+    trainer.run_training()
+
+
+class Runs:
+    """Runs in processes of their own, forked from one that has imported everything."""
+
+    def __init__(self, workspace):
+        self.dataset = workspace.dataset
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(MODULES)
+        self.environment = {key: value for key, value in os.environ.items() if key.startswith("nnUNet")}
+
+    def run(self, name, plans, kill_after=None, delay=0.0, cut_write=None):
+        """Train; kill the process a while after an event, if it is still there. Returns its exit code."""
+        events, sender = self.context.Pipe(duplex=False)
+        arguments = self.environment, (self.dataset, name, plans), sender, cut_write
+        process = self.context.Process(target=train, args=arguments)
+        process.start()
+        sender.close()
+        try:
+            for number in range(10**6):
+                events.recv()
+                if number == kill_after:
+                    time.sleep(delay)
+                    process.kill()
+        except EOFError:
+            process.join()
+            return process.exitcode
+        finally:
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def runs(workspace):
+    return Runs(workspace)
+
+
+def _scratch(epochs):
+    def edit(configuration):
+        configuration["finetuning"]["from_scratch"] = True
+        for block in ("pretraining", "finetuning"):
+            configuration[block] |= {"save_every": 1, "num_epochs": epochs}
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("name", "kills"),
+    [
+        ("TopoMAEPretrainer", 3),
+        ("FusedFinetuneTrainer", 1),
+        pytest.param("TopoMAEPretrainer", 30, marks=pytest.mark.slow),
+        pytest.param("FusedFinetuneTrainer", 30, marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_that_is_killed_ends_as_one_that_is_not(workspace, runs, name, kills):
+    epochs = max(3, kills)
+    whole = workspace.write_plans(f"Whole{kills}", _scratch(epochs))
+    killed = workspace.write_plans(f"Killed{kills}", like=whole)
+    assert runs.run(name, whole) == 0
+    assert runs.run(name, killed, cut_write=1) == -signal.SIGKILL
+    final = workspace.checkpoint(name, killed)
+    assert list(final.parent.glob(".checkpoint_*")), "the kill was in the middle of a checkpoint"
+    moments = random.Random(kills)
+    for _ in range(kills):
+        runs.run(name, killed, kill_after=moments.randrange(2 * EVENTS_PER_EPOCH), delay=moments.uniform(0, 0.3))
+    assert runs.run(name, killed) == 0
+    expected, found = (read_checkpoint(workspace.checkpoint(name, plans)) for plans in (whole, killed))
+    assert found["current_epoch"] == epochs
+    for key, tensor in expected["network_weights"].items():
+        assert torch.equal(found["network_weights"][key], tensor), key
+    assert found["logging"]["train_losses"] == expected["logging"]["train_losses"]
+    assert not list(final.parent.glob(".checkpoint_*"))
