@@ -124,8 +124,7 @@ def test_a_process_that_fails_is_noticed_and_its_case_is_named(monkeypatch, fail
     monkeypatch.setenv("nnUNet_n_proc_DA", "2")
     batches = Batches(Failing(fail), StreamSampler(), 1, timeout=timeout)
     with pytest.raises(ValueError, match=message):
-        for _ in range(9):
-            next(batches)
+        list(islice(batches, 9))
 
 
 def test_signals_to_all_processes_do_not_end_those_that_prepare_batches(monkeypatch):
