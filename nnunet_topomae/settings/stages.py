@@ -49,6 +49,13 @@ class StageConfig:
     timeout: float = setting(
         300, Number(0, low_open=True), "seconds after which a run stops because the disk gives no batch", "ours"
     )
+    sync_batch_norm: bool = setting(
+        default=True,
+        accepted=Flag(),
+        meaning="several processes: whether BatchNorm, which UNETR++ has, sees the whole batch as a single process "
+        "would; false: each process its share, which is faster, and other weights come out",
+        source="nnU-Net",
+    )
 
 
 @dataclass(frozen=True)

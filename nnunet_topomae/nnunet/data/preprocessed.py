@@ -24,6 +24,7 @@ _PREPROCESSING = (
     "resampling_fn_data",
     "resampling_fn_data_kwargs",
 )
+_IMAGE_ENDINGS, _LABEL_ENDINGS = (".b2nd", ".npy", ".npz"), ("_seg.b2nd", "_seg.npy")
 
 
 class JoinedCases:
@@ -46,6 +47,10 @@ class JoinedCases:
         """See :func:`load_image`."""
         return load_image(self._part[case], case)
 
+    def files_of(self, case: str, *, with_label: bool) -> list[Path]:
+        """See :func:`files_of`."""
+        return files_of(self._part[case], case, with_label=with_label)
+
 
 class PrefixedCases:
     """Preprocessed cases of one folder under longer names, so that cases of several datasets stay distinct."""
@@ -63,6 +68,10 @@ class PrefixedCases:
         """See :func:`load_image`."""
         return load_image(self._cases, case.removeprefix(self._prefix))
 
+    def files_of(self, case: str, *, with_label: bool) -> list[Path]:
+        """See :func:`files_of`."""
+        return files_of(self._cases, case.removeprefix(self._prefix), with_label=with_label)
+
 
 Cases: TypeAlias = nnUNetBaseDataset | JoinedCases | PrefixedCases
 
@@ -75,6 +84,14 @@ def load_image(cases: Cases, case: str) -> Any:
     if isinstance(cases, nnUNetBaseDataset):
         return _open_image(Path(cases.source_folder), case)
     return cases.load_image(case)
+
+
+def files_of(cases: Cases, case: str, *, with_label: bool) -> list[Path]:
+    """Those files of a preprocessed case that exist: of its image, and with ``with_label`` of label and properties."""
+    if not isinstance(cases, nnUNetBaseDataset):
+        return cases.files_of(case, with_label=with_label)
+    endings = [*_IMAGE_ENDINGS, *((*_LABEL_ENDINGS, ".pkl") if with_label else ())]
+    return [file for file in (Path(cases.source_folder) / f"{case}{ending}" for ending in endings) if file.is_file()]
 
 
 def _open_image(folder: Path, case: str) -> Any:

@@ -8,7 +8,7 @@ import re
 import signal
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count, cycle
 from multiprocessing import active_children
@@ -19,12 +19,11 @@ import torch
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
-from tqdm import tqdm
 
 from nnunet_topomae.methods.base import Views
 from nnunet_topomae.nnunet.data.preprocessed import Cases, load_image
 
-_CASE = "case"  # key of the case's name in an item
+CASE = "case"  # key of the case's name in an item
 _UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, pickle.UnpicklingError)
 _OF_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")  # PyTorch's message
 _MEND = "preprocess it again, or delete its files there and go on with --c"
@@ -99,56 +98,55 @@ class ItemStream(Dataset):
         except _UNREADABLE as error:
             raise CaseError(_cannot_be_read(case, self.images.source_folder, error)) from error
         for name, value in item.items():
-            if name == _CASE or not isinstance(value, torch.Tensor):
+            if name == CASE or not isinstance(value, torch.Tensor):
                 raise ValueError(
-                    f'{type(self.views).__name__}.draw must give tensors under other names than "{_CASE}", got '
+                    f'{type(self.views).__name__}.draw must give tensors under other names than "{CASE}", got '
                     f"{name}: {type(value).__name__}"
                 )
         if not all(bool(value.isfinite().all()) for value in item.values()):
-            raise CaseError(_not_finite([case], self.images.source_folder))
-        return {**item, _CASE: case}
+            raise CaseError(_not_finite(case, self.images.source_folder))
+        return {**item, CASE: case}
 
 
-class AugmentedBatches(Dataset):
-    """nnU-Net's augmented batches. All that is random about batch n depends on the seed and n alone.
+class AugmentedItems(Dataset):
+    """An endless stream of augmented items of nnU-Net. All that is random about item n depends on the seed and n alone.
 
     Args:
-        loader: nnU-Net's loader.
+        loader: nnU-Net's loader of batches.
+        batch_size: items in a batch, of which the last ones show foreground, as nnU-Net has it.
         seed: integers that tell this stream from others.
     """
 
-    def __init__(self, loader: nnUNetDataLoader, seed: Sequence[int]):
-        self.loader, self.seed = loader, tuple(seed)
+    def __init__(self, loader: nnUNetDataLoader, batch_size: int, seed: Sequence[int]):
+        self.loader, self.batch_size, self.seed = loader, batch_size, tuple(seed)
+        loader.batch_size = batch_size
+        self._oversampled = [loader.get_do_oversample(position) for position in range(batch_size)]
+        loader.batch_size = 1
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Batch number ``index``, as nnU-Net makes it.
+        """Item number ``index``: ``data`` (C, D, H, W), ``target`` as nnU-Net makes it, and ``case``.
 
         Raises:
-            CaseError: if a case of it cannot be read, or holds NaN or inf.
+            CaseError: if the case cannot be read, or holds NaN or inf.
         """
+        self.loader.get_do_oversample = lambda _: self._oversampled[index % self.batch_size]
+        folder = self.loader._data.source_folder
         try:
             with random_state((*self.seed, index)):
                 batch = self.loader.generate_train_batch()
         except _UNREADABLE as error:
-            folder = self.loader._data.source_folder
-            raise CaseError(_cannot_be_read(self._unreadable(index), folder, error)) from error
-        broken = [case for case, crop in zip(batch["keys"], batch["data"], strict=True) if not crop.isfinite().all()]
-        if broken:
-            raise CaseError(_not_finite(broken, self.loader._data.source_folder))
-        return {**batch, "keys": list(map(str, batch["keys"]))}
+            raise CaseError(_cannot_be_read(*self.cases_of(index), folder, error)) from error
+        (case,) = map(str, batch["keys"])
+        if not batch["data"].isfinite().all():
+            raise CaseError(_not_finite(case, folder))
+        target = batch["target"]
+        targets = [scale[0] for scale in target] if isinstance(target, list) else target[0]
+        return {"data": batch["data"][0], "target": targets, CASE: case}
 
     def cases_of(self, index: int) -> list[str]:
-        """The cases of batch number ``index``."""
+        """The case of item number ``index``."""
         with random_state((*self.seed, index)):
             return [str(case) for case in self.loader.get_indices()]
-
-    def _unreadable(self, index: int) -> str:
-        """The first case of a batch that cannot be read as a whole, or else all of them."""
-        cases = self.cases_of(index)
-        for case in cases:
-            if isinstance(_defect(self.loader._data, case, with_label=True), str):
-                return case
-        return " or ".join(cases)
 
 
 class StreamSampler(Sampler[int]):
@@ -180,9 +178,9 @@ class Batches(Iterator[dict]):
     """Batches of a stream, prepared by as many processes as nnU-Net allows (``nnUNet_n_proc_DA``).
 
     Args:
-        stream: of items, or of whole batches.
+        stream: of items.
         sampler: which of them, in their order.
-        batch_size: items in a batch; None if the stream is one of batches.
+        batch_size: items in a batch; None for single items as they are.
         timeout: seconds after which a batch is given up, as the disk does not answer.
         pin_memory: whether batches are put where a GPU can copy them from.
     """
@@ -309,20 +307,14 @@ def random_state(seed: Sequence[int]) -> Iterator[None]:
         np.random.set_state(states[1])
 
 
-class _Defects:
-    """A stream of what is wrong with each case of a list: True if it holds NaN or inf, text if it cannot be read."""
+def defect(cases: Cases, case: str, *, with_label: bool) -> str | bool:
+    """What is wrong with a preprocessed case: True if its image holds NaN or inf, a sentence if it cannot be read.
 
-    def __init__(self, cases: Cases, *, with_labels: bool):
-        self.cases, self.with_labels = cases, with_labels
-
-    def __getitem__(self, index: int) -> str | bool:
-        return _defect(self.cases, self.cases.identifiers[index], with_label=self.with_labels)
-
-    def cases_of(self, index: int) -> list[str]:
-        return [self.cases.identifiers[index]]
-
-
-def _defect(cases: Cases, case: str, *, with_label: bool) -> str | bool:
+    Args:
+        cases: that it is one of.
+        case: its name.
+        with_label: whether its label and properties are read, too.
+    """
     try:
         finite = bool(np.isfinite(np.asarray(load_image(cases, case)[:])).all())
         if with_label:
@@ -332,42 +324,9 @@ def _defect(cases: Cases, case: str, *, with_label: bool) -> str | bool:
     return not finite
 
 
-def check_finite(cases: Cases, *, with_labels: bool = False, timeout: float = 300, show_progress: bool) -> None:
-    """Read every preprocessed case once and make sure that its values are finite.
-
-    Args:
-        cases: to read.
-        with_labels: whether labels and properties are read, too.
-        timeout: seconds after which a case is given up.
-        show_progress: whether terminals show a progress bar.
-
-    Raises:
-        ValueError: names the cases that hold NaN or inf, or the first one that cannot be read.
-    """
-    names = cases.identifiers
-    defects = Batches(_Defects(cases, with_labels=with_labels), range(len(names)), None, timeout=timeout)
-    broken = []
-    for case in tqdm(names, "Checking cases", leave=False, disable=None if show_progress else True):
-        defect = next(defects)
-        if isinstance(defect, str):
-            raise CaseError(defect)
-        if defect:
-            broken.append(case)
-    if broken:
-        raise ValueError(
-            f"NaN or inf in {len(broken)} preprocessed case(s) in {cases.source_folder}: {', '.join(broken[:10])}; "
-            f"repair the images, then preprocess again"
-        )
-
-
 def _cannot_be_read(case: str, folder: str, error: Exception) -> str:
     return f"case {case} in {folder} cannot be read: {type(error).__name__}: {error}; {_MEND}"
 
 
-def _not_finite(cases: Sequence[str], folder: str) -> str:
-    return f"case {' and case '.join(cases)} in {folder} now holds NaN or inf, which it did not at the start; {_MEND}"
-
-
-def cases_of_batch(batch: Mapping[str, Any]) -> list[str]:
-    """Names of the cases of a batch, of either stage."""
-    return list(batch[_CASE] if _CASE in batch else batch["keys"])
+def _not_finite(case: str, folder: str) -> str:
+    return f"case {case} in {folder} now holds NaN or inf, which it did not at the start; {_MEND}"

@@ -21,8 +21,9 @@ from torch.optim import SGD, AdamW, Optimizer
 from nnunet_topomae.networks.traits import no_weight_decay
 from nnunet_topomae.nnunet.data.preprocessed import PlannedDataset
 from nnunet_topomae.nnunet.data.splits import read_splits
-from nnunet_topomae.nnunet.data.stream import AugmentedBatches, StreamSampler, cases_of_batch, random_state
+from nnunet_topomae.nnunet.data.stream import CASE, AugmentedItems, StreamSampler, random_state
 from nnunet_topomae.nnunet.planning.plans import FINETUNING, build_network
+from nnunet_topomae.nnunet.training.distribution import world_size
 from nnunet_topomae.nnunet.training.pretraining import external_folders, named_pretrainers
 from nnunet_topomae.nnunet.training.schedule import learning_rate_factor
 from nnunet_topomae.nnunet.training.stage import NotFiniteError, StageTrainer
@@ -240,19 +241,20 @@ class FinetuneTrainer(StageTrainer):
         )
 
     def get_dataloaders(self) -> tuple[Iterator[dict], Iterator[dict]]:
-        """nnU-Net's loaders, but what is drawn as batch n depends on the seed, n and the process alone."""
+        """nnU-Net's loaders, but what is drawn as item n depends on the seed and n alone."""
         with random_state((self.config.seed,)), _in_this_process():
             training, validation = super().get_dataloaders()
-        seen = self.current_epoch * self.num_iterations_per_epoch + len(self._steps_done)
-        validated = self.current_epoch * self.num_val_iterations_per_epoch
-        seed = (self.config.seed, self.local_rank)
+        whole, done = self.configuration_manager.batch_size, self._steps_done
+        seen = (self.current_epoch * self.num_iterations_per_epoch + len(done)) * whole
+        validated = self.current_epoch * self.num_val_iterations_per_epoch * whole
+        world = {"rank": self.local_rank, "world_size": world_size()}
+        drawn, fixed = (
+            AugmentedItems(loader.data_loader, whole, (self.config.seed, number))
+            for loader, number in ((training, _TRAINING), (validation, _VALIDATION))
+        )
         return (
-            self.batches(
-                AugmentedBatches(training.data_loader, (*seed, _TRAINING)), StreamSampler(seen), None, self._steps_done
-            ),
-            self.batches(
-                AugmentedBatches(validation.data_loader, (*seed, _VALIDATION)), StreamSampler(validated), None
-            ),
+            self.batches(drawn, StreamSampler(seen, **world), self.batch_size, done),
+            self.batches(fixed, StreamSampler(validated, **world), self.batch_size),
         )
 
     def _build_loss(self) -> nn.Module:
@@ -263,12 +265,12 @@ class FinetuneTrainer(StageTrainer):
 
     def step(self, batch: dict) -> dict:
         """nnU-Net's training step."""
-        self._cases = cases_of_batch(batch)
+        self._cases = batch[CASE]
         return super(StageTrainer, self).train_step(batch)
 
     def validation_step(self, batch: dict) -> dict:
         """nnU-Net's validation step."""
-        self._cases = cases_of_batch(batch)
+        self._cases = batch[CASE]
         result = super().validation_step(batch)
         self.stop_if_asked()
         return result

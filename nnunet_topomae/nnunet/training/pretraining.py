@@ -25,6 +25,7 @@ from nnunet_topomae.nnunet.data.pretraining_cases import PretrainingCases
 from nnunet_topomae.nnunet.data.stream import CaseImages, ItemStream, StreamSampler
 from nnunet_topomae.nnunet.finding import find_class
 from nnunet_topomae.nnunet.planning.plans import FINETUNING, PRETRAINING, build_network
+from nnunet_topomae.nnunet.training.distribution import world_size
 from nnunet_topomae.nnunet.training.logger import SKILL, PretrainingLogger
 from nnunet_topomae.nnunet.training.stage import NotFiniteError, StageTrainer, unwrap
 from nnunet_topomae.nnunet.weights.checkpoints import DRAWN_FROM, FIXED, UNTRAINED
@@ -173,7 +174,7 @@ class Pretrainer(StageTrainer):
             f"Crops are drawn from {self.cases.count(training)}; validation on {len(validation.identifiers)}. "
             f"In {self.num_epochs} epochs each image is drawn about {draws:,.1f} times"
         )
-        world = {"rank": self.local_rank, "world_size": dist.get_world_size() if self.is_ddp else 1}
+        world = {"rank": self.local_rank, "world_size": world_size()}
         done = self._steps_done
         seen = (self.current_epoch * self.num_iterations_per_epoch + len(done)) * global_batch
         repeated = self.num_val_iterations_per_epoch * global_batch

@@ -5,7 +5,6 @@ import shlex
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -26,11 +25,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from nnunet_topomae.files import keep_as, lock, remove_leftovers
+from nnunet_topomae.nnunet.data.checking import CheckedFiles, check_finite
 from nnunet_topomae.nnunet.data.preprocessed import JoinedCases, cases_in
 from nnunet_topomae.nnunet.data.splits import SPLITS, read_fold
-from nnunet_topomae.nnunet.data.stream import Batches, Stream, StreamSampler, cases_of_batch, check_finite
+from nnunet_topomae.nnunet.data.stream import CASE, Batches, Stream, StreamSampler
 from nnunet_topomae.nnunet.planning.plans import check_own_name, check_plans, read_config
 from nnunet_topomae.nnunet.training import command
+from nnunet_topomae.nnunet.training.distribution import distribute, place, seed_step, world_size
 from nnunet_topomae.nnunet.training.schedule import learning_rate_factor
 from nnunet_topomae.nnunet.training.stopping import STOPPED, StopRequest
 from nnunet_topomae.nnunet.weights.checkpoints import (
@@ -55,6 +56,7 @@ _BEST, _LATEST, _PREVIOUS, _FINAL = (f"checkpoint_{name}.pth" for name in ("best
 _SKIPPED = "skipped_steps.jsonl"
 _MAX_SKIPPED = 10  # steps in a row
 _SAVING_SHARE = 0.02  # of the time that may be spent on writing checkpoint_latest.pth
+_ELSEWHERE = "a signal to another process"
 _STEPS_DONE = "steps_of_epoch"  # key of checkpoints
 
 
@@ -108,6 +110,8 @@ class StageTrainer(nnUNetTrainer, ABC):
         check_own_name(plans, folder)
         self.split = read_fold(folder, fold)
         super().__init__(plans, configuration, fold, dataset_json, device)
+        if self.is_ddp:
+            place(self, device)
         command.register(self)
         self.num_epochs = self.config.num_epochs
         self.num_iterations_per_epoch = self.config.num_iterations_per_epoch
@@ -187,10 +191,29 @@ class StageTrainer(nnUNetTrainer, ABC):
         )
 
     def initialize(self) -> None:
-        """Build network and optimiser from the seed of the plans."""
+        """Build network and optimiser from the seed of the plans, the same in all processes."""
         self._check_preprocessed()
-        torch.manual_seed(self.config.seed + self.local_rank)
+        torch.manual_seed(self.config.seed)
+        distributed, self.is_ddp = self.is_ddp, False  # nnU-Net would distribute among the GPUs of one machine only
         super().initialize()
+        self.is_ddp = distributed
+        if distributed:
+            self.network = distribute(self.network, self.device, sync_batch_norm=self.config.sync_batch_norm)
+            self.loss = self._build_loss()
+
+    def _set_batch_size_and_oversample(self) -> None:
+        """The share of the batch that this process makes; shares are equal, so that means over them are means over all.
+
+        Raises:
+            ValueError: if the batch cannot be divided.
+        """
+        whole, processes = self.configuration_manager.batch_size, world_size()
+        if whole % processes:
+            raise ValueError(
+                f"batch_size {whole} in the plans cannot be divided among {processes} processes; use a number of "
+                f"processes that divides it, or another batch_size"
+            )
+        self.batch_size = whole // processes
 
     @property
     def num_expected(self) -> int:
@@ -255,19 +278,18 @@ class StageTrainer(nnUNetTrainer, ABC):
     def run_training(self) -> None:
         """nnU-Net's training; what ends it names the case that it is about."""
         try:
-            with self.listening():
+            with self.stop.listening():
                 super().run_training()
         except RuntimeError as error:  # PyTorch raises it wherever the program is when a loader's process dies
             explained = (loader.explained(error) for loader in self._loaders)
             raise next((better for better in explained if better is not error), error) from error
 
-    def listening(self) -> AbstractContextManager:
-        """Takes SIGTERM and SIGUSR1; not with several processes, whose steps would no longer be the same ones."""
-        return nullcontext() if self.is_ddp else self.stop.listening()
-
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Validate with the final checkpoint; a signal ends that, and ``--c`` begins it again."""
-        with self.listening():
+        if self.is_ddp:
+            for buffer in self.module.buffers():  # which differ where BatchNorm is not synchronised
+                dist.broadcast(buffer, 0)
+        with self.stop.listening():
             self.validate(save_probabilities)
 
     def validate(self, save_probabilities: bool) -> None:
@@ -283,22 +305,43 @@ class StageTrainer(nnUNetTrainer, ABC):
                 self.print_to_log_file(f"Removed {file}, which an interrupted run had not finished writing")
         if not self.was_initialized:
             self.initialize()
-        cases = JoinedCases(*self.get_tr_and_val_datasets())
-        check_finite(
-            cases, with_labels=self.needs_labels, timeout=self.config.timeout, show_progress=self.local_rank == 0
-        )
+        self._check_cases()
         self.prepare()
         super().on_train_start()
         self._last_saved = monotonic()
         self.stop.training = True
+
+    def _check_cases(self) -> None:
+        """Make sure that no case holds NaN or inf; each process reads its share of those that were not read before."""
+        if self.is_ddp and self.local_rank > 0:
+            dist.barrier()  # the first process writes the split if there is none yet
+        cases = JoinedCases(*self.get_tr_and_val_datasets())
+        if self.is_ddp and self.local_rank == 0:
+            dist.barrier()
+        checked = CheckedFiles(Path(self.preprocessed_dataset_folder_base), with_labels=self.needs_labels)
+        names = checked.unknown(cases)
+        check_finite(
+            cases,
+            names[self.local_rank :: world_size()],
+            with_labels=self.needs_labels,
+            timeout=self.config.timeout,
+            show_progress=self.local_rank == 0,
+        )
+        if self.is_ddp:
+            dist.barrier()
+        if self.local_rank == 0:
+            try:
+                checked.add(cases, names)
+            except OSError as error:
+                self.print_to_log_file(f"WARNING: cases are checked again at the next start: {error}")
 
     def on_train_end(self) -> None:
         """Write the final checkpoint, as nnU-Net does, and remove those that are for going on."""
         super().on_train_end()
         if self.local_rank == 0:
             (Path(self.output_folder) / _PREVIOUS).unlink(missing_ok=True)
-        if self.stop.name:
-            self._leave(f"{self.stop.name} received; the training is complete, --c validates")
+        if self.any_process(bool(self.stop.name)):
+            self._leave(f"{self.stop.name or _ELSEWHERE} received; the training is complete, --c validates")
 
     def batches(
         self, stream: Stream, sampler: StreamSampler, batch_size: int | None, done: Sequence[dict] = ()
@@ -361,6 +404,8 @@ class StageTrainer(nnUNetTrainer, ABC):
         if isinstance(batch, StepDone):
             self.progress.update()
             return dict(batch)
+        if self.is_ddp:
+            seed_step(self.config.seed, self.lr_scheduler.last_epoch, self.local_rank)
         before = [buffer.clone() for buffer in self.module.buffers()]  # such as the running means of BatchNorm
         try:
             output = self.step(batch)
@@ -368,7 +413,7 @@ class StageTrainer(nnUNetTrainer, ABC):
         except NotFiniteError as error:
             for buffer, values in zip(self.module.buffers(), before, strict=True):
                 buffer.data.copy_(values)
-            self._note_skipped(error, cases_of_batch(batch))
+            self._note_skipped(error, batch[CASE])
             output = {}
         self.on_iteration_end()
         self._steps_done.append(output)
@@ -389,13 +434,16 @@ class StageTrainer(nnUNetTrainer, ABC):
         Raises:
             NotFiniteError: this process's own if it has one.
         """
-        if self.is_ddp:
-            failed = torch.tensor(float(error is not None), device=self.device)
-            dist.all_reduce(failed, dist.ReduceOp.MAX)
-            if failed and error is None:
-                error = NotFiniteError("the loss is NaN or inf in another process")
-        if error is not None:
-            raise error
+        if self.any_process(error is not None):
+            raise error or NotFiniteError("the loss is NaN or inf in another process")
+
+    def any_process(self, here: bool) -> bool:
+        """Whether something is so in any of the processes that train together; all of them have to ask."""
+        if not self.is_ddp:
+            return here
+        anywhere = torch.tensor(float(here), device=self.device)
+        dist.all_reduce(anywhere, dist.ReduceOp.MAX)
+        return bool(anywhere)
 
     def _note_skipped(self, error: NotFiniteError, cases: list[str]) -> None:
         """Write down the cases and the terms of the loss of a step that was not made."""
@@ -414,10 +462,10 @@ class StageTrainer(nnUNetTrainer, ABC):
         self.progress.update()
 
     def stop_if_asked(self) -> None:
-        """After a step, write a checkpoint and end the process if a signal asked for that."""
-        if self.stop.name and self.stop.training:
+        """After a step, write a checkpoint and end the process if a signal asked for that, or asked another one."""
+        if self.stop.training and self.any_process(bool(self.stop.name)):
             self.save_checkpoint(str(Path(self.output_folder) / _LATEST))
-            self._leave(f"{self.stop.name} received; go on with --c")
+            self._leave(f"{self.stop.name or _ELSEWHERE} received; go on with --c")
 
     def _leave(self, said: str) -> None:
         self.print_to_log_file(f"Stopped: {said} (exit status {STOPPED})")

@@ -1,6 +1,5 @@
 """Runs that are killed, in the middle of writing a checkpoint too, end with the weights of one that was not."""
 
-import multiprocessing
 import os
 import random
 import signal
@@ -8,27 +7,25 @@ import time
 
 import pytest
 import torch
-from nnunetv2.run import run_training
+from processes import environment, forking, make_trainer
 
 from nnunet_topomae.nnunet.weights.checkpoints import read_checkpoint
 
-MODULES = ["nnunetv2.run.run_training", "nnunet_topomae.nnunet.training.finetuning"]
 EVENTS_PER_EPOCH = 4  # two steps, then checkpoint_best.pth at times, and checkpoint_latest.pth
 
 
-def train(environment, arguments, events, cut_write):
+def train(variables, arguments, events, cut_write):
     """Train as ``nnUNetv2_train ... --c`` does, and tell of every step and every checkpoint that begins.
 
     Args:
-        environment: nnU-Net's.
+        variables: of nnU-Net's environment.
         arguments: dataset, trainer and plans.
         events: where to send the events to.
         cut_write: number of the checkpoint, counted from 0, in the middle of which the process kills itself.
     """
-    os.environ.update(environment)
+    os.environ.update(variables)
     torch.set_num_threads(1)
-    dataset, name, plans = arguments
-    trainer = run_training.get_trainer_from_args(dataset, "3d_fullres", 0, name, plans, True, torch.device("cpu"))
+    trainer = make_trainer(torch.device("cpu"), *arguments, go_on=True)
     step, save, written = trainer.step, torch.save, []
 
     def telling(batch):
@@ -45,7 +42,6 @@ def train(environment, arguments, events, cut_write):
         save(content, stream)
 
     trainer.step, torch.save = telling, cutting
-    run_training.maybe_load_checkpoint(trainer, True, False)
     trainer.run_training()
 
 
@@ -54,14 +50,12 @@ class Runs:
 
     def __init__(self, workspace):
         self.dataset = workspace.dataset
-        self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(MODULES)
-        self.environment = {key: value for key, value in os.environ.items() if key.startswith("nnUNet")}
+        self.context = forking()
 
     def run(self, name, plans, kill_after=None, delay=0.0, cut_write=None):
         """Train; kill the process a while after an event, if it is still there. Returns its exit code."""
         events, sender = self.context.Pipe(duplex=False)
-        arguments = self.environment, (self.dataset, name, plans), sender, cut_write
+        arguments = environment(), (self.dataset, name, plans), sender, cut_write
         process = self.context.Process(target=train, args=arguments)
         process.start()
         sender.close()
