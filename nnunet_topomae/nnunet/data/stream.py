@@ -135,7 +135,7 @@ class AugmentedItems(Dataset):
             with random_state((*self.seed, index)):
                 batch = self.loader.generate_train_batch()
         except _UNREADABLE as error:
-            raise CaseError(_cannot_be_read(*self.cases_of(index), folder, error)) from error
+            raise CaseError(_cannot_be_read(self.cases_of(index)[0], folder, error)) from error
         (case,) = map(str, batch["keys"])
         if not batch["data"].isfinite().all():
             raise CaseError(_not_finite(case, folder))

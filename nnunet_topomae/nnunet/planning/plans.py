@@ -16,6 +16,7 @@ from nnunet_topomae.nnunet.planning.class_names import check_class_names
 from nnunet_topomae.settings import read_block
 from nnunet_topomae.settings.schema import Number, UnknownKeyError
 
+_NO_ARCHITECTURE = 'there is no "architecture"; these plans are of an old nnU-Net, so plan the dataset again'
 PRETRAINING, FINETUNING = "pretraining", "finetuning"
 
 
@@ -63,7 +64,10 @@ def check_plans(
             f"{where}: there is no such configuration; these plans have {', '.join(manager.available_configurations)} "
             f"(2D images and 2d configurations are not supported)"
         )
-    configuration = manager.get_configuration(configuration_name)
+    try:
+        configuration = manager.get_configuration(configuration_name)
+    except KeyError as error:  # nnU-Net looks for the keys that the network had before
+        raise ValueError(f"{where}: {_NO_ARCHITECTURE}") from error
     size = configuration.configuration["patch_size"]
     if not isinstance(size, list) or not all(Number(1, integer=True).accepts(voxels) for voxels in size):
         raise ValueError(f"{where}: patch_size must be a list of whole numbers of at least 1, got {size!r}")
@@ -111,8 +115,6 @@ def check_own_name(plans: dict[str, Any], folder: Path) -> None:
 
 
 def _check_sizes(configuration: ConfigurationManager) -> None:
-    if "architecture" not in configuration.configuration:
-        raise ValueError('there is no "architecture"; these plans are of an old nnU-Net, so plan the dataset again')
     spacing = configuration.configuration.get("spacing")
     if not isinstance(spacing, list) or not all(map(Number(0, low_open=True).accepts, spacing)) or len(spacing) != 3:
         raise ValueError(f"spacing must be a list of three numbers above 0, in mm, got {spacing!r}")

@@ -66,7 +66,8 @@ class JoinedBatchNorm(_BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """The input (B, C, ...), normalised per channel."""
-        if not self.training or not self.track_running_stats:
+        running_mean, running_var, batches = self.running_mean, self.running_var, self.num_batches_tracked
+        if not self.training or running_mean is None or running_var is None or batches is None:
             return super().forward(input)
         axes = [axis for axis in range(input.ndim) if axis != 1]
         shape = [-1 if axis == 1 else 1 for axis in range(input.ndim)]
@@ -75,10 +76,10 @@ class JoinedBatchNorm(_BatchNorm):
         deviations = input - mean.reshape(shape)
         variance = _Sum.apply(deviations.square().sum(axes)) / count
         with torch.no_grad():
-            self.num_batches_tracked += 1
-            momentum = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
-            self.running_mean.lerp_(mean, momentum)
-            self.running_var.lerp_(variance * count / (count - 1), momentum)
+            batches += 1
+            momentum = 1 / float(batches) if self.momentum is None else self.momentum
+            running_mean.lerp_(mean, momentum)
+            running_var.lerp_(variance * count / (count - 1), momentum)
         normalised = deviations * (variance + self.eps).rsqrt().reshape(shape)
         return normalised * self.weight.reshape(shape) + self.bias.reshape(shape) if self.affine else normalised
 

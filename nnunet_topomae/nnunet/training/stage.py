@@ -90,6 +90,8 @@ class StageTrainer(nnUNetTrainer, ABC):
 
     block: str
     current_epoch: int
+    is_ddp: bool
+    network: nn.Module
     needs_labels: ClassVar[bool] = True
     config_class: ClassVar[type[StageConfig]]
     betas = (0.9, 0.999)

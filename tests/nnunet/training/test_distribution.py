@@ -35,7 +35,6 @@ def train(rank, world, rendezvous, variables, arguments, output):
 
     torch.nn.utils.clip_grad_norm_ = noting
     trainer.run_training()
-    trainer.perform_actual_validation()
     log = trainer.logger.get_checkpoint()
     losses = {key: log[key] for key in ("train_losses", "val_losses")}
     if rank == 0:
