@@ -5,7 +5,13 @@ import os
 
 from nnunetv2.run import run_training
 
-MODULES = ["nnunetv2.run.run_training", "nnunet_topomae.nnunet.training.finetuning"]
+MODULES = [
+    "nnunetv2.run.run_training",
+    "nnunet_topomae.methods.spark.task",
+    "nnunet_topomae.methods.topomae.task",
+    "nnunet_topomae.nnunet.training.finetuning",
+    "pytest",
+]
 
 
 def forking():

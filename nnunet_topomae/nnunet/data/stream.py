@@ -1,6 +1,5 @@
 """The endless streams that both stages draw from the cases, so that a run can be repeated exactly."""
 
-import atexit
 import os
 import pickle
 import random
@@ -12,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count, cycle
 from multiprocessing import active_children
+from multiprocessing.util import Finalize
 from typing import Any, Protocol
 
 import numpy as np
@@ -209,6 +209,7 @@ class Batches(Iterator[dict]):
             generator=torch.Generator(),  # else making the loader would change the random state that dropout uses
         )
         self._batches = iter(loader)
+        Finalize(None, _end_children, exitpriority=0)  # before Python waits for them at its end
 
     def __next__(self) -> Any:
         """The next batch.
@@ -283,7 +284,6 @@ def _outlive_signals(_: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-@atexit.register
 def _end_children() -> None:
     """End processes that wait for a disk that does not answer, which would keep this one from ending, too."""
     for child in active_children():

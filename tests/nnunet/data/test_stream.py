@@ -1,5 +1,6 @@
 import multiprocessing
 import os
+import re
 import signal
 import time
 from itertools import islice
@@ -7,6 +8,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+from processes import forking
 from torch.utils.data import Dataset
 
 from nnunet_topomae.methods.topomae.keypoints import crop_keypoints
@@ -106,30 +108,53 @@ class Failing(Dataset):
         return ["third" if index == 3 else "other"]
 
 
-def _unreadable():
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def sleep():
+    time.sleep(10**6)
+
+
+def fail_to_read():
     raise CaseError("case third cannot be read")
+
+
+def take_batches(fail, timeout, sender):
+    """Take batches until that fails, and send the message of the error."""
+    multiprocessing.set_start_method("fork", force=True)  # as in a training; here it would be that of this process
+    os.environ["nnUNet_n_proc_DA"] = "2"
+    batches = Batches(Failing(fail), StreamSampler(), 1, timeout=timeout)
+    try:
+        list(islice(batches, 9))
+    except ValueError as error:
+        sender.send(str(error))
+    except RuntimeError as error:  # PyTorch raises it wherever the program is when a process dies
+        sender.send(str(batches.explained(error)))
 
 
 @pytest.mark.parametrize(
     ("fail", "timeout", "message"),
     [
-        (lambda: os.kill(os.getpid(), signal.SIGKILL), 600, r"prepares batches died \(.*\) while it read case third;"),
-        (lambda: time.sleep(10**6), 15, r"prepares batches did not answer for 15 s while it read case .*third.*;"),
-        (_unreadable, 600, "^case third cannot be read$"),
+        (die, 600, r"prepares batches died \(.*\) while it read case third;"),
+        (sleep, 15, r"prepares batches did not answer for 15 s while it read case .*third.*;"),
+        (fail_to_read, 600, "^case third cannot be read$"),
     ],
-    ids=["died", "no answer", "unreadable"],
 )
-def test_a_process_that_fails_is_noticed_and_its_case_is_named(monkeypatch, fail, timeout, message):
-    monkeypatch.setenv("nnUNet_n_proc_DA", "2")
-    batches = Batches(Failing(fail), StreamSampler(), 1, timeout=timeout)
-    with pytest.raises(ValueError, match=message):
-        list(islice(batches, 9))
+def test_a_process_that_fails_is_noticed_and_its_case_is_named(fail, timeout, message):
+    context = forking()
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=take_batches, args=(fail, timeout, sender))
+    process.start()
+    sender.close()
+    assert re.search(message, receiver.recv())
+    process.join()
 
 
 def test_signals_to_all_processes_do_not_end_those_that_prepare_batches(monkeypatch):
     monkeypatch.setenv("nnUNet_n_proc_DA", "1")
     others = multiprocessing.active_children()
-    batches = Batches(Failing(_unreadable), StreamSampler(4), 1)
+    batches = Batches(Failing(fail_to_read), StreamSampler(4), 1)
     next(batches)
     for worker in set(multiprocessing.active_children()).difference(others):
         for number in (signal.SIGTERM, signal.SIGUSR1):
