@@ -79,7 +79,7 @@ def hardest(task: AnatoMask, crops: torch.Tensor, given: torch.Tensor, score: st
     batch = {"crop": crops, "mask": given}
     errors = teacher.patch_errors(teacher(batch), batch) * given
     count = int(given[0].sum()) // 2
-    return hardest_patches_mask(errors, count, count)
+    return hardest_patches_mask(errors, count, count, torch.zeros_like(errors))
 
 
 def main() -> None:

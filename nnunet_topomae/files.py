@@ -1,31 +1,116 @@
 """Reading and writing files so that none is ever half-written."""
 
+import fcntl
 import json
 import os
+import re
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+_TEMPORARY = re.compile(r"\..+\.\d+")
+
 
 def write_file(file: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file under a temporary name beside it, flush it to the disk, then rename it.
+    """Write a file under a temporary name beside it, flush it to the disk, rename it, and flush the folder.
 
-    Whoever looks at ``file`` sees the old content or the whole new one, also after a crash. If writing fails, the
-    temporary file is removed.
+    Whoever looks at ``file`` sees the old content or the whole new one, also after a crash or a power cut. If writing
+    fails, the temporary file is removed.
 
     Args:
         file: to write or to replace.
         write: writes the content to an open binary file.
+
+    Raises:
+        OSError: names the file and the reason, such as a full disk; the old content is as it was.
     """
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary = _temporary(file)
     try:
         with temporary.open("wb") as stream:
             write(stream)
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.replace(file)
+        _rename(temporary, file)
+    except Exception as error:
+        if (cause := _os_error(error)) is None:
+            raise
+        raise OSError(
+            f"{file} cannot be written: {cause.strerror or cause}; free disk space or mend the folder's permissions. "
+            f"Whatever was there before is unchanged"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def keep_as(file: Path, older: Path) -> None:
+    """Give a file a second name, which stays with its present content when the file is replaced; costs no copy.
+
+    ``older`` is replaced, and ``file`` is there all the time. Where the disk knows no hard links, nothing happens.
+    """
+    temporary = _temporary(older)
+    temporary.unlink(missing_ok=True)
+    try:
+        temporary.hardlink_to(file)
+        _rename(temporary, older)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> list[Path]:
+    """Delete the temporary files that processes which were killed have left in a folder; returns what was deleted.
+
+    Nobody else may be writing there.
+    """
+    leftovers = [file for file in folder.iterdir() if _TEMPORARY.fullmatch(file.name) and file.is_file()]
+    for file in leftovers:
+        file.unlink()
+    return leftovers
+
+
+def lock(file: Path) -> BinaryIO:
+    """Keep other processes, also on other machines, from locking a file until this one closes it or ends.
+
+    It is a POSIX lock: one of a process that was killed is gone at once, also if processes that it had started go on.
+
+    Returns:
+        The open file, to be kept.
+
+    Raises:
+        ValueError: if another process holds it; says which.
+    """
+    stream = file.open("a+b")
+    try:
+        fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        stream.seek(0)
+        holder = stream.read().decode(errors="replace")
+        stream.close()
+        raise ValueError(f"{file.parent} is in use by {holder or 'another process'}; wait for it, or end it") from error
+    stream.truncate(0)
+    stream.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+    stream.flush()
+    return stream
+
+
+def _temporary(file: Path) -> Path:
+    return file.with_name(f".{file.name}.{os.getpid()}")
+
+
+def _rename(temporary: Path, file: Path) -> None:
+    temporary.replace(file)
+    folder = os.open(file.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _os_error(error: BaseException | None) -> OSError | None:
+    """The error of the file system behind an error; libraries such as PyTorch raise others on top of it."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error
 
 
 def write_json(content: Any, file: Path) -> None:
@@ -48,7 +133,7 @@ def read_json(file: Path, kind: type = dict) -> Any:
         raise FileNotFoundError(f"{file} does not exist")
     try:
         content = json.loads(file.read_text())
-    except ValueError as error:
+    except ValueError as error:  # also of text that is not UTF-8
         raise ValueError(f"{file} is no valid JSON: {error}") from error
     if not isinstance(content, kind):
         wanted = "object" if kind is dict else "list"

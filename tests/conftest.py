@@ -6,6 +6,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # each process has one core; read by Py
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,15 @@ def pytest_collection_modifyitems(config, items):
 def _seeded():
     torch.manual_seed(0)
     np.random.seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _signals():
+    """Leaves the handlers of signals as they were."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,10 @@
+import errno
 import json
+import os
 
 import pytest
 
-from nnunet_topomae.files import read_json, write_file, write_json
+from nnunet_topomae.files import keep_as, read_json, remove_leftovers, write_file, write_json
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path):
@@ -25,6 +27,38 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
         write_file(file, fail)
     assert file.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_full_disk_is_named_whatever_the_library_says(tmp_path):
+    file = tmp_path / "a.pth"
+    file.write_bytes(b"old")
+
+    def fail(stream):
+        try:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        finally:
+            raise RuntimeError("unexpected pos 4999296 vs 4999184")
+
+    with pytest.raises(OSError, match=r"a\.pth cannot be written: No space left on device; free disk space or mend"):
+        write_file(file, fail)
+    assert file.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_an_older_version_stays_under_another_name(tmp_path):
+    file, older = tmp_path / "a", tmp_path / "b"
+    for content in (b"1", b"2", b"3"):
+        if file.exists():
+            keep_as(file, older)
+        write_file(file, lambda stream, content=content: stream.write(content))
+    assert (file.read_bytes(), older.read_bytes()) == (b"3", b"2")
+
+
+def test_leftovers_of_killed_processes_alone_are_removed(tmp_path):
+    for name in (".a.pth.123", ".lock", "a.pth", ".hidden.txt"):
+        (tmp_path / name).touch()
+    assert remove_leftovers(tmp_path) == [tmp_path / ".a.pth.123"]
+    assert {file.name for file in tmp_path.iterdir()} == {".lock", "a.pth", ".hidden.txt"}
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from nnunet_topomae.methods import Batch, CaseReport, ImageSource, PretextTask, Views
 from nnunet_topomae.methods.crops import random_crop
+from nnunet_topomae.methods.gathering import gather
 from nnunet_topomae.settings import PretrainingConfig
 from nnunet_topomae.settings.schema import Number, setting
 
@@ -92,14 +93,15 @@ class CropContrast(PretextTask):
 
     def loss_terms(self, output: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """Cross-entropy of finding each crop's partner in the batch, in both directions."""
-        cosines = output["first"] @ output["second"].T / self.config.temperature
+        first, second = gather(output["first"]), gather(output["second"])  # of all processes
+        cosines = first @ second.T / self.config.temperature
         partners = torch.arange(len(cosines), device=cosines.device)
         contrast = (F.cross_entropy(cosines, partners) + F.cross_entropy(cosines.T, partners)) / 2
         return {"total": contrast, "contrast": contrast}
 
     def baseline_error(self, batch: Batch) -> Tensor:
         """Cross-entropy of guessing the partner."""
-        return torch.tensor(float(len(batch["first"]))).log()
+        return torch.tensor(float(len(gather(batch["first"][:, 0, 0, 0, 0])))).log()
 
     def errors(self, output: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """Cross-entropy of the encoder."""

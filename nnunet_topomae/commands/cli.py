@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,12 +27,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: of the command line; None for those that Python was started with.
 
     Raises:
-        ValueError, RuntimeError, FileNotFoundError, AssertionError: such an error itself, with ``--traceback``.
+        ValueError, RuntimeError, OSError, AssertionError: such an error itself, with ``--traceback``.
     """
     options = build_parser().parse_args(arguments)
     try:
         options.run(options)
-    except (ValueError, RuntimeError, FileNotFoundError, AssertionError) as error:  # the last two are nnU-Net's, too
+    except (ValueError, RuntimeError, OSError, AssertionError) as error:  # the last two are nnU-Net's, too
         if options.traceback:
             raise
         say(f"Error: {error}", file=sys.stderr)
@@ -78,6 +79,16 @@ def build_parser() -> argparse.ArgumentParser:
     adapt.add_argument("-o", type=Path, required=True, metavar="OUT.pth", help="the file to write")
     adapt.set_defaults(run=_adapt)
 
+    inspect_ = commands.add_parser(
+        "inspect", help="say what is in a checkpoint, plans or zip without running any of it"
+    )
+    inspect_.add_argument("file", type=Path, metavar="FILE", help="checkpoint, plans, zip, or folder of export")
+    inspect_.set_defaults(run=_inspect)
+
+    export = commands.add_parser("export", help="write the weights of a checkpoint as safetensors, with a card")
+    export.add_argument("checkpoint", type=Path, metavar="FILE", help="a checkpoint")
+    export.add_argument("-o", type=Path, required=True, metavar="DIR", help="the folder to write")
+    export.set_defaults(run=_export)
     compare = commands.add_parser(
         "study", help="does pre-training help on a dataset, and how many labels does it save?"
     )
@@ -360,7 +371,20 @@ def _adapt(options: argparse.Namespace) -> None:
         )
     dataset = PlannedDataset.of(options.d, options.p)
     say(adapting.adapt(options.checkpoint, checkpoint, trainer, dataset, options.c, options.o))
-    say(f"Written: {options.o}; pass it to nnUNetv2_train with -pretrained_weights")
+    say(f"Written: {options.o}; pass it to nnUNetv2_train with -pretrained_weights {shlex.quote(str(options.o))}")
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from nnunet_topomae.nnunet.weights.inspecting import inspect_file
+
+    for name, value in inspect_file(options.file):
+        say(f"{name}: {value}")
+
+
+def _export(options: argparse.Namespace) -> None:
+    from nnunet_topomae.nnunet.weights.exporting import export
+
+    say(f"Written: {export(options.checkpoint, options.o)}; nnUNetv2_topomae adapt reads it back")
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -386,6 +410,7 @@ def _check_configurations(names: Sequence[str]) -> None:
 def _print_next_commands(
     planner: "type[PretrainingPlanner]", dataset_id: int, configuration: str, plans_name: str, preprocessed: bool
 ) -> None:
+    plans_name = shlex.quote(plans_name)
     train = f"nnUNetv2_train {dataset_id} {configuration} 0 -p {plans_name} -tr"
     commands = [
         'export nnUNet_extTrainer="$(nnUNetv2_topomae trainers)"',

@@ -81,14 +81,18 @@ class CropViews(Views):
         self.crop_size, self.mask_grid, self.mask_ratio = tuple(crop_size), tuple(mask_grid), mask_ratio
 
     def draw(self, images: ImageSource, case: str, rng: np.random.Generator, mirror: bool) -> dict[str, Tensor]:
-        """``crop`` (C, D, H, W) float32 and ``mask`` (d, h, w) bool; see :meth:`Views.draw`."""
+        """``crop`` (C, D, H, W) float32, ``mask`` and ``order`` (d, h, w); see :meth:`Views.draw`."""
         crop, _ = random_crop(images.load(case), self.crop_size, rng, mirror)
-        return {"crop": crop, "mask": self.draw_mask(rng)}
+        return {"crop": crop, "mask": self.draw_mask(rng), "order": self.draw_order(rng)}
 
     def draw_mask(self, rng: np.random.Generator) -> Tensor:
         """(d, h, w) bool, True = hidden."""
         generator = torch.Generator().manual_seed(int(rng.integers(2**63 - 1)))
         return random_patch_mask(self.mask_grid, self.mask_ratio, generator)
+
+    def draw_order(self, rng: np.random.Generator) -> Tensor:
+        """(d, h, w) float32 random numbers, by which patches are hidden that a teacher does not choose."""
+        return torch.from_numpy(rng.random(self.mask_grid, np.float32))
 
     def example(self, batch_size: int, num_channels: int) -> Batch:
         """See :meth:`Views.example`; the mask hides the first patches."""
@@ -97,6 +101,7 @@ class CropViews(Views):
         return {
             "crop": torch.rand(batch_size, num_channels, *self.crop_size),
             "mask": mask.reshape(1, *self.mask_grid).repeat(batch_size, 1, 1, 1),
+            "order": torch.rand(batch_size, *self.mask_grid),
         }
 
 
@@ -193,7 +198,8 @@ class MaskedReconstruction(PretextTask):
         settings = self.config.anatomask
         share = settings.first_share + (settings.last_share - settings.first_share) * progress
         errors = self.teacher.patch_errors(to_float32(self.teacher.eval()(batch)), batch)
-        mask = hardest_patches_mask(errors * batch["mask"], self.num_hidden, int(self.num_hidden * share))
+        num_hardest = int(self.num_hidden * share)
+        mask = hardest_patches_mask(errors * batch["mask"], self.num_hidden, num_hardest, batch["order"])
         return {**batch, "mask": mask}
 
     def after_step(self, output: Output, batch: Batch, progress: float) -> None:

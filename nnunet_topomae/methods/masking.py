@@ -72,20 +72,20 @@ def mask_to_voxels(mask: Tensor, patch_size: Sequence[int]) -> Tensor:
     return mask[:, None]
 
 
-def hardest_patches_mask(errors: Tensor, num_hidden: int, num_hardest: int) -> Tensor:
+def hardest_patches_mask(errors: Tensor, num_hidden: int, num_hardest: int, order: Tensor) -> Tensor:
     """Hide the patches with the largest errors, and random others (AnatoMask, section 3.3).
 
     Args:
         errors: (B, d, h, w), how hard each patch is; at least 0.
         num_hidden: patches to hide in each sample.
-        num_hardest: how many of them are chosen by their error; the others are random.
+        num_hardest: how many of them are chosen by their error.
+        order: (B, d, h, w) random numbers in [0, 1); the others are those with the largest.
 
     Returns:
         (B, d, h, w) bool, True = hidden.
     """
     flat = errors.flatten(1)
-    keys = torch.rand(flat.shape).to(flat.device)  # drawn on the CPU: the same on any machine, and resumed
     hardest = flat.topk(num_hardest, dim=1).indices
-    keys.scatter_(1, hardest, 2.0)
+    keys = order.flatten(1).scatter(1, hardest, 2.0)
     chosen = keys.topk(num_hidden, dim=1).indices
     return torch.zeros_like(flat, dtype=torch.bool).scatter_(1, chosen, True).reshape(errors.shape)

@@ -164,6 +164,10 @@ def with_default(config_class: type, name: str, default: Any, source: str) -> An
     return setting(default, field.metadata["accepted"], field.metadata["meaning"], source)
 
 
+class UnknownKeyError(ValueError):
+    """Plans have a key that a block does not know, nor one like it."""
+
+
 Config = TypeVar("Config", bound="DataclassInstance")
 
 
@@ -179,7 +183,7 @@ def read_block(config_class: type[Config], values: Mapping[str, Any], name: str)
         The settings, an instance of ``config_class``.
 
     Raises:
-        ValueError: names the unknown or out-of-range key and what would be accepted.
+        ValueError: names the unknown (:class:`UnknownKeyError`) or out-of-range key and what would be accepted.
 
     Example:
         >>> from nnunet_topomae.settings import FinetuningConfig, read_block
@@ -196,9 +200,10 @@ def read_block(config_class: type[Config], values: Mapping[str, Any], name: str)
     fields = {field.name: field for field in dataclasses.fields(config_class)}
     for key in values:
         if key not in fields:
-            close = difflib.get_close_matches(key, fields, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(fields)}"
-            raise ValueError(f"unknown key {name}.{key} in the plans; {hint}")
+            said = f"unknown key {name}.{key} in the plans"
+            if close := difflib.get_close_matches(key, fields, n=1):
+                raise ValueError(f"{said}; did you mean {close[0]}?")
+            raise UnknownKeyError(f"{said}; known keys: {', '.join(fields)}")
     return config_class(**{key: _read_value(fields[key], value, f"{name}.{key}") for key, value in values.items()})
 
 

@@ -39,6 +39,23 @@ class StageConfig:
         "seed of initial weights, crops, masks and dropout",
         "nnU-Net's split seed",
     )
+    save_every: int | None = setting(
+        None,
+        Number(1, integer=True, optional=True),
+        "epochs between two writes of checkpoint_latest.pth; null: every epoch if writing takes under 2 % of the time, "
+        "else as often as that allows",
+        "ours; nnU-Net: 50",
+    )
+    timeout: float = setting(
+        300, Number(0, low_open=True), "seconds after which a run stops because the disk gives no batch", "ours"
+    )
+    sync_batch_norm: bool = setting(
+        default=True,
+        accepted=Flag(),
+        meaning="several processes: whether BatchNorm, which UNETR++ has, sees the whole batch as a single process "
+        "would; false: each process its share, which is faster, and other weights come out",
+        source="nnU-Net",
+    )
 
 
 @dataclass(frozen=True)

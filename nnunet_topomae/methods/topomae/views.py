@@ -27,6 +27,7 @@ class KeypointViews(CropViews):
             "keypoints": torch.from_numpy(crop_keypoints(*place)),
             "extent": torch.from_numpy(extent.astype(np.float32)),
             "spacing": torch.tensor(images.spacing, dtype=torch.float32),
+            "order": self.draw_order(rng),
         }
 
     def example(self, batch_size: int, num_channels: int) -> Batch:

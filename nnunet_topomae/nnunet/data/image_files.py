@@ -1,50 +1,100 @@
 """What can be wrong with an image file."""
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
+import numpy.typing as npt
 from nibabel.openers import ImageOpener
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
 _NIFTI = (".nii", ".nii.gz")
+_TOLERANCE = 1e-3  # of spacings, relative, and of the cosines of directions
 
 
-def inspect(file: Path, reader: BaseReaderWriter) -> tuple[str | None, tuple[int, ...]]:
+@dataclass(frozen=True)
+class ImageFile:
+    """What is in an image file.
+
+    Attributes:
+        defect: what is wrong with the file alone, worded so that it can follow the file's name in a sentence, or None.
+        shape: voxels per axis; empty if the file cannot be read.
+        spacing: mm per axis.
+        direction: cosines of the axes, a column per axis; None if the reader does not say.
+        largest: the largest magnitude of a voxel.
+        labels: the distinct values; only of a label that holds whole numbers.
+    """
+
+    defect: str | None
+    shape: tuple[int, ...] = ()
+    spacing: tuple[float, ...] = ()
+    direction: npt.NDArray[np.float64] | None = None
+    largest: float = 0.0
+    labels: frozenset[int] = frozenset()
+
+    def mismatch(self, image: "ImageFile") -> str | None:
+        """How the grid of voxels differs from that of another file of the case, worded to come before its name."""
+        if self.shape != image.shape:
+            return f"has {self.shape} voxels, not the {image.shape} of"
+        if not np.allclose(self.spacing, image.spacing, rtol=_TOLERANCE):
+            return f"has a spacing of {_rounded(self.spacing)} mm, not the {_rounded(image.spacing)} mm of"
+        if (
+            self.direction is not None
+            and image.direction is not None
+            and not np.allclose(self.direction, image.direction, atol=_TOLERANCE)
+        ):
+            return "is oriented otherwise (its axes point into other directions) than"
+        return None
+
+
+def inspect(file: Path, reader: BaseReaderWriter, *, is_label: bool = False) -> ImageFile:
     """Read an image once and look for defects.
 
     Args:
         file: one channel of a case, or its label.
         reader: nnU-Net's reader of the dataset.
-
-    Returns:
-        What is wrong with the file, worded so that it can follow the file's name in a sentence, or None if nothing is;
-        and the voxels per axis, an empty tuple if the file cannot be read.
+        is_label: whether it holds labels, which are whole numbers.
     """
     try:
-        values, spacing = _nifti(file) if file.name.endswith(_NIFTI) else _other(file, reader)
+        values, spacing, direction = _nifti(file) if file.name.endswith(_NIFTI) else _other(file, reader)
         finite = np.issubdtype(values.dtype, np.integer) or bool(np.isfinite(values).all())
     except Exception as error:  # readers raise whatever their libraries do
-        return f"cannot be read: {type(error).__name__}: {error}", ()
+        return ImageFile(f"cannot be read: {type(error).__name__}: {error}")
     if not finite:
-        return "holds NaN or inf", values.shape
+        return ImageFile("holds NaN or inf", values.shape)
     if not all(np.isfinite(size) and size > 0 for size in spacing):
-        return f"has a spacing of {tuple(float(size) for size in spacing)} mm", values.shape
-    return None, values.shape
+        return ImageFile(f"has a spacing of {tuple(float(size) for size in spacing)} mm", values.shape)
+    found = {float(value) for part in values for value in np.unique(part)} if is_label else set()
+    if fractions := sorted(value for value in found if value != int(value)):
+        return ImageFile(f"holds {fractions[0]:g}, but labels are whole numbers", values.shape)
+    largest = max(abs(float(values.min())), abs(float(values.max()))) if values.size else 0.0
+    return ImageFile(None, values.shape, spacing, direction, largest, frozenset(map(int, found)))
 
 
-def _nifti(file: Path) -> tuple[np.ndarray, tuple[float, ...]]:
-    """Values and spacing as they are stored.
+def _nifti(file: Path) -> tuple[np.ndarray, tuple[float, ...], npt.NDArray[np.float64]]:
+    """Values, spacing and directions as they are stored.
 
     SimpleITK would silently read 0 for NaN and inf, and nibabel a spacing of 1 for 0 unless it is told not to check.
     """
     image: Any = nibabel.load(file)  # a NIfTI-1 or NIfTI-2 image
     with ImageOpener(str(file)) as stored:
         header = type(image.header).from_fileobj(stored, check=False)
-    return np.asanyarray(image.dataobj), tuple(np.abs(header["pixdim"][1:4]))
+    axes = image.affine[:3, :3]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        direction = axes / np.linalg.norm(axes, axis=0)
+    return np.asanyarray(image.dataobj), tuple(np.abs(header["pixdim"][1:4])), direction
 
 
-def _other(file: Path, reader: BaseReaderWriter) -> tuple[np.ndarray, tuple[float, ...]]:
+def _other(
+    file: Path, reader: BaseReaderWriter
+) -> tuple[np.ndarray, tuple[float, ...], npt.NDArray[np.float64] | None]:
     values, properties = reader.read_images([str(file)])
-    return values, tuple(properties["spacing"])
+    direction = properties.get("sitk_stuff", {}).get("direction")
+    return values, tuple(properties["spacing"]), None if direction is None else np.asarray(direction, float)
+
+
+def _rounded(spacing: Iterable[float]) -> str:
+    return f"({', '.join(f'{float(size):.4g}' for size in spacing)})"

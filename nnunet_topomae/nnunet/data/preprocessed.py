@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import blosc2
+import numpy as np
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.preprocessing.normalization.default_normalization_schemes import CTNormalization
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nnUNetBaseDataset
@@ -22,6 +24,7 @@ _PREPROCESSING = (
     "resampling_fn_data",
     "resampling_fn_data_kwargs",
 )
+_IMAGE_ENDINGS, _LABEL_ENDINGS = (".b2nd", ".npy", ".npz"), ("_seg.b2nd", "_seg.npy")
 
 
 class JoinedCases:
@@ -40,6 +43,14 @@ class JoinedCases:
         """What ``load_case`` of nnU-Net's dataset returns for that case."""
         return self._part[case].load_case(case)
 
+    def load_image(self, case: str) -> Any:
+        """See :func:`load_image`."""
+        return load_image(self._part[case], case)
+
+    def files_of(self, case: str, *, with_label: bool) -> list[Path]:
+        """See :func:`files_of`."""
+        return files_of(self._part[case], case, with_label=with_label)
+
 
 class PrefixedCases:
     """Preprocessed cases of one folder under longer names, so that cases of several datasets stay distinct."""
@@ -53,8 +64,44 @@ class PrefixedCases:
         """What ``load_case`` of nnU-Net's dataset returns for that case."""
         return self._cases.load_case(case.removeprefix(self._prefix))
 
+    def load_image(self, case: str) -> Any:
+        """See :func:`load_image`."""
+        return load_image(self._cases, case.removeprefix(self._prefix))
+
+    def files_of(self, case: str, *, with_label: bool) -> list[Path]:
+        """See :func:`files_of`."""
+        return files_of(self._cases, case.removeprefix(self._prefix), with_label=with_label)
+
 
 Cases: TypeAlias = nnUNetBaseDataset | JoinedCases | PrefixedCases
+
+
+def load_image(cases: Cases, case: str) -> Any:
+    """The image of a preprocessed case, an array (C, D, H, W) of which only what is sliced is read.
+
+    nnU-Net's ``load_case`` would also unpickle the properties of the case, which can run code.
+    """
+    if isinstance(cases, nnUNetBaseDataset):
+        return _open_image(Path(cases.source_folder), case)
+    return cases.load_image(case)
+
+
+def files_of(cases: Cases, case: str, *, with_label: bool) -> list[Path]:
+    """Those files of a preprocessed case that exist: of its image, and with ``with_label`` of label and properties."""
+    if not isinstance(cases, nnUNetBaseDataset):
+        return cases.files_of(case, with_label=with_label)
+    endings = [*_IMAGE_ENDINGS, *((*_LABEL_ENDINGS, ".pkl") if with_label else ())]
+    return [file for file in (Path(cases.source_folder) / f"{case}{ending}" for ending in endings) if file.is_file()]
+
+
+def _open_image(folder: Path, case: str) -> Any:
+    if (file := folder / f"{case}.b2nd").is_file():
+        return blosc2.open(urlpath=str(file), mode="r", dparams={"nthreads": 1}, mmap_mode="r")
+    if (file := folder / f"{case}.npy").is_file():
+        return np.load(file, mmap_mode="r")
+    if (file := folder / f"{case}.npz").is_file():
+        return np.load(file)["data"]
+    raise FileNotFoundError(f"there is no image of it in {folder}")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
 from nnunet_topomae.nnunet.data.preprocessed import Cases, JoinedCases, PlannedDataset, open_cases
-from nnunet_topomae.nnunet.data.splits import SPLITS, Split, read_splits
+from nnunet_topomae.nnunet.data.splits import Split, read_splits
 
 _FOLDS, _SPLIT_SEED = 5, 12345  # nnU-Net's
 
@@ -60,12 +60,10 @@ class PretrainingCases:
             others: IDs of the other datasets.
 
         Raises:
-            ValueError: if a case is missing or is there with and without labels, an added one is of the same patient
+            ValueError: if a case is there with and without labels, an added one is of the same patient
                 as a validation or test case, or another dataset was preprocessed differently.
         """
         parts: list[Cases] = [own]
-        if not self.without_labels:
-            self._check_split()
         if self._unlabelled and not self.without_labels:
             self._check_distinct()
             self.split.check_added(self._unlabelled)
@@ -76,14 +74,6 @@ class PretrainingCases:
                 self.dataset.check_same_preprocessing(other, self.configuration)
                 parts += other.open_all(self.configuration)
         return own if len(parts) == 1 else JoinedCases(*parts)
-
-    def _check_split(self) -> None:
-        folder = self.dataset.labelled_folder(self.configuration)
-        if missing := self.split.images.difference(self.dataset.labelled_cases(self.configuration)):
-            raise ValueError(
-                f"{min(missing)} is in {self.dataset.folder / SPLITS}, but not in {folder}; preprocess the dataset "
-                f"again, or correct the split"
-            )
 
     def _check_distinct(self) -> None:
         labelled = {*self.dataset.labelled_cases(self.configuration), *self.split.test}

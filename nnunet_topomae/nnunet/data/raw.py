@@ -1,8 +1,10 @@
 """Raw datasets: reading what describes them, and finding what is wrong with their files before hours are spent."""
 
+import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
@@ -11,15 +13,46 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from tqdm import tqdm
 
 from nnunet_topomae.files import read_json
-from nnunet_topomae.nnunet.data.image_files import inspect
+from nnunet_topomae.nnunet.data.image_files import ImageFile, inspect
 
 _KEYS = {"labels": "names and values of the labels", "file_ending": 'such as ".nii.gz"', "numTraining": "of cases"}
 _MAX_NAMED = 5
+_MAX_FACTOR = 1e6  # between the magnitudes of an image and of most others
 
 
 def channel_names(description: Mapping[str, Any]) -> list[str]:
     """Names of the channels that a dataset.json describes, in their order."""
     return list(description.get("channel_names", description.get("modality", {})).values())
+
+
+def label_values(description: Mapping[str, Any], file: Path) -> set[int]:
+    """All values that a label may have by its dataset.json, the ignore label included.
+
+    Args:
+        description: the content of dataset.json.
+        file: the file, for messages.
+
+    Raises:
+        ValueError: if they are no whole numbers, or do not count up from 0 without a gap, as nnU-Net needs them to.
+    """
+    labels = description["labels"]
+    if not isinstance(labels, Mapping):
+        raise ValueError(f'{file}: "labels" must be an object such as {{"background": 0, "liver": 1}}')
+    named = [
+        (name, value)
+        for name, of_name in labels.items()
+        for value in (of_name if isinstance(of_name, list) else [of_name])
+    ]
+    for name, value in named:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ValueError(f'{file}: the label "{name}" must be a whole number, got {json.dumps(value)}')
+    values = {value for _, value in named}
+    if values != set(range(len(values))):
+        raise ValueError(
+            f"{file}: labels must count up from 0 without a gap, but they are {sorted(values)}; number them anew, in "
+            f"the files, too"
+        )
+    return values
 
 
 def read_dataset(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
@@ -38,11 +71,23 @@ def read_dataset(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]
             raise ValueError(f'{file} has no "{key}" ({meaning})')
     if not channel_names(description):
         raise ValueError(f'{file} has no "channel_names", such as {{"0": "CT"}}')
+    for name in channel_names(description):
+        if name != str(name).strip():
+            raise ValueError(
+                f'{file} has a channel "{name}" with a blank before or after its name, by which nnU-Net would not know '
+                f'it and normalise it in another way; write "{name.strip()}"'
+            )
+    label_values(description, file)
     if "dataset" not in description and not (folder / "imagesTr").is_dir():
         raise FileNotFoundError(f"{folder / 'imagesTr'} does not exist")
     cases = get_filenames_of_train_images_and_targets(str(folder), description)
     if not cases:
         raise ValueError(f"{folder / 'imagesTr'} holds no image named CASE_0000{description['file_ending']}")
+    if not isinstance(description["numTraining"], int):
+        raise ValueError(
+            f'{file} says "numTraining": {json.dumps(description["numTraining"])}, which is no whole number; write '
+            f'"numTraining": {len(cases)}'
+        )
     if len(cases) != description["numTraining"]:
         raise ValueError(
             f'{file} says "numTraining": {description["numTraining"]}, but there are {len(cases)} training cases'
@@ -57,36 +102,65 @@ def check_dataset(folder: Path, num_threads: int, *, show_progress: bool) -> Non
         FileNotFoundError, ValueError: as :func:`read_dataset`; a ValueError also names files that cannot be used.
     """
     description, cases = read_dataset(folder)
-    num_channels = len(channel_names(description))
+    num_channels, allowed = len(channel_names(description)), label_values(description, folder / "dataset.json")
     reader = determine_reader_writer_from_dataset_json(
         description, next(iter(cases.values()))["images"][0], verbose=False
     )
     with ThreadPoolExecutor(num_threads) as pool:
         hide = None if show_progress else True
-        found = pool.map(lambda case: _defects_of(case, num_channels, reader()), cases.values())
-        defects = list(tqdm(found, "Checking images", len(cases), leave=False, disable=hide))
-    broken = [defect for of_case in defects for defect in of_case]
+        read = pool.map(lambda case: _read(case, reader()), cases.values())
+        found = list(tqdm(read, "Checking images", len(cases), leave=False, disable=hide))
+    per_case = zip(cases.values(), found, strict=True)
+    broken = [defect for case, files in per_case for defect in _defects_of(case, files, num_channels, allowed)]
+    broken = broken or _odd_magnitudes(list(cases.values()), found, num_channels)
     if broken:
         raise ValueError(
             f"{len(broken)} files of {folder.name} cannot be used: {'; '.join(broken[:_MAX_NAMED])}"
             f"{' ...' if len(broken) > _MAX_NAMED else ''}; mend or remove them, then run this command again"
         )
+    if not any(files[Path(case["label"])].labels - {0} for case, files in zip(cases.values(), found, strict=True)):
+        raise ValueError(
+            f"{folder / 'labelsTr'}: no case has a labelled voxel; images without labels are added with "
+            f"nnUNetv2_topomae add_unlabelled"
+        )
 
 
-def _defects_of(case: dict[str, Any], num_channels: int, reader: BaseReaderWriter) -> list[str]:
+def _read(case: dict[str, Any], reader: BaseReaderWriter) -> dict[Path, ImageFile]:
+    """What is in those files of a case that exist."""
+    label = Path(case["label"])
+    files = [Path(image) for image in case["images"]] + ([label] if label.is_file() else [])
+    return {file: inspect(file, reader, is_label=file == label) for file in files}
+
+
+def _odd_magnitudes(cases: list[dict[str, Any]], found: list[dict[Path, ImageFile]], num_channels: int) -> list[str]:
+    """Images whose values are a million times larger or smaller than in most, as sentences; empty ones aside."""
+    defects = []
+    for channel in range(num_channels):
+        files = [Path(case["images"][channel]) for case in cases]
+        largest = {file: of_case[file].largest for file, of_case in zip(files, found, strict=True)}
+        usual = median(value for value in largest.values()) or 1.0
+        defects += [
+            f"{file} has values up to {value:.3g}, but most images of its channel up to {usual:.3g}"
+            for file, value in largest.items()
+            if value and not 1 / _MAX_FACTOR < value / usual < _MAX_FACTOR
+        ]
+    return defects
+
+
+def _defects_of(
+    case: dict[str, Any], found: Mapping[Path, ImageFile], num_channels: int, allowed: set[int]
+) -> list[str]:
     """What is wrong with the files of a case, as sentences."""
     images, label = [Path(image) for image in case["images"]], Path(case["label"])
     if len(images) != num_channels:
         return [f"{images[0]} and the other channels of its case are {len(images)}, but there should be {num_channels}"]
-    if not label.is_file():
+    if label not in found:
         return [f"{label} does not exist; images without labels are added with nnUNetv2_topomae add_unlabelled"]
-    found = {file: inspect(file, reader) for file in (*images, label)}
-    defects = [f"{file} {defect}" for file, (defect, _) in found.items() if defect]
-    if defects:
+    if defects := [f"{file} {content.defect}" for file, content in found.items() if content.defect]:
         return defects
-    expected = found[images[0]][1]
-    return [
-        f"{file} has {shape} voxels, but {images[0].name} has {expected}"
-        for file, (_, shape) in found.items()
-        if shape != expected
-    ]
+    differing = {file: content.mismatch(found[images[0]]) for file, content in found.items()}
+    if defects := [f"{file} {mismatch} {images[0].name}" for file, mismatch in differing.items() if mismatch]:
+        return defects
+    if unknown := sorted(found[label].labels - allowed):
+        return [f"{label} holds the label {unknown[0]}, but dataset.json has {', '.join(map(str, sorted(allowed)))}"]
+    return []

@@ -91,8 +91,7 @@ def _add_case(dataset: PlannedDataset, configuration: str, case: str, files: lis
     """Preprocess a case, in a process of its own; returns what is wrong with it, or None."""
     reader = dataset.plans.image_reader_writer_class()
     for file in files:
-        defect, _ = inspect(file, reader)
-        if defect:
+        if defect := inspect(file, reader).defect:
             return f"{file.name} {defect}"
     folder = dataset.unlabelled_folder(configuration)
     folder.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,9 +11,12 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
+from nnunet_topomae.files import read_json
+from nnunet_topomae.nnunet.planning.class_names import check_class_names
 from nnunet_topomae.settings import read_block
-from nnunet_topomae.settings.schema import Number
+from nnunet_topomae.settings.schema import Number, UnknownKeyError
 
+_NO_ARCHITECTURE = 'there is no "architecture"; these plans are of an old nnU-Net, so plan the dataset again'
 PRETRAINING, FINETUNING = "pretraining", "finetuning"
 
 
@@ -51,6 +55,8 @@ def check_plans(
     Raises:
         ValueError: one sentence that names plans, configuration and key, and says what to do.
     """
+    if missing := [key for key in ("plans_name", "configurations") if key not in plans]:
+        raise ValueError(f'the plans have no "{missing[0]}"; plan the dataset again')
     manager = PlansManager(plans)
     where = f'plans "{manager.plans_name}", configuration "{configuration_name}"'
     if configuration_name not in manager.available_configurations:
@@ -58,7 +64,10 @@ def check_plans(
             f"{where}: there is no such configuration; these plans have {', '.join(manager.available_configurations)} "
             f"(2D images and 2d configurations are not supported)"
         )
-    configuration = manager.get_configuration(configuration_name)
+    try:
+        configuration = manager.get_configuration(configuration_name)
+    except KeyError as error:  # nnU-Net looks for the keys that the network had before
+        raise ValueError(f"{where}: {_NO_ARCHITECTURE}") from error
     size = configuration.configuration["patch_size"]
     if not isinstance(size, list) or not all(Number(1, integer=True).accepts(voxels) for voxels in size):
         raise ValueError(f"{where}: patch_size must be a list of whole numbers of at least 1, got {size!r}")
@@ -68,17 +77,47 @@ def check_plans(
         raise ValueError(f"{where}: the second stage of the cascade cannot be pre-trained; use 3d_fullres or 3d_lowres")
     try:
         _check_sizes(configuration)
+        check_class_names(configuration.configuration["architecture"])
         settings = {block: read_config(configuration, block, config_class) for block, config_class in blocks.items()}
         with torch.device("meta"):
             build(configuration, settings)
-    except (TypeError, ImportError) as error:
-        raise ValueError(f"{where}: architecture {configuration.network_arch_class_name}: {error}") from error
+    except UnknownKeyError as error:
+        raise ValueError(
+            f"{where}: {error}; if the plans were written for another method (by {manager.experiment_planner_name}), "
+            f"use the trainer of that method or take its keys out of a copy of the plans"
+        ) from error
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
+    except Exception as error:  # constructors of networks raise whatever their libraries do
+        said = error if isinstance(error, TypeError | ImportError) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"{where}: architecture {configuration.network_arch_class_name}: {said}") from error
     return settings
 
 
+def check_own_name(plans: dict[str, Any], folder: Path) -> None:
+    """Make sure that plans are those of the file that has their name, as results are named by it.
+
+    Args:
+        plans: the content of a plans file.
+        folder: the folder of the preprocessed dataset, which holds the plans files.
+
+    Raises:
+        ValueError: if they are a copy whose ``plans_name`` was left as it was, and which was edited since.
+    """
+    name = plans["plans_name"]
+    file = folder / f"{name}.json"
+    given = {key: value for key, value in plans.items() if key != "continue_training"}  # which nnU-Net puts in
+    if file.is_file() and read_json(file) != given:
+        raise ValueError(
+            f'these plans say "plans_name": "{name}", but {file} holds other plans, whose results they would '
+            f"overwrite; if they are a copy, set plans_name in it to the name of its file"
+        )
+
+
 def _check_sizes(configuration: ConfigurationManager) -> None:
+    spacing = configuration.configuration.get("spacing")
+    if not isinstance(spacing, list) or not all(map(Number(0, low_open=True).accepts, spacing)) or len(spacing) != 3:
+        raise ValueError(f"spacing must be a list of three numbers above 0, in mm, got {spacing!r}")
     if not Number(1, integer=True).accepts(configuration.batch_size):
         raise ValueError(f"batch_size must be {Number(1, integer=True)}, got {configuration.batch_size!r}")
     size = list(configuration.patch_size)

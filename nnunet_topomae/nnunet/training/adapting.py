@@ -10,18 +10,27 @@ from nnunet_topomae.nnunet.data.preprocessed import PlannedDataset
 from nnunet_topomae.nnunet.planning.plans import read_config
 from nnunet_topomae.nnunet.training.pretraining import Pretrainer
 from nnunet_topomae.nnunet.weights.checkpoints import FIXED, UNTRAINED, WEIGHTS, read_checkpoint, write_checkpoint
+from nnunet_topomae.nnunet.weights.exporting import is_export, read_export
 from nnunet_topomae.nnunet.weights.handover import HandOver, fixed_in
 
 
 def read_pretrained(file: Path) -> dict:
-    """Read a checkpoint of pre-training.
+    """Read a checkpoint of pre-training, or a folder that ``nnUNetv2_topomae export`` made of one.
 
     Raises:
-        ValueError: if it is damaged or was not written by pre-training.
+        ValueError: if it is damaged, was not written by pre-training, or does not say by which trainer and plans.
     """
-    checkpoint = read_checkpoint(file)
+    checkpoint = read_export(file) if is_export(file) else read_checkpoint(file)
     if UNTRAINED not in checkpoint:
         raise ValueError(f"{file} was not written by a pre-training trainer of this package, so it cannot be adapted")
+    name, made_with = checkpoint.get("trainer_name"), checkpoint.get("init_args")
+    if not isinstance(name, str) or not name.isidentifier():
+        raise ValueError(f"{file} names no trainer, but {name!r}, so it cannot be adapted")
+    if not isinstance(made_with, dict) or not all(
+        isinstance(made_with.get(key), kind)
+        for key, kind in (("plans", dict), ("configuration", str), ("dataset_json", dict))
+    ):
+        raise ValueError(f"{file} does not say which plans, configuration and dataset it was made with")
     return checkpoint
 
 
@@ -49,6 +58,7 @@ def adapt(
         raise ValueError(f"{output} exists already; delete it or choose another name")
     config = trainer.check_plans(dataset.plans.plans, configuration)[trainer.block]
     made_with = checkpoint["init_args"]
+    trainer.check_plans(made_with["plans"], made_with["configuration"])  # which may come from anywhere
     plans = PlansManager(made_with["plans"])
     source = PlannedDataset(file.parent, plans, made_with["dataset_json"])
     before, after = plans.get_configuration(made_with["configuration"]), dataset.plans.get_configuration(configuration)

@@ -1,31 +1,41 @@
 """Fine-tuning of a pre-trained network: nnU-Net's training from other weights, with another optimiser and schedule."""
 
 import inspect
-from collections.abc import Callable, Sequence
+import math
+import os
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from pydoc import locate
 from typing import Any, ClassVar
 
+import numpy as np
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.file_path_utilities import get_output_folder
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from nnunet_topomae.networks.traits import no_weight_decay
 from nnunet_topomae.nnunet.data.preprocessed import PlannedDataset
 from nnunet_topomae.nnunet.data.splits import read_splits
+from nnunet_topomae.nnunet.data.stream import CASE, AugmentedItems, StreamSampler, random_state
 from nnunet_topomae.nnunet.planning.plans import FINETUNING, build_network
+from nnunet_topomae.nnunet.training.distribution import world_size
 from nnunet_topomae.nnunet.training.pretraining import external_folders, named_pretrainers
 from nnunet_topomae.nnunet.training.schedule import learning_rate_factor
-from nnunet_topomae.nnunet.training.stage import StageTrainer, requested_weights
-from nnunet_topomae.nnunet.weights.checkpoints import drawn_from, is_pretrained, read_checkpoint
-from nnunet_topomae.nnunet.weights.handover import fresh_names, hand_over
+from nnunet_topomae.nnunet.training.stage import NotFiniteError, StageTrainer
+from nnunet_topomae.nnunet.weights.checkpoints import drawn_from, is_pretrained
+from nnunet_topomae.nnunet.weights.handover import HandOver
 from nnunet_topomae.settings import FinetuningConfig
 from nnunet_topomae.settings.recipes import recipe
 
 _PRETRAINED = "checkpoint_final.pth"
+_TRAINING, _VALIDATION = 0, 1  # tell the streams of batches of one seed apart
+_NUM_WORKERS = "nnUNet_n_proc_DA"  # nnU-Net's environment variable
+_DIVERGED = "; if the images are sound, training has diverged: lower finetuning.base_lr"
 _FRESH = "fresh_parameters"  # key of checkpoints, and of the optimiser's groups
 _OF_SAME_IMAGES = (
     "There is no pre-training of fold {}; starting from that of another fold, which drew from the same images"
@@ -128,11 +138,10 @@ class FinetuneTrainer(StageTrainer):
         super().on_train_start()
 
     def initialize(self) -> None:
-        """As every stage does; what a file given with ``-pretrained_weights`` does not bring is fresh."""
+        """As every stage does; at first everything is fresh."""
         super().initialize()
         self._print_recipe()
-        file = requested_weights()
-        self._set_fresh(fresh_names(read_checkpoint(file), self.module) if file else list(self.module.state_dict()))
+        self._set_fresh(list(self.module.state_dict()))
 
     def _print_recipe(self) -> None:
         """Say which recipe is followed, and which of its keys are overruled by the plans."""
@@ -150,10 +159,13 @@ class FinetuneTrainer(StageTrainer):
         if self.config.from_scratch:
             self.print_to_log_file("Training from scratch, as finetuning.from_scratch in the plans asks for")
             return
-        file = self.find_pretrained_checkpoint()
-        result = hand_over(read_checkpoint(file), self.module, file)
-        self.print_to_log_file(f"Pre-trained weights: {file}\n{result.report(self.module)}")
+        self.start_from(self.find_pretrained_checkpoint())
+
+    def take_over(self, checkpoint: dict[str, Any], file: Path) -> HandOver:
+        """As every stage does; what the checkpoint does not bring is fresh."""
+        result = super().take_over(checkpoint, file)
         self._set_fresh(result.fresh)
+        return result
 
     def _set_fresh(self, names: list[str]) -> None:
         """Make the optimiser anew for the tensors that are fresh, all of them from scratch."""
@@ -217,7 +229,7 @@ class FinetuneTrainer(StageTrainer):
     def _how_to_pretrain(self) -> str:
         command = (
             f"nnUNetv2_train {self.plans_manager.dataset_name} {self.configuration_name} {self.fold} "
-            f"-p {self.plans_manager.plans_name} -tr"
+            f"-p {shlex.quote(self.plans_manager.plans_name)} -tr"
         )
         names = self._wanted() or named_pretrainers(external_folders())
         return (
@@ -228,11 +240,58 @@ class FinetuneTrainer(StageTrainer):
             f"{self.plans_manager.plans_name}.json to train without"
         )
 
-    def train_step(self, batch: dict) -> dict:
-        """nnU-Net's training step, then a step of the learning rate."""
-        result = super().train_step(batch)
-        self.on_iteration_end()
+    def get_dataloaders(self) -> tuple[Iterator[dict], Iterator[dict]]:
+        """nnU-Net's loaders, but what is drawn as item n depends on the seed and n alone."""
+        with random_state((self.config.seed,)), _in_this_process():
+            training, validation = super().get_dataloaders()
+        whole, done = self.configuration_manager.batch_size, self._steps_done
+        seen = (self.current_epoch * self.num_iterations_per_epoch + len(done)) * whole
+        validated = self.current_epoch * self.num_val_iterations_per_epoch * whole
+        world = {"rank": self.local_rank, "world_size": world_size()}
+        drawn, fixed = (
+            AugmentedItems(loader.data_loader, whole, (self.config.seed, number))
+            for loader, number in ((training, _TRAINING), (validation, _VALIDATION))
+        )
+        return (
+            self.batches(drawn, StreamSampler(seen, **world), self.batch_size, done),
+            self.batches(fixed, StreamSampler(validated, **world), self.batch_size),
+        )
+
+    def _build_loss(self) -> nn.Module:
+        """nnU-Net's loss, which is looked at before anything follows from it."""
+        loss = super()._build_loss()
+        loss.register_forward_hook(lambda _, __, value: self.check_loss(value))
+        return loss
+
+    def step(self, batch: dict) -> dict:
+        """nnU-Net's training step."""
+        self._cases = batch[CASE]
+        return super(StageTrainer, self).train_step(batch)
+
+    def validation_step(self, batch: dict) -> dict:
+        """nnU-Net's validation step."""
+        self._cases = batch[CASE]
+        result = super().validation_step(batch)
+        self.stop_if_asked()
         return result
+
+    def check_loss(self, loss: Tensor) -> None:
+        """Look at a loss before anything follows from it.
+
+        Raises:
+            NotFiniteError: names the cases of the batch if it is NaN or inf.
+        """
+        value = loss.item()
+        said = f"epoch {self.current_epoch}, cases {', '.join(self._cases)}: the loss is {value}{_DIVERGED}"
+        self.agree(None if math.isfinite(value) else NotFiniteError(said, {"total": value}))
+
+    def log_training(self, outputs: list[dict]) -> None:
+        """Log as nnU-Net does."""
+        super(StageTrainer, self).on_train_epoch_end(outputs)
+
+    def no_output(self) -> dict:
+        """A loss that is unknown."""
+        return {"loss": np.float32(np.nan)}
 
     def checkpoint(self) -> dict[str, Any]:
         """Names nnU-Net's own trainer, so that ``nnUNetv2_predict`` works where ``nnUNet_extTrainer`` is not set.
@@ -242,3 +301,16 @@ class FinetuneTrainer(StageTrainer):
         name = nnUNetTrainer.__name__
         own = {"trainer_name": name, "finetuned_by": type(self).__name__, _FRESH: self.fresh}
         return {**super().checkpoint(), **own}
+
+
+@contextmanager
+def _in_this_process() -> Iterator[None]:
+    """Let nnU-Net make its loaders without processes of their own, through its own environment variable."""
+    before = os.environ.get(_NUM_WORKERS)
+    os.environ[_NUM_WORKERS] = "0"
+    try:
+        yield
+    finally:
+        del os.environ[_NUM_WORKERS]
+        if before is not None:
+            os.environ[_NUM_WORKERS] = before

@@ -22,12 +22,14 @@ from nnunet_topomae.methods.base import Batch, Output, PretextTask, to_float32
 from nnunet_topomae.networks.traits import no_weight_decay
 from nnunet_topomae.nnunet.data.preprocessed import Cases, PlannedDataset
 from nnunet_topomae.nnunet.data.pretraining_cases import PretrainingCases
-from nnunet_topomae.nnunet.data.stream import CaseImages, ItemStream, StreamSampler, endless_batches
+from nnunet_topomae.nnunet.data.stream import CaseImages, ItemStream, StreamSampler
 from nnunet_topomae.nnunet.finding import find_class
 from nnunet_topomae.nnunet.planning.plans import FINETUNING, PRETRAINING, build_network
+from nnunet_topomae.nnunet.training.distribution import world_size
 from nnunet_topomae.nnunet.training.logger import SKILL, PretrainingLogger
-from nnunet_topomae.nnunet.training.stage import StageTrainer, unwrap
+from nnunet_topomae.nnunet.training.stage import NotFiniteError, StageTrainer, unwrap
 from nnunet_topomae.nnunet.weights.checkpoints import DRAWN_FROM, FIXED, UNTRAINED
+from nnunet_topomae.nnunet.weights.handover import HandOver
 from nnunet_topomae.reporting.figures import Geometry, plane_names
 from nnunet_topomae.reporting.report import CaseReport, metrics_table, save_report
 from nnunet_topomae.settings import FinetuningConfig
@@ -53,6 +55,7 @@ class Pretrainer(StageTrainer):
     """
 
     block = PRETRAINING
+    needs_labels = False
     betas = (0.9, 0.95)
     task_class: ClassVar[type[PretextTask]]
 
@@ -91,7 +94,29 @@ class Pretrainer(StageTrainer):
         self.drawn_from: list[str] = []
         if self.cases.without_labels:
             self.preprocessed_dataset_folder = str(self.cases.dataset.unlabelled_folder(self.configuration_name))
+        self.build_network_architecture = super().build_network_architecture  # type: ignore[method-assign]
         super().initialize()
+
+    @classmethod
+    def build_network_architecture(cls, *_: Any, **__: Any) -> nn.Module:
+        """What nnU-Net's prediction asks the class of a checkpoint's trainer for; a pre-training has nothing to give.
+
+        Raises:
+            ValueError: says what to predict with.
+        """
+        raise ValueError(
+            f"checkpoints of {cls.__name__} are of a pre-training, which cannot segment: fine-tune first, and predict "
+            f"with -tr and the name of the trainer that fine-tuned"
+        )
+
+    @property
+    def num_expected(self) -> int:
+        """Number of cases that nnU-Net must have preprocessed; none for a dataset without labels."""
+        return 0 if self.cases.without_labels else super().num_expected
+
+    def take_over(self, checkpoint: dict[str, Any], file: Path) -> HandOver:
+        """Go on from another pre-training, of which also those tensors are loaded that had no gradient: a teacher's."""
+        return super().take_over({**checkpoint, UNTRAINED: []}, file)
 
     @property
     def cases(self) -> PretrainingCases:
@@ -113,7 +138,7 @@ class Pretrainer(StageTrainer):
         if self.cases.without_labels and self.fold != "all":
             return self.cases.split_unlabelled(int(self.fold))
         training, validation = super().do_split()
-        return [*training, *self.split.unlabelled], validation
+        return [*training, *self.present(self.split.unlabelled)], validation
 
     def get_tr_and_val_datasets(self) -> tuple[Cases, Cases]:
         """All cases to train on, with unlabelled ones and those of other datasets, and the fold's validation cases."""
@@ -149,23 +174,21 @@ class Pretrainer(StageTrainer):
             f"Crops are drawn from {self.cases.count(training)}; validation on {len(validation.identifiers)}. "
             f"In {self.num_epochs} epochs each image is drawn about {draws:,.1f} times"
         )
-        world = {"rank": self.local_rank, "world_size": dist.get_world_size() if self.is_ddp else 1}
-        seen = self.current_epoch * self.num_iterations_per_epoch * global_batch
+        world = {"rank": self.local_rank, "world_size": world_size()}
+        done = self._steps_done
+        seen = (self.current_epoch * self.num_iterations_per_epoch + len(done)) * global_batch
         repeated = self.num_val_iterations_per_epoch * global_batch
+        drawn = self.stream(training, _TRAINING_STREAM, mirror=True)
+        fixed = self.stream(validation, _VALIDATION_STREAM, mirror=False)
         return (
-            self._batches(self.stream(training, _TRAINING_STREAM, mirror=True), StreamSampler(seen, **world)),
-            self._batches(
-                self.stream(validation, _VALIDATION_STREAM, mirror=False), StreamSampler(period=repeated, **world)
-            ),
+            self.batches(drawn, StreamSampler(seen, **world), self.batch_size, done),
+            self.batches(fixed, StreamSampler(period=repeated, **world), self.batch_size),
         )
 
     def stream(self, cases: Cases, number: int, *, mirror: bool) -> ItemStream:
         """The items that the method draws from some cases; ``number`` tells streams of one seed apart."""
         images = CaseImages(cases, self.configuration_manager.spacing)
         return ItemStream(self.task.views(), images, (self.config.seed, number), mirror=mirror)
-
-    def _batches(self, stream: ItemStream, sampler: StreamSampler) -> Iterator[dict]:
-        return endless_batches(stream, sampler, self.batch_size, pin_memory=self.device.type == "cuda")
 
     def to_device(self, batch: dict) -> Batch:
         """The tensors of a batch, on the device."""
@@ -177,19 +200,29 @@ class Pretrainer(StageTrainer):
         """Mixed precision on CUDA, as nnU-Net does."""
         return torch.autocast("cuda") if self.device.type == "cuda" else nullcontext()
 
-    def train_step(self, batch: dict) -> dict[str, np.ndarray]:
-        """One optimisation step; returns every loss term by name."""
+    def step(self, batch: dict) -> dict[str, np.ndarray]:
+        """One step of the optimiser; returns every loss term by name."""
         progress = self.current_epoch / self.num_epochs
         inputs = self.to_device(batch)
         with torch.no_grad(), self.autocast():
             inputs = self.task.choose(inputs, progress)
         output = self.predict(inputs)
-        terms = self.loss_terms(output, inputs, batch["case"])
-        self.optimise(terms[_TOTAL])
+        loss, values = self._finite_loss(output, inputs, batch["case"])
+        self.optimise(loss)
         with torch.no_grad():
             self.task.after_step(output, inputs, progress)
-        self.on_iteration_end()
-        return self._to_numpy(terms, batch["case"])
+        return values
+
+    def _finite_loss(self, output: Output, inputs: Batch, cases: list[str]) -> tuple[Tensor, dict[str, np.ndarray]]:
+        """The loss, and every term by name."""
+        failed, terms, values = None, {}, {}
+        try:
+            terms = self.loss_terms(output, inputs, cases)
+            values = self._to_numpy(terms, cases)
+        except NotFiniteError as error:
+            failed = error
+        self.agree(failed)
+        return terms[_TOTAL], values
 
     def validation_step(self, batch: dict) -> dict[str, np.ndarray]:
         """Every loss term by name, and where the method has a yardstick, the errors of its branches and of that."""
@@ -199,7 +232,9 @@ class Pretrainer(StageTrainer):
         if self.task.yardstick:
             terms |= {f"{_ERROR}{branch}": error for branch, error in self.task.errors(output, inputs).items()}
             terms[_BASELINE] = self._baseline_error(inputs)
-        return self._to_numpy(terms, batch["case"])
+        values = self._to_numpy(terms, batch["case"])
+        self.stop_if_asked()
+        return values
 
     def _baseline_error(self, inputs: Batch) -> Tensor:
         """Error of the yardstick on the next validation batch, which is the same in every epoch."""
@@ -218,12 +253,15 @@ class Pretrainer(StageTrainer):
         """Every loss term by name.
 
         Raises:
-            ValueError: names the cases of a batch for which the method cannot compute its loss.
+            ValueError: names the cases of a batch for which the method cannot compute its loss; a
+                :class:`NotFiniteError` if that is because the output is NaN or inf.
         """
         try:
             terms = self.task.loss_terms(output, inputs)
         except ValueError as error:
-            raise ValueError(f"{self._where(cases)}: {error}{_advice(output)}") from error
+            if _is_finite(output):
+                raise ValueError(f"{self._where(cases)}: {error}") from error
+            raise NotFiniteError(f"{self._where(cases)}: {error}{_DIVERGED}") from error
         if _TOTAL not in terms or any(term.ndim for term in terms.values()):
             shapes = ", ".join(f"{name} {tuple(term.shape)}" for name, term in terms.items())
             raise ValueError(f'{type(self.task).__name__}.loss_terms must give scalars and a "{_TOTAL}", got {shapes}')
@@ -236,11 +274,12 @@ class Pretrainer(StageTrainer):
         """Detached copies on the CPU.
 
         Raises:
-            ValueError: names the cases of a batch whose loss is not finite.
+            NotFiniteError: names the cases of a batch whose loss is not finite.
         """
         values = {name: term.detach().cpu().numpy() for name, term in terms.items()}
         if not np.isfinite(values[_TOTAL]):
-            raise ValueError(f"{self._where(cases)}: the loss is {values[_TOTAL]}{_DIVERGED}")
+            said = f"{self._where(cases)}: the loss is {values[_TOTAL]}{_DIVERGED}"
+            raise NotFiniteError(said, {name: float(value) for name, value in values.items()})
         return values
 
     def optimise(self, loss: Tensor) -> None:
@@ -257,10 +296,13 @@ class Pretrainer(StageTrainer):
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
-    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
+    def log_training(self, outputs: list[dict]) -> None:
         """Log the mean of every term."""
-        self.progress.close()
-        self.log_terms(train_outputs, "train")
+        self.log_terms(outputs, "train")
+
+    def no_output(self) -> dict:
+        """A loss that is unknown."""
+        return {_TOTAL: np.float32(np.nan)}
 
     def on_validation_epoch_start(self) -> None:
         """Start, and count the batches of the epoch from 0."""
@@ -276,7 +318,7 @@ class Pretrainer(StageTrainer):
 
         Errors become ``skill_<branch>``: 1 - (error of the branch) / (error of the yardstick).
         """
-        means = {name: float(np.mean([output[name] for output in outputs])) for name in outputs[0]}
+        means = {name: float(np.mean([float(output[name]) for output in outputs])) for name in outputs[0]}
         if self.is_ddp:
             gathered: list[dict] = [{}] * dist.get_world_size()
             dist.all_gather_object(gathered, means)
@@ -291,6 +333,7 @@ class Pretrainer(StageTrainer):
 
     def on_epoch_end(self) -> None:
         """Print, draw and save; the best checkpoint has the lowest validation loss."""
+        self.plan_saving()
         self.logger.log("epoch_end_timestamps", time(), self.current_epoch)
         latest = self.logger.local_logger.latest()
         for split in ("train", "val"):
@@ -313,6 +356,7 @@ class Pretrainer(StageTrainer):
         if self.local_rank == 0:
             self.logger.plot_progress_png(self.output_folder)
         self.current_epoch += 1
+        self.end_epoch()
 
     def _heading(self, branch: str) -> str:
         return self.task.headings.get(branch, branch)
@@ -326,7 +370,7 @@ class Pretrainer(StageTrainer):
             FIXED: self.task.fixed_parameters(),
         }
 
-    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+    def validate(self, save_probabilities: bool) -> None:
         """Write pictures and figures of every validation case into ``validation/``, where nnU-Net segments cases.
 
         Means go to nnU-Net's loggers, too.
@@ -382,7 +426,5 @@ def named_pretrainers(folders: Iterable[Path]) -> list[str]:
     return sorted({name for text in texts for name in _DEFINITION.findall(text)})
 
 
-def _advice(output: Output) -> str:
-    """What to do after an error, if it came from an output that is not finite."""
-    finite = all(bool(leaf.isfinite().all()) for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
-    return "" if finite else _DIVERGED
+def _is_finite(output: Output) -> bool:
+    return all(bool(leaf.isfinite().all()) for leaf in tree_leaves(output) if isinstance(leaf, Tensor))

@@ -1,14 +1,20 @@
 """What pre-training and fine-tuning share: settings from the plans, AdamW with warm-up and cosine, exact resuming."""
 
+import json
+import shlex
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar
+from time import monotonic
+from typing import Any, BinaryIO, ClassVar
 
+import numpy as np
 import torch
-from nnunetv2.paths import nnUNet_preprocessed
+import torch.distributed as dist
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
@@ -18,13 +24,24 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from nnunet_topomae.nnunet.data.preprocessed import JoinedCases
-from nnunet_topomae.nnunet.data.splits import read_fold
-from nnunet_topomae.nnunet.data.stream import check_finite
-from nnunet_topomae.nnunet.planning.plans import check_plans, read_config
+from nnunet_topomae.files import keep_as, lock, remove_leftovers
+from nnunet_topomae.nnunet.data.checking import CheckedFiles, check_finite
+from nnunet_topomae.nnunet.data.preprocessed import JoinedCases, cases_in
+from nnunet_topomae.nnunet.data.splits import SPLITS, read_fold
+from nnunet_topomae.nnunet.data.stream import CASE, Batches, Stream, StreamSampler
+from nnunet_topomae.nnunet.planning.plans import check_own_name, check_plans, read_config
+from nnunet_topomae.nnunet.training import command
+from nnunet_topomae.nnunet.training.distribution import distribute, place, seed_step, world_size
 from nnunet_topomae.nnunet.training.schedule import learning_rate_factor
-from nnunet_topomae.nnunet.weights.checkpoints import VERSIONS, WEIGHTS, read_checkpoint, write_checkpoint
-from nnunet_topomae.nnunet.weights.handover import check_fits
+from nnunet_topomae.nnunet.training.stopping import STOPPED, StopRequest
+from nnunet_topomae.nnunet.weights.checkpoints import (
+    VERSIONS,
+    WEIGHTS,
+    newest_whole,
+    read_checkpoint,
+    write_checkpoint,
+)
+from nnunet_topomae.nnunet.weights.handover import HandOver, hand_over
 from nnunet_topomae.settings import StageConfig
 
 _LR_REFERENCE_BATCH = 256
@@ -35,18 +52,47 @@ _OTHER_PLANS = (
     "{} was written with other plans than the present ones, so the run cannot be continued; restore the plans or "
     "delete the folder: {}"
 )
+_BEST, _LATEST, _PREVIOUS, _FINAL = (f"checkpoint_{name}.pth" for name in ("best", "latest", "previous", "final"))
+_SKIPPED = "skipped_steps.jsonl"
+_MAX_SKIPPED = 10  # steps in a row
+_SAVING_SHARE = 0.02  # of the time that may be spent on writing checkpoint_latest.pth
+_ELSEWHERE = "a signal to another process"
+_STEPS_DONE = "steps_of_epoch"  # key of checkpoints
+
+
+class NotFiniteError(ValueError):
+    """The loss of a step is NaN or inf.
+
+    Args:
+        said: a sentence that names the cases.
+        terms: of the loss, by name.
+    """
+
+    def __init__(self, said: str, terms: dict[str, float] | None = None):
+        super().__init__(said)
+        self.terms = terms or {}
+
+
+class StepDone(dict):
+    """Stands for a batch whose step was made before the run was interrupted: what that step returned."""
 
 
 class StageTrainer(nnUNetTrainer, ABC):
     """An nnU-Net trainer that is configured by a block of its plans.
 
     Attributes:
+        stop: whether the process was asked to stop.
         block: name of the block, set by subclasses.
+        needs_labels: whether labels are read.
         config_class: dataclass that describes the block, set by subclasses.
         betas: coefficients of AdamW's running averages.
     """
 
     block: str
+    current_epoch: int
+    is_ddp: bool
+    network: nn.Module
+    needs_labels: ClassVar[bool] = True
     config_class: ClassVar[type[StageConfig]]
     betas = (0.9, 0.999)
 
@@ -58,9 +104,17 @@ class StageTrainer(nnUNetTrainer, ABC):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's signature, which it stores by name
     ):
+        if not nnUNet_results.is_set():
+            raise ValueError("nnUNet_results is not set; export it as the folder that results are written to")
+        self._goes_on = bool(plans.get("continue_training"))  # --c; nnU-Net takes the key out
         self.config: Any = self.check_plans(plans, configuration)[self.block]
-        self.split = read_fold(Path(nnUNet_preprocessed) / PlansManager(plans).dataset_name, fold)
+        folder = Path(nnUNet_preprocessed) / PlansManager(plans).dataset_name
+        check_own_name(plans, folder)
+        self.split = read_fold(folder, fold)
         super().__init__(plans, configuration, fold, dataset_json, device)
+        if self.is_ddp:
+            place(self, device)
+        command.register(self)
         self.num_epochs = self.config.num_epochs
         self.num_iterations_per_epoch = self.config.num_iterations_per_epoch
         self.num_val_iterations_per_epoch = self.config.num_val_iterations_per_epoch
@@ -68,6 +122,14 @@ class StageTrainer(nnUNetTrainer, ABC):
         self.initial_lr = self.config.base_lr * scale
         self.weight_decay = self.config.weight_decay
         self.progress = tqdm(disable=True)
+        self.stop = StopRequest()
+        self._steps_done: list[dict] = []  # what the steps of the present epoch have returned
+        self._skipped_in_row = 0
+        self._last_saved, self._seconds_to_save = monotonic(), 0.0
+        self._lock: BinaryIO | None = None
+        self._loaders: list[Batches] = []
+        self._plot_progress = self.logger.plot_progress_png
+        self.logger.plot_progress_png = self._try_to_plot_progress
         if self.config.warmup_epochs >= self.num_epochs:
             self.print_to_log_file(
                 f"WARNING: {self.block}.warmup_epochs is {self.config.warmup_epochs:g}, num_epochs {self.num_epochs}, "
@@ -131,23 +193,167 @@ class StageTrainer(nnUNetTrainer, ABC):
         )
 
     def initialize(self) -> None:
-        """Build network and optimiser from the seed of the plans.
-
-        A file given with ``-pretrained_weights`` is checked before nnU-Net loads it.
-        """
-        torch.manual_seed(self.config.seed + self.local_rank)
+        """Build network and optimiser from the seed of the plans, the same in all processes."""
+        self._check_preprocessed()
+        torch.manual_seed(self.config.seed)
+        distributed, self.is_ddp = self.is_ddp, False  # nnU-Net would distribute among the GPUs of one machine only
         super().initialize()
-        file = requested_weights()
-        if file is not None:
-            check_fits(read_checkpoint(file), self.module, file)
+        self.is_ddp = distributed
+        if distributed:
+            self.network = distribute(self.network, self.device, sync_batch_norm=self.config.sync_batch_norm)
+            self.loss = self._build_loss()
+
+    def _set_batch_size_and_oversample(self) -> None:
+        """The share of the batch that this process makes; shares are equal, so that means over them are means over all.
+
+        Raises:
+            ValueError: if the batch cannot be divided.
+        """
+        whole, processes = self.configuration_manager.batch_size, world_size()
+        if whole % processes:
+            raise ValueError(
+                f"batch_size {whole} in the plans cannot be divided among {processes} processes; use a number of "
+                f"processes that divides it, or another batch_size"
+            )
+        self.batch_size = whole // processes
+
+    @property
+    def num_expected(self) -> int:
+        """Number of cases that nnU-Net must have preprocessed."""
+        return self.dataset_json.get("numTraining", 0)
+
+    def _check_preprocessed(self) -> None:
+        """See that all cases were preprocessed; a run that goes on may do without some, see :meth:`present`."""
+        found = len(cases_in(Path(self.preprocessed_dataset_folder)))
+        if found == 0 or (found < self.num_expected and not self._goes_on):
+            raise ValueError(
+                f"{self.preprocessed_dataset_folder} holds {found} preprocessed cases, but the dataset has "
+                f"{self.dataset_json.get('numTraining')}; preprocess it with nnUNetv2_preprocess "
+                f"-d {self.plans_manager.dataset_name} -plans_name {shlex.quote(self.plans_manager.plans_name)} "
+                f"-c {self.configuration_name}, or correct numTraining in dataset.json beside that folder"
+            )
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """nnU-Net's split, without cases whose files were deleted since the run was begun; see :meth:`present`.
+
+        Raises:
+            ValueError: if there is no case left to train or to validate on.
+        """
+        training, validation = map(self.present, super().do_split())
+        if not training or not validation:
+            raise ValueError(
+                f"fold {self.fold} has {len(training)} cases to train and {len(validation)} to validate on"
+            )
+        return training, validation
+
+    def present(self, cases: Iterable[str]) -> list[str]:
+        """Those of some cases that are in the preprocessed folder.
+
+        A run that goes on does without the others: so it can after a case that cannot be read was deleted.
+
+        Raises:
+            ValueError: if one is missing at the start of a run.
+        """
+        folder = Path(self.preprocessed_dataset_folder)
+        missing = sorted(set(cases).difference(cases_in(folder)))
+        if missing:
+            said = f"{missing[0]} is in {folder.parent / SPLITS}, but not in {folder}"
+            if not self._goes_on:
+                raise ValueError(f"{said}; preprocess the dataset again, or correct the split")
+            self.print_to_log_file(f"WARNING: {said}; going on without {', '.join(missing)}")
+        return [case for case in cases if case not in missing]
+
+    def start_from(self, file: Path) -> None:
+        """Load a file given with ``-pretrained_weights``; see :func:`nnunet_topomae.nnunet.training.command.register`.
+
+        Raises:
+            ValueError: if it is damaged, could execute code, or is of another network.
+        """
+        self.take_over(read_checkpoint(file), file)
+
+    def take_over(self, checkpoint: dict[str, Any], file: Path) -> HandOver:
+        """Load pre-trained weights, and report what became of every part of the network."""
+        result = hand_over(checkpoint, self.module, file)
+        self.print_to_log_file(f"Pre-trained weights: {file}\n{result.report(self.module)}")
+        return result
+
+    def run_training(self) -> None:
+        """nnU-Net's training; what ends it names the case that it is about."""
+        try:
+            with self.stop.listening():
+                super().run_training()
+        except RuntimeError as error:  # PyTorch raises it wherever the program is when a loader's process dies
+            explained = (loader.explained(error) for loader in self._loaders)
+            raise next((better for better in explained if better is not error), error) from error
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """Validate with the final checkpoint; a signal ends that, and ``--c`` begins it again."""
+        if self.is_ddp:
+            for buffer in self.module.buffers():  # which differ where BatchNorm is not synchronised
+                dist.broadcast(buffer, 0)
+        with self.stop.listening():
+            self.validate(save_probabilities)
+
+    def validate(self, save_probabilities: bool) -> None:
+        """nnU-Net's validation, of whole cases."""
+        super().perform_actual_validation(save_probabilities)
 
     def on_train_start(self) -> None:
-        """Make sure that no case holds NaN or inf, then start as nnU-Net does."""
+        """Lock the fold, make sure that no case holds NaN or inf, then start as nnU-Net does."""
+        if self.local_rank == 0:
+            folder = Path(self.output_folder)
+            self._lock = lock(folder / ".lock")
+            for file in remove_leftovers(folder):
+                self.print_to_log_file(f"Removed {file}, which an interrupted run had not finished writing")
         if not self.was_initialized:
             self.initialize()
-        check_finite(JoinedCases(*self.get_tr_and_val_datasets()), show_progress=self.local_rank == 0)
+        self._check_cases()
         self.prepare()
         super().on_train_start()
+        self._last_saved = monotonic()
+        self.stop.training = True
+
+    def _check_cases(self) -> None:
+        """Make sure that no case holds NaN or inf; each process reads its share of those that were not read before."""
+        if self.is_ddp and self.local_rank > 0:
+            dist.barrier()  # the first process writes the split if there is none yet
+        cases = JoinedCases(*self.get_tr_and_val_datasets())
+        if self.is_ddp and self.local_rank == 0:
+            dist.barrier()
+        checked = CheckedFiles(Path(self.preprocessed_dataset_folder_base), with_labels=self.needs_labels)
+        names = checked.unknown(cases)
+        check_finite(
+            cases,
+            names[self.local_rank :: world_size()],
+            with_labels=self.needs_labels,
+            timeout=self.config.timeout,
+            show_progress=self.local_rank == 0,
+        )
+        if self.is_ddp:
+            dist.barrier()
+        if self.local_rank == 0:
+            try:
+                checked.add(cases, names)
+            except OSError as error:
+                self.print_to_log_file(f"WARNING: cases are checked again at the next start: {error}")
+
+    def on_train_end(self) -> None:
+        """Write the final checkpoint, as nnU-Net does, and remove those that are for going on."""
+        super().on_train_end()
+        if self.local_rank == 0:
+            (Path(self.output_folder) / _PREVIOUS).unlink(missing_ok=True)
+        if self.any_process(bool(self.stop.name)):
+            self._leave(f"{self.stop.name or _ELSEWHERE} received; the training is complete, --c validates")
+
+    def batches(
+        self, stream: Stream, sampler: StreamSampler, batch_size: int | None, done: Sequence[dict] = ()
+    ) -> Iterator[dict]:
+        """Batches of a stream; before them, what was returned by the steps that an interrupted epoch had made."""
+        loader = Batches(
+            stream, sampler, batch_size, timeout=self.config.timeout, pin_memory=self.device.type == "cuda"
+        )
+        self._loaders.append(loader)
+        return chain(map(StepDone, list(done)), loader)
 
     def prepare(self) -> None:
         """What is done after the checks and before nnU-Net starts the training and its data loaders."""
@@ -188,15 +394,127 @@ class StageTrainer(nnUNetTrainer, ABC):
             total=self.num_iterations_per_epoch, desc=f"Epoch {self.current_epoch}", leave=False, disable=hide
         )
 
+    def train_step(self, batch: dict) -> dict:
+        """One training step; a step whose loss is NaN or inf is not made, but noted.
+
+        Returns:
+            What the step returns; nothing for a step that was not made.
+
+        Raises:
+            ValueError: after ten such steps in a row.
+        """
+        if isinstance(batch, StepDone):
+            self.progress.update()
+            return dict(batch)
+        if self.is_ddp:
+            seed_step(self.config.seed, self.lr_scheduler.last_epoch, self.local_rank)
+        before = [buffer.clone() for buffer in self.module.buffers()]  # such as the running means of BatchNorm
+        try:
+            output = self.step(batch)
+            self._skipped_in_row = 0
+        except NotFiniteError as error:
+            for buffer, values in zip(self.module.buffers(), before, strict=True):
+                buffer.data.copy_(values)
+            self._note_skipped(error, batch[CASE])
+            output = {}
+        self.on_iteration_end()
+        self._steps_done.append(output)
+        self.stop_if_asked()
+        return output
+
+    @abstractmethod
+    def step(self, batch: dict) -> dict:
+        """One step of the optimiser.
+
+        Raises:
+            NotFiniteError: if the loss is NaN or inf, before anything is changed.
+        """
+
+    def agree(self, error: NotFiniteError | None) -> None:
+        """Raise an error that this process has, or another one, as either all processes make a step or none.
+
+        Raises:
+            NotFiniteError: this process's own if it has one.
+        """
+        if self.any_process(error is not None):
+            raise error or NotFiniteError("the loss is NaN or inf in another process")
+
+    def any_process(self, here: bool) -> bool:
+        """Whether something is so in any of the processes that train together; all of them have to ask."""
+        if not self.is_ddp:
+            return here
+        anywhere = torch.tensor(float(here), device=self.device)
+        dist.all_reduce(anywhere, dist.ReduceOp.MAX)
+        return bool(anywhere)
+
+    def _note_skipped(self, error: NotFiniteError, cases: list[str]) -> None:
+        """Write down the cases and the terms of the loss of a step that was not made."""
+        self._skipped_in_row += 1
+        file = Path(self.output_folder) / _SKIPPED
+        said = {"epoch": self.current_epoch, "step": len(self._steps_done), "cases": cases, "terms": error.terms}
+        with file.open("a") as stream:
+            stream.write(json.dumps(said) + "\n")
+        self.print_to_log_file(f"WARNING: a step was not made: {error}")
+        if self._skipped_in_row == _MAX_SKIPPED:
+            raise ValueError(f"{_MAX_SKIPPED} steps in a row could not be made, see {file}; the last one: {error}")
+
     def on_iteration_end(self) -> None:
         """Advance learning rate and progress bar."""
         self.lr_scheduler.step()
         self.progress.update()
 
+    def stop_if_asked(self) -> None:
+        """After a step, write a checkpoint and end the process if a signal asked for that, or asked another one."""
+        if self.stop.training and self.any_process(bool(self.stop.name)):
+            self.save_checkpoint(str(Path(self.output_folder) / _LATEST))
+            self._leave(f"{self.stop.name or _ELSEWHERE} received; go on with --c")
+
+    def _leave(self, said: str) -> None:
+        self.print_to_log_file(f"Stopped: {said} (exit status {STOPPED})")
+        sys.exit(STOPPED)
+
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
-        """Close the progress bar, then do what nnU-Net does."""
+        """Close the progress bar, then log the means over the steps that were made."""
         self.progress.close()
-        super().on_train_epoch_end(train_outputs)
+        self.log_training([output for output in train_outputs if output] or [self.no_output()])
+
+    @abstractmethod
+    def log_training(self, outputs: list[dict]) -> None:
+        """Log an epoch of training.
+
+        Args:
+            outputs: what the steps returned; at least one.
+        """
+
+    @abstractmethod
+    def no_output(self) -> dict:
+        """What stands for the steps of an epoch of which none was made."""
+
+    def on_epoch_end(self) -> None:
+        """Do what nnU-Net does, and decide whether that writes ``checkpoint_latest.pth``."""
+        self.plan_saving()
+        super().on_epoch_end()
+        self.end_epoch()
+
+    def plan_saving(self) -> None:
+        """At the end of an epoch, set ``save_every``: that of the plans, or whether a checkpoint is due now."""
+        self._steps_done = []
+        due = self._seconds_to_save <= _SAVING_SHARE * (monotonic() - self._last_saved)
+        self.save_every = self.config.save_every or (1 if due else self.num_epochs + 1)
+
+    def end_epoch(self) -> None:
+        """After an epoch and its checkpoints, stop if that was asked for while it was validated."""
+        if self.current_epoch < self.num_epochs:
+            self.current_epoch -= 1  # checkpoints are written by nnU-Net before it counts the epoch
+            self.stop_if_asked()
+            self.current_epoch += 1
+
+    def _try_to_plot_progress(self, output_folder: str) -> None:
+        """Draw ``progress.png``; a training does not end because that cannot be written."""
+        try:
+            self._plot_progress(output_folder)
+        except OSError as error:
+            self.print_to_log_file(f"WARNING: {error}")
 
     @property
     def module(self) -> nn.Module:
@@ -204,14 +522,18 @@ class StageTrainer(nnUNetTrainer, ABC):
         return unwrap(self.network)
 
     def checkpoint(self) -> dict[str, Any]:
-        """Everything that nnU-Net saves, versions of packages, and the state of schedule and random generators."""
+        """Everything that nnU-Net saves, versions of packages, and the state of schedule and random generators.
+
+        Within an epoch it holds what the steps of that epoch have returned.
+        """
         return {
             WEIGHTS: self.module.state_dict(),
             "optimizer_state": self.optimizer.state_dict(),
             "grad_scaler_state": self.grad_scaler.state_dict() if self.grad_scaler is not None else None,
             "logging": self.logger.get_checkpoint(),
             "_best_ema": self._best_ema,
-            "current_epoch": self.current_epoch + 1,
+            "current_epoch": self.current_epoch + (not self._steps_done),
+            _STEPS_DONE: self._steps_done,
             "init_args": self.my_init_kwargs,
             "trainer_name": type(self).__name__,
             "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
@@ -224,22 +546,42 @@ class StageTrainer(nnUNetTrainer, ABC):
         }
 
     def save_checkpoint(self, filename: str) -> None:
-        """Write a checkpoint that holds tensors and plain Python types only."""
+        """Write a checkpoint that holds tensors and plain Python types only.
+
+        Raises:
+            ValueError: if weights are NaN or inf.
+            OSError: if the disk is full, or the folder must not be written to; older checkpoints stay as they are.
+        """
         if self.local_rank != 0:
             return
         if self.disable_checkpointing:
             self.print_to_log_file("No checkpoint written, checkpointing is disabled")
             return
-        write_checkpoint(self.checkpoint(), Path(filename))
+        file, started = Path(filename), monotonic()
+        if file.name == _LATEST and file.exists():
+            keep_as(file, file.with_name(_PREVIOUS))
+        write_checkpoint(self.checkpoint(), file)
+        if file.name == _LATEST:
+            self._last_saved = monotonic()
+            self._seconds_to_save = self._last_saved - started
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         """Continue a run of this trainer exactly where its checkpoint was written.
+
+        With ``--c``, nnU-Net names the first checkpoint that it finds; then the newest one that can be read is taken.
 
         Raises:
             ValueError: if the file is damaged, or was written with another network or by another trainer.
         """
         file = Path(filename_or_checkpoint)
-        checkpoint = read_checkpoint(file, self.device)
+        if self._goes_on and self.current_epoch == 0:
+            others = (file.with_name(name) for name in (_FINAL, _LATEST, _BEST, _PREVIOUS))
+            file, checkpoint, problems = newest_whole([other for other in others if other.is_file()], self.device)
+            for problem in problems:
+                self.print_to_log_file(f"WARNING: {problem}")
+            self.print_to_log_file(f"Going on from {file}")
+        else:
+            checkpoint = read_checkpoint(file, self.device)
         if "random_state" not in checkpoint:
             raise ValueError(f"{file} was not written by {type(self).__name__}; delete it to start a new training")
         if not self.was_initialized:
@@ -255,6 +597,10 @@ class StageTrainer(nnUNetTrainer, ABC):
             self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
         self.my_init_kwargs = checkpoint["init_args"]
         self.current_epoch = checkpoint["current_epoch"]
+        self._steps_done = [
+            {name: np.asarray(value, np.float32) for name, value in step.items()}
+            for step in checkpoint.get(_STEPS_DONE, ())
+        ]
         self.logger.load_checkpoint(checkpoint["logging"])
         self._best_ema = checkpoint["_best_ema"]
         self.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
@@ -296,8 +642,4 @@ def unwrap(network: nn.Module) -> Any:
     return network._orig_mod if isinstance(network, OptimizedModule) else network
 
 
-def requested_weights() -> Path | None:
-    """The file after ``-pretrained_weights`` on the command line, which nnU-Net does not pass on to trainers."""
-    if "-pretrained_weights" not in sys.argv[:-1]:
-        return None
-    return Path(sys.argv[sys.argv.index("-pretrained_weights") + 1])
+command.answer_in_one_sentence(StageTrainer)

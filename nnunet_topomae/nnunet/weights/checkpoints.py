@@ -2,9 +2,9 @@
 
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -17,19 +17,49 @@ UNTRAINED = "untrained_parameters"  # names, written by pre-training
 DRAWN_FROM = "drawn_from"  # names of the cases, written by pre-training
 FIXED = "fixed_parameters"  # those of them whose first values are meant to stay
 VERSIONS = "versions"  # of the packages that a run was continued with last
-_SCALAR = np.float64(0).__reduce__()[0]
-_NUMBERS: list[Any] = [  # of NumPy, whose module has moved between its versions 1 and 2
+_NUMPY_SCALAR = np.float64(0).__reduce__()[0]  # of a module that NumPy 2 has renamed
+_PLAIN: list[Any] = [  # of checkpoints of nnU-Net's own trainers; none of it runs code from a file
+    (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),
+    (_NUMPY_SCALAR, "numpy._core.multiarray.scalar"),
     np.dtype,
-    *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-    *(type(np.dtype(kind)) for kind in ("float16", "float32", "float64", "int32", "int64", "bool")),
+    *{type(np.dtype(kind)) for kind in np.typecodes["AllInteger"] + np.typecodes["AllFloat"] + "?"},
+    torch.device,
 ]
 _DAMAGES = (RuntimeError, EOFError, zipfile.BadZipFile, OSError, ValueError, LookupError, AttributeError)
 
 
 def write_checkpoint(checkpoint: Mapping[str, Any], file: Path) -> None:
-    """Save tensors and plain Python types; see :func:`nnunet_topomae.files.write_file`."""
+    """Save tensors and plain Python types; see :func:`nnunet_topomae.files.write_file`.
+
+    Raises:
+        ValueError: if weights are NaN or inf; nothing is written then.
+        OSError: if the disk is full, or the folder must not be written to.
+    """
     plain = to_plain(checkpoint)
+    check_finite_weights(plain.get(WEIGHTS, {}), f"{file} is not written: the network")
     write_file(file, lambda stream: torch.save(plain, stream))
+
+
+def check_finite_weights(weights: Mapping[str, Any], what: str) -> None:
+    """Refuse weights of a training that has diverged.
+
+    Args:
+        weights: tensors by name.
+        what: the beginning of the sentence.
+
+    Raises:
+        ValueError: says how many tensors hold NaN or inf, and names the first.
+    """
+    broken = [name for name, tensor in weights.items() if not _is_finite(tensor)]
+    if broken:
+        raise ValueError(
+            f"{what} holds NaN or inf in {len(broken)} of {len(weights)} tensors, such as {broken[0]}; its training "
+            f"has diverged, so use a checkpoint from before, or train with a lower base_lr"
+        )
+
+
+def _is_finite(value: Any) -> bool:
+    return not isinstance(value, Tensor) or bool(value.isfinite().all())
 
 
 def to_plain(value: Any) -> Any:
@@ -52,23 +82,65 @@ def to_plain(value: Any) -> Any:
 
 
 def read_checkpoint(file: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Load a checkpoint without executing anything it might hold.
+    """Load a checkpoint, of this package or of nnU-Net's own trainers, without executing anything it might hold.
 
     Raises:
-        ValueError: if the file is missing, truncated, holds more than tensors and plain types, or no network.
+        ValueError: if the file is missing, truncated or changed, holds more than tensors and plain types, no network,
+            or a network whose training has diverged.
     """
     if not file.is_file():
         raise ValueError(f"{file} does not exist")
+    _check_sums(file)
+    checkpoint = load_plain(file, file, device)
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(WEIGHTS), dict):
+        raise ValueError(f'{file} is no nnU-Net checkpoint: it has no "{WEIGHTS}"')
+    check_finite_weights(checkpoint[WEIGHTS], f"{file}: the network")
+    return checkpoint
+
+
+def load_plain(
+    stream: Path | IO[bytes], file: Path | str, device: torch.device | str = "cpu", *, mmap: bool = False
+) -> Any:
+    """What a file holds, if it holds nothing but tensors and plain types.
+
+    Args:
+        stream: the file, or what it can be read from.
+        file: its name, for messages.
+        device: where tensors are put.
+        mmap: leave tensors unread until they are used.
+
+    Raises:
+        ValueError: if it is damaged, or holds more than that.
+    """
     try:
-        checkpoint = _load(file, device)
+        return _load(stream, file, device, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{file} is no checkpoint, or holds more than tensors and plain Python types, which is not loaded "
             f"because it could execute code: {_first_line(error)}"
         ) from error
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(WEIGHTS), dict):
-        raise ValueError(f'{file} is no nnU-Net checkpoint: it has no "{WEIGHTS}"')
-    return checkpoint
+
+
+def newest_whole(files: Iterable[Path], device: torch.device | str = "cpu") -> tuple[Path, dict[str, Any], list[str]]:
+    """The checkpoint that a run goes on from: of those that can be read the one that was written last.
+
+    Args:
+        files: checkpoints of a run.
+        device: where tensors are put.
+
+    Returns:
+        The file, its content, and what is wrong with every newer one.
+
+    Raises:
+        ValueError: if none can be read; says what is wrong with each.
+    """
+    problems: list[str] = []
+    for file in sorted(files, key=lambda file: file.stat().st_mtime_ns, reverse=True):
+        try:
+            return file, read_checkpoint(file, device), problems
+        except ValueError as error:
+            problems.append(str(error))
+    raise ValueError("; ".join(problems))
 
 
 def is_pretrained(file: Path) -> bool:
@@ -90,34 +162,40 @@ def drawn_from(file: Path) -> set[str]:
 
 
 def read_record(file: Path) -> dict[str, Any]:
-    """What a checkpoint says of its run; its tensors are not read.
-
-    Checkpoints of nnU-Net's own trainers are read too: beside plain types these hold numbers of NumPy and a device,
-    which can be read without executing code.
+    """What a checkpoint, of this package or of nnU-Net's own trainers, says of its run; its tensors are not read.
 
     Raises:
-        ValueError: if the file is damaged, holds anything else, or is no checkpoint.
+        ValueError: if the file is damaged, could execute code, or is no checkpoint.
     """
-    try:
-        with torch.serialization.safe_globals(_NUMBERS):
-            record = _load(file, mmap=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"{file} is not read, because it could execute code: {_first_line(error)}") from error
+    record = load_plain(file, file, mmap=True)
     if not isinstance(record, dict):
         raise ValueError(f"{file} is no nnU-Net checkpoint: it holds {type(record).__name__}")
     return {key: value for key, value in record.items() if key != WEIGHTS}
 
 
 def _peek(file: Path) -> dict[str, Any]:
-    """What a file holds, its tensors unread; nothing if that could execute code, as in files of nnU-Net's trainers."""
+    """What a file holds, its tensors unread; nothing if that could execute code."""
     try:
-        checkpoint = _load(file, mmap=True)
+        checkpoint = _load(file, file, mmap=True)
     except pickle.UnpicklingError:
         return {}
     return checkpoint if isinstance(checkpoint, dict) else {}
 
 
-def _load(file: Path, device: torch.device | str = "cpu", *, mmap: bool = False) -> Any:
+def _check_sums(file: Path) -> None:
+    """Compare the content with the check sums that PyTorch wrote beside it, which it does not do when it reads."""
+    if not zipfile.is_zipfile(file):
+        return  # cut off, or of a PyTorch before 1.6, which knew no check sums
+    try:
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+    except _DAMAGES as error:
+        damaged = _first_line(error)
+    if damaged:
+        raise ValueError(f"{file} is damaged, truncated or no checkpoint: bytes have changed in {damaged}")
+
+
+def _load(stream: Any, file: Path | str, device: torch.device | str = "cpu", *, mmap: bool = False) -> Any:
     """What a file holds; with ``mmap`` tensors are not read before they are used.
 
     Raises:
@@ -125,7 +203,8 @@ def _load(file: Path, device: torch.device | str = "cpu", *, mmap: bool = False)
         ValueError: if it is damaged.
     """
     try:
-        return torch.load(file, map_location=device, weights_only=True, mmap=mmap)
+        with torch.serialization.safe_globals(_PLAIN):
+            return torch.load(stream, map_location=device, weights_only=True, mmap=mmap)
     except _DAMAGES as error:
         raise ValueError(f"{file} is damaged, truncated or no checkpoint: {_first_line(error)}") from error
 

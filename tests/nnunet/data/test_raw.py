@@ -30,6 +30,17 @@ def _rewrite(file, voxels=None, **header):
     nibabel.save(new, file)
 
 
+def _flip(file):
+    """Let the first axis point into the other direction."""
+    image = nibabel.load(file)
+    nibabel.save(nibabel.Nifti1Image(np.asanyarray(image.dataobj), image.affine @ np.diag([-1, 1, 1, 1])), file)
+
+
+def _no_foreground(dataset):
+    for file in (dataset / "labelsTr").iterdir():
+        _rewrite(file, np.zeros((48, 48, 32), np.uint8))
+
+
 def _describe(dataset, **changes):
     """Edit dataset.json; None removes a key."""
     content = json.loads((dataset / "dataset.json").read_text())
@@ -62,7 +73,27 @@ DEFECTS = {
     "label is cut off": (lambda d: truncate(_label(d)), f"$label cannot be read: EOFError: {ANYTHING}"),
     "label of another size": (
         lambda d: _rewrite(_label(d), np.zeros((48, 48, 30), np.uint8)),
-        "$label has (48, 48, 30) voxels, but phantom_002_0000.nii.gz has (48, 48, 32)",
+        "$label has (48, 48, 30) voxels, not the (48, 48, 32) of phantom_002_0000.nii.gz",
+    ),
+    "a label that dataset.json lacks": (
+        lambda d: _rewrite(_label(d), np.full((48, 48, 32), 9, np.uint8)),
+        "$label holds the label 9, but dataset.json has 0, 1, 2, 3, 4",
+    ),
+    "half a label": (
+        lambda d: _rewrite(_label(d), np.full((48, 48, 32), 0.5, np.float32)),
+        "$label holds 0.5, but labels are whole numbers",
+    ),
+    "label of another spacing": (
+        lambda d: _rewrite(_label(d), pixdim=(9, 1, 1)),
+        f"$label has a spacing of (9, {ANYTHING}) mm of phantom_002_0000.nii.gz",
+    ),
+    "flipped label": (
+        lambda d: _flip(_label(d)),
+        "$label is oriented otherwise (its axes point into other directions) than phantom_002_0000.nii.gz",
+    ),
+    "scaled image": (
+        lambda d: _rewrite(_image(d), np.full((48, 48, 32), 1e30, np.float32)),
+        f"$image has values up to 1e+30, but most images of its channel up to {ANYTHING}",
     ),
     "channel too many": (
         lambda d: shutil.copy(_image(d), _image(d, "phantom_002_0001")),
@@ -95,6 +126,29 @@ DESCRIPTIONS = {
     "no ending": (
         lambda d: _describe(d, file_ending=None),
         '$dataset/dataset.json has no "file_ending" (such as ".nii.gz")',
+    ),
+    "number of cases in quotes": (
+        lambda d: _describe(d, numTraining="5"),
+        '$dataset/dataset.json says "numTraining": "5", which is no whole number; write "numTraining": 5',
+    ),
+    "gap between labels": (
+        lambda d: _describe(d, labels={"background": 0, "tree": 2}),
+        "$dataset/dataset.json: labels must count up from 0 without a gap, but they are [0, 2]; number them anew, in "
+        "the files, too",
+    ),
+    "label in quotes": (
+        lambda d: _describe(d, labels={"background": 0, "tree": "1"}),
+        '$dataset/dataset.json: the label "tree" must be a whole number, got "1"',
+    ),
+    "blank after a channel": (
+        lambda d: _describe(d, channel_names={"0": "CT "}),
+        '$dataset/dataset.json has a channel "CT " with a blank before or after its name, by which nnU-Net would not '
+        'know it and normalise it in another way; write "CT"',
+    ),
+    "no labelled voxel": (
+        _no_foreground,
+        "$dataset/labelsTr: no case has a labelled voxel; images without labels are added with nnUNetv2_topomae "
+        "add_unlabelled",
     ),
     "wrong number of cases": (
         lambda d: _describe(d, numTraining=7),

@@ -1,24 +1,37 @@
+import multiprocessing
+import os
+import re
+import signal
+import time
 from itertools import islice
 
 import numpy as np
 import pytest
 import torch
+from processes import forking
+from torch.utils.data import Dataset
 
 from nnunet_topomae.methods.topomae.keypoints import crop_keypoints
 from nnunet_topomae.methods.topomae.views import KeypointViews
-from nnunet_topomae.nnunet.data.stream import CaseImages, ItemStream, StreamSampler, check_finite, endless_batches
+from nnunet_topomae.nnunet.data.stream import (
+    Batches,
+    CaseError,
+    CaseImages,
+    ItemStream,
+    StreamSampler,
+)
 
 
 class Cases:
-    """Stands in for nnU-Net's dataset; reading a label is an error."""
+    """Stands in for preprocessed cases; reading a label is an error."""
 
     source_folder = "folder"
 
     def __init__(self, **volumes):
         self.volumes, self.identifiers = volumes, list(volumes)
 
-    def load_case(self, case):
-        return self.volumes[case], None, None, None
+    def load_image(self, case):
+        return self.volumes[case]
 
 
 def ramp(shape):
@@ -77,16 +90,77 @@ def test_stream_goes_on_where_it_was_left_and_is_shared_by_processes():
 def test_batches_do_not_depend_on_the_number_of_processes(monkeypatch, workers):
     monkeypatch.setenv("nnUNet_n_proc_DA", workers)
     dataset = crops(Cases(a=ramp((8, 9, 10))), mirror=True)
-    batch = next(iter(endless_batches(dataset, StreamSampler(4), 2, pin_memory=False)))
+    batch = next(Batches(dataset, StreamSampler(4), 2))
     assert torch.equal(batch["crop"], torch.stack([dataset[4]["crop"], dataset[5]["crop"]]))
     assert batch["mask"].shape == (2, 2, 2, 2)
 
 
-def test_cases_that_are_not_finite_are_named():
-    broken = ramp((4, 4, 4))
-    broken[0, 1, 2, 3] = np.inf
-    with pytest.raises(ValueError, match=r"NaN or inf in 1 preprocessed case\(s\) in folder: bad"):
-        check_finite(Cases(good=ramp((4, 4, 4)), bad=broken), show_progress=False)
+class Failing(Dataset):
+    """A stream whose item 3, of the case named third, cannot be made."""
+
+    def __init__(self, fail):
+        self.fail = fail
+
+    def __getitem__(self, index):
+        return self.fail() if index == 3 else {"crop": torch.ones(1), "case": "other"}
+
+    def cases_of(self, index):
+        return ["third" if index == 3 else "other"]
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def sleep():
+    time.sleep(10**6)
+
+
+def fail_to_read():
+    raise CaseError("case third cannot be read")
+
+
+def take_batches(fail, timeout, sender):
+    """Take batches until that fails, and send the message of the error."""
+    multiprocessing.set_start_method("fork", force=True)  # as in a training; here it would be that of this process
+    os.environ["nnUNet_n_proc_DA"] = "2"
+    batches = Batches(Failing(fail), StreamSampler(), 1, timeout=timeout)
+    try:
+        list(islice(batches, 9))
+    except ValueError as error:
+        sender.send(str(error))
+    except RuntimeError as error:  # PyTorch raises it wherever the program is when a process dies
+        sender.send(str(batches.explained(error)))
+
+
+@pytest.mark.parametrize(
+    ("fail", "timeout", "message"),
+    [
+        (die, 600, r"prepares batches died \(.*\) while it read case third;"),
+        (sleep, 15, r"prepares batches did not answer for 15 s while it read case .*third.*;"),
+        (fail_to_read, 600, "^case third cannot be read$"),
+    ],
+)
+def test_a_process_that_fails_is_noticed_and_its_case_is_named(fail, timeout, message):
+    context = forking()
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=take_batches, args=(fail, timeout, sender))
+    process.start()
+    sender.close()
+    assert re.search(message, receiver.recv())
+    process.join()
+
+
+def test_signals_to_all_processes_do_not_end_those_that_prepare_batches(monkeypatch):
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")
+    others = multiprocessing.active_children()
+    batches = Batches(Failing(fail_to_read), StreamSampler(4), 1)
+    next(batches)
+    for worker in set(multiprocessing.active_children()).difference(others):
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            os.kill(worker.pid, number)
+    for _ in range(20):  # more than the process may have made before the signals came
+        next(batches)
 
 
 def test_no_case_is_an_error():

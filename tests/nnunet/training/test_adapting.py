@@ -1,6 +1,5 @@
 import json
 import shutil
-import sys
 
 import pytest
 import torch
@@ -26,9 +25,8 @@ def larger(workspace, pretrained, tmp_path_factory):
     return plans, file
 
 
-def test_fine_tuning_starts_from_a_carried_checkpoint(workspace, larger, monkeypatch):
+def test_fine_tuning_starts_from_a_carried_checkpoint(workspace, larger):
     plans, file = larger
-    monkeypatch.setattr(sys, "argv", ["nnUNetv2_train", "998", "-pretrained_weights", str(file)])
     trainer = workspace.trainer("FusedFinetuneTrainer", plans)
     maybe_load_checkpoint(trainer, False, False, str(file))
     carried = read_checkpoint(file)
@@ -37,9 +35,8 @@ def test_fine_tuning_starts_from_a_carried_checkpoint(workspace, larger, monkeyp
         assert torch.equal(trainer.network.state_dict()[name], carried["network_weights"][name])
 
 
-def test_pretraining_goes_on_from_a_carried_checkpoint(workspace, larger, monkeypatch):
+def test_pretraining_goes_on_from_a_carried_checkpoint(workspace, larger):
     plans, file = larger
-    monkeypatch.setattr(sys, "argv", ["nnUNetv2_train", "998", "-pretrained_weights", str(file)])
     trainer = workspace.trainer("TopoMAEPretrainer", plans)
     maybe_load_checkpoint(trainer, False, False, str(file))
     weights = read_checkpoint(file)["network_weights"]

@@ -1,5 +1,4 @@
 import json
-import sys
 
 import pytest
 import torch
@@ -123,17 +122,15 @@ def test_damaged_checkpoint_is_named(workspace, pretrained, content, message):
         workspace.trainer(FUSED, plans).on_train_start()
 
 
-def test_file_on_the_command_line_is_checked_before_nnunet_loads_it(workspace, pretrained, monkeypatch, tmp_path):
+def test_file_on_the_command_line_is_checked_before_anything_is_loaded(workspace, pretrained, tmp_path):
     file = tmp_path / "weights.pth"
     file.write_bytes(workspace.checkpoint("TopoMAEPretrainer").read_bytes()[:5000])
-    monkeypatch.setattr(sys, "argv", ["nnUNetv2_train", "998", "-pretrained_weights", str(file)])
     with pytest.raises(ValueError, match=r"weights.pth is damaged, truncated or no checkpoint"):
-        workspace.trainer(FUSED).initialize()
+        maybe_load_checkpoint(workspace.trainer(FUSED), False, False, str(file))
 
 
-def test_file_on_the_command_line_overrides(workspace, pretrained, monkeypatch):
+def test_file_on_the_command_line_overrides(workspace, pretrained):
     file = workspace.checkpoint("TopoMAEPretrainer", name="best")
-    monkeypatch.setattr(sys, "argv", ["nnUNetv2_train", "998", "-pretrained_weights", str(file)])
     trainer = workspace.trainer(FUSED, fold=3)  # of which there is no pre-training
     maybe_load_checkpoint(trainer, False, False, str(file))
     weights = read_checkpoint(file)["network_weights"]

@@ -3,7 +3,6 @@
 import os
 import pickle
 import shutil
-import sys
 
 import pytest
 import torch
@@ -60,9 +59,8 @@ def test_pretrained_weights(workspace, pretrained, tmp_path, monkeypatch, traine
     shutil.copy(workspace.checkpoint("TopoMAEPretrainer"), file)
     spoil(file)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["nnUNetv2_train", "998", "-pretrained_weights", str(file)])
     with pytest.raises(ValueError, match=r"weights\.pth") as error:
-        workspace.trainer(trainer, fold=4).initialize()
+        maybe_load_checkpoint(workspace.trainer(trainer, fold=4), False, False, str(file))
     assert says(str(error.value), f"{file} {sentence}"), str(error.value)
     assert not (tmp_path / "executed").exists()
 

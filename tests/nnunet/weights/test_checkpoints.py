@@ -70,7 +70,7 @@ def test_truncated_file_is_refused(tmp_path):
     [
         ({"network_weights": {}, "untrained_parameters": []}, True),
         ({"network_weights": {}, "finetuned_by": "FusedFinetuneTrainer"}, False),
-        ({"network_weights": {}, "untrained_parameters": [], "logging": np.float64(1)}, False),  # as nnU-Net's own
+        ({"network_weights": {}, "logging": np.float64(1), "init_args": torch.device("cpu")}, False),  # nnU-Net's own
     ],
 )
 def test_checkpoints_of_pretraining_are_recognised_by_what_they_hold(tmp_path, content, expected):
@@ -96,3 +96,33 @@ def test_a_damaged_checkpoint_is_not_passed_over(tmp_path):
 def test_cases_that_a_pretraining_drew_from(tmp_path, content, cases):
     torch.save(content, tmp_path / "checkpoint_final.pth")
     assert drawn_from(tmp_path / "checkpoint_final.pth") == cases
+
+
+def test_a_checkpoint_of_nnunets_own_trainers_is_read(tmp_path):
+    content = {
+        "network_weights": {"a": torch.ones(2)},
+        "_best_ema": np.float64(0.5),
+        "logging": {"dice": [[np.float32(0.5), np.float64(1)]], "epoch": np.int64(3)},
+        "init_args": {"device": torch.device("cuda")},
+    }
+    torch.save(content, tmp_path / "checkpoint.pth")
+    assert read_checkpoint(tmp_path / "checkpoint.pth")["logging"] == content["logging"]
+
+
+def test_bytes_that_have_changed_are_noticed(tmp_path):
+    file = _write(tmp_path, {"network_weights": {"a": torch.rand(100_000)}})
+    content = bytearray(file.read_bytes())
+    content[200_000:200_064] = bytes(byte ^ 255 for byte in content[200_000:200_064])
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"checkpoint\.pth is damaged, .*: bytes have changed in archive/data/0$"):
+        read_checkpoint(file)
+
+
+def test_weights_of_a_diverged_training_are_neither_written_nor_read(tmp_path):
+    content = {"network_weights": {"a": torch.ones(1), "b": torch.tensor([1, torch.nan])}}
+    with pytest.raises(ValueError, match=r"is not written: the network holds NaN or inf in 1 of 2 tensors, such as b"):
+        _write(tmp_path, content)
+    assert not list(tmp_path.iterdir())
+    torch.save(content, tmp_path / "checkpoint.pth")
+    with pytest.raises(ValueError, match=r"checkpoint\.pth: the network holds NaN or inf in 1 of 2 tensors, such as b"):
+        read_checkpoint(tmp_path / "checkpoint.pth")

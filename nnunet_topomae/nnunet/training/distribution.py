@@ -1,0 +1,111 @@
+"""Training by several processes on any device, where nnU-Net knows CUDA and a single machine."""
+
+import os
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+
+def world_size() -> int:
+    """Number of processes that train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def place(trainer: nnUNetTrainer, device: torch.device) -> None:
+    """Let a trainer compute on its share of its machine: one GPU, or some of the cores.
+
+    nnU-Net takes the GPU whose number is that of the process, which is right on the first machine only. ``torchrun``
+    says in ``LOCAL_RANK`` which process of its machine this is.
+
+    Args:
+        trainer: of a process that trains together with others.
+        device: of the kind to be used.
+    """
+    if device.type == "cuda":
+        trainer.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", dist.get_rank())))
+        return
+    trainer.device, trainer.grad_scaler = device, None
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+
+def distribute(network: nn.Module, device: torch.device, *, sync_batch_norm: bool) -> DistributedDataParallel:
+    """A network whose gradients are the means over all processes.
+
+    Args:
+        network: on its device.
+        device: that of the network.
+        sync_batch_norm: whether BatchNorm computes its statistics over the whole batch, as in a single process, and not
+            over the share of each process.
+    """
+    on_gpu = device.type == "cuda"
+    if sync_batch_norm:
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network) if on_gpu else join_batch_norm(network)
+    # buffers are the same everywhere already, and evaluation must not wait for processes with fewer cases
+    return DistributedDataParallel(network, device_ids=[device.index] if on_gpu else None, broadcast_buffers=False)
+
+
+def seed_step(*seed: int) -> None:
+    """Seed what is random in a step by some integers, such as seed, step and process.
+
+    So nothing has to be restored when a run goes on, also with another number of processes.
+    """
+    torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+
+
+class JoinedBatchNorm(_BatchNorm):
+    """BatchNorm over the batch of all processes, on any device; ``nn.SyncBatchNorm`` refuses a CPU."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass  # done by the layer that this one stands for
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The input (B, C, ...), normalised per channel."""
+        running_mean, running_var, batches = self.running_mean, self.running_var, self.num_batches_tracked
+        if not self.training or running_mean is None or running_var is None or batches is None:
+            return super().forward(input)
+        axes = [axis for axis in range(input.ndim) if axis != 1]
+        shape = [-1 if axis == 1 else 1 for axis in range(input.ndim)]
+        count = input.numel() / input.shape[1] * world_size()
+        mean = _Sum.apply(input.sum(axes)) / count
+        deviations = input - mean.reshape(shape)
+        variance = _Sum.apply(deviations.square().sum(axes)) / count
+        with torch.no_grad():
+            batches += 1
+            momentum = 1 / float(batches) if self.momentum is None else self.momentum
+            running_mean.lerp_(mean, momentum)
+            running_var.lerp_(variance * count / (count - 1), momentum)
+        normalised = deviations * (variance + self.eps).rsqrt().reshape(shape)
+        return normalised * self.weight.reshape(shape) + self.bias.reshape(shape) if self.affine else normalised
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all processes; each gets the sum of all gradients."""
+
+    @staticmethod
+    def forward(_: Any, values: Tensor) -> Tensor:
+        return _all_reduced(values)
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> Tensor:
+        return _all_reduced(gradient)
+
+
+def _all_reduced(values: Tensor) -> Tensor:
+    values = values.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(values)
+    return values
+
+
+def join_batch_norm(network: nn.Module) -> nn.Module:
+    """Let every BatchNorm of a network compute over the batch of all processes; parameters stay the same objects."""
+    if isinstance(network, _BatchNorm):
+        network.__class__ = JoinedBatchNorm
+    for child in network.children():
+        join_batch_norm(child)
+    return network

@@ -1,0 +1,97 @@
+"""``nnUNetv2_topomae inspect``: what is in a file from elsewhere, without running or importing anything in it."""
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from torch import Tensor
+
+from nnunet_topomae.files import read_json
+from nnunet_topomae.nnunet.weights.checkpoints import DRAWN_FROM, WEIGHTS, load_plain, read_checkpoint
+from nnunet_topomae.nnunet.weights.exporting import hashed, is_export, read_export
+
+_UNKNOWN = "unknown"
+
+
+def inspect_file(file: Path) -> list[tuple[str, str]]:
+    """Describe a checkpoint, a plans file, a model that nnU-Net exported (zip), or a folder that ``export`` wrote.
+
+    Returns:
+        Names and values, as text.
+
+    Raises:
+        ValueError: if it is something else, damaged, or could run code.
+        FileNotFoundError: if there is no such file.
+    """
+    if not file.exists():
+        raise FileNotFoundError(f"{file} does not exist")
+    if is_export(file):
+        return [("kind", "weights exported as safetensors, which cannot hold code"), *_checkpoint(read_export(file))]
+    described = [("SHA-256", hashlib.sha256(file.read_bytes()).hexdigest())]
+    if file.suffix == ".json":
+        return [("kind", "plans"), *described, *_plans(read_json(file))]
+    if zipfile.is_zipfile(file) and not _is_checkpoint(file):
+        return [("kind", "zip of a model"), *described, *_archive(file)]
+    checkpoint = read_checkpoint(file)
+    safe = "yes: it holds tensors and plain types only"
+    return [("kind", "checkpoint"), *described, *_checkpoint(checkpoint), ("nnU-Net's own loaders may open it", safe)]
+
+
+def _is_checkpoint(file: Path) -> bool:
+    with zipfile.ZipFile(file) as archive:
+        return any(PurePosixPath(name).name == "data.pkl" for name in archive.namelist())
+
+
+def _checkpoint(checkpoint: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    arguments = _mapping(checkpoint.get("init_args"))
+    tensors = [tensor for tensor in checkpoint[WEIGHTS].values() if isinstance(tensor, Tensor)]
+    drawn = [case for case in _list(checkpoint.get(DRAWN_FROM)) if isinstance(case, str)]
+    yield "trainer", str(checkpoint.get("finetuned_by", checkpoint.get("trainer_name", _UNKNOWN)))
+    yield "configuration", str(arguments.get("configuration", _UNKNOWN))
+    yield "fold", str(arguments.get("fold", _UNKNOWN))
+    yield "epochs", str(checkpoint.get("current_epoch", _UNKNOWN))
+    yield "parameters", f"{sum(tensor.numel() for tensor in tensors):,} in {len(tensors)} tensors"
+    yield "trained on", f"{len(drawn)} cases{': ' if drawn else ''}{', '.join(map(hashed, drawn))}"
+    yield from _plans(_mapping(arguments.get("plans")))
+
+
+def _plans(plans: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "plans", str(plans.get("plans_name", _UNKNOWN))
+    yield "dataset", str(plans.get("dataset_name", _UNKNOWN))
+    for name, configuration in _mapping(plans.get("configurations")).items():
+        architecture = _mapping(_mapping(configuration).get("architecture"))
+        yield f"network of {name}", str(architecture.get("network_class_name", "as in the configuration it inherits"))
+
+
+def _archive(file: Path) -> Iterator[tuple[str, str]]:
+    """What is in a zip; checkpoints in it are read as any other, without unpacking them."""
+    with zipfile.ZipFile(file) as archive:
+        names = archive.namelist()
+        leaving = [name for name in names if PurePosixPath(name).is_absolute() or ".." in name.replace("\\", "/")]
+        yield "members", str(len(names))
+        yield "members that would leave their folder", ", ".join(leaving) or "none"
+        for name in names:
+            if name.endswith(".pth"):
+                content = load_plain(io.BytesIO(archive.read(name)), f"{file}: {name}")
+                yield f"{name}", "holds tensors and plain types only"
+                if isinstance(content, dict) and isinstance(content.get(WEIGHTS), dict):
+                    yield from _checkpoint(content)
+            elif PurePosixPath(name).name == "plans.json":
+                try:
+                    yield from _plans(_mapping(json.loads(archive.read(name))))
+                except ValueError as error:
+                    raise ValueError(f"{file}: {name} is no valid JSON: {error}") from error
+            elif name.endswith((".pkl", ".py")):
+                yield f"{name}", "WARNING: can run code; a model that nnU-Net exported has no such file"
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _list(value: Any) -> list:
+    return list(value) if isinstance(value, list | tuple) else []
