@@ -264,7 +264,7 @@ class StageTrainer(nnUNetTrainer, ABC):
         return [case for case in cases if case not in missing]
 
     def start_from(self, file: Path) -> None:
-        """Load a file given with ``-pretrained_weights``; see :func:`nnunet_topomae.nnunet.training.command.register`.
+        """Load a file given with ``-pretrained_weights``; see ``register`` in ``command.py``.
 
         Raises:
             ValueError: if it is damaged, could execute code, or is of another network.
