@@ -120,17 +120,16 @@ def _pretrainings(study: Study) -> list[Drawn] | None:
     steps, drawn = Steps(study), of_study.styles_of(study)
     if not all((steps.preprocessed / f"{run.plans}.json").is_file() for _, run in study.runs()):
         return None
-    shared: dict[Path, list[tuple[Row, int]]] = {}
+    starting: dict[tuple[Path, int], dict[str, Row]] = {}  # rows by name, by their pre-training and its seed
     for row, run in study.runs():
         if row.pretrainer:
-            of_fold = shared.setdefault(steps.pretraining_fold(row, run), [])
-            of_fold += [] if (row, run.seed) in of_fold else [(row, run.seed)]
-    return [
-        Drawn(_run_of(study, fold, f"{', '.join(row.title for row, _ in of_fold)}: pre-training, seed {of_fold[0][1]}"),
-              drawn[of_fold[0][0].name])
-        for fold, of_fold in shared.items()
-        if find_checkpoint(fold)
-    ]  # fmt: skip
+            starting.setdefault((steps.pretraining_fold(row, run), run.seed), {})[row.name] = row
+    found = []
+    for (fold, seed), rows in starting.items():
+        if find_checkpoint(fold):
+            titles = ", ".join(row.title for row in rows.values())
+            found.append(Drawn(_run_of(study, fold, f"{titles}: pre-training, seed {seed}"), drawn[next(iter(rows))]))
+    return found
 
 
 def _finetunings(study: Study) -> list[Drawn]:

@@ -22,7 +22,7 @@ from workspace import snapshot
 
 DATASET = "Dataset995_Phantom"
 ROWS = ["unetrpp", "vit", "spatial", "topology", "copretrained"]
-NUM_TEST, PATIENCE = 3, 1200  # seconds
+NUM_TEST, PATIENCE = 3, 7200  # seconds; minutes on a machine that does nothing else
 NUM_STEPS = 2 + 4 * 3  # fine-tuning and prediction from scratch; of the others pre-training, too
 
 pytestmark = pytest.mark.slow
@@ -71,7 +71,7 @@ class Running:
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     site = Site(tmp_path_factory.mktemp("site"))
-    site.environment["OMP_NUM_THREADS"] = "1"
+    site.environment |= {"OMP_NUM_THREADS": "1", "OMP_THREAD_LIMIT": "1", "nnUNet_n_proc_DA": "0"}
     write_dataset(site.folder / "raw" / DATASET, num_training=9, num_test=0)
     site.run("nnUNetv2_topomae", "plan_and_preprocess", "-d", 995, "-c", "3d_fullres", "-np", 1, "-npfp", 1)
     site.shrink_plans(DATASET, [24, 32, 32])
@@ -84,7 +84,7 @@ def study(site):
     folder = site.folder / "table6"
     site.run(
         "nnUNetv2_topomae", "study", "new", folder, "-d", 995, "--preset", "table6", "--labelled", 4, "--val", 1,
-        "--test", NUM_TEST, "--seeds", 1, "--iterations", 40, "--pretraining_iterations", 10,
+        "--test", NUM_TEST, "--seeds", 1, "--iterations", 3, "--pretraining_iterations", 2, "--batch", 1,
     )  # fmt: skip
 
     stopped = Running(site, folder)
@@ -180,7 +180,7 @@ def test_the_table_is_that_of_the_raw_predictions(site, study, lines):
         distances = surface_distance.compute_surface_distances(labelled, predicted, SPACING)
         nsd = surface_distance.compute_surface_dice_at_tolerance(distances, 1.0)
         assert float(line["nsd"]) == pytest.approx(nsd, abs=1e-5)
-    assert compared > len(found) / 4  # networks have learned something to compare
+    assert compared > len(found) / 4  # though networks have hardly learned anything
 
 
 def test_p_values_are_those_of_scipy(study, lines):

@@ -15,6 +15,7 @@ import pytest
 import SimpleITK as sitk
 
 from nnunet_topomae.commands import cli
+from nnunet_topomae.nnunet.data.preprocessed import PlannedDataset
 from nnunet_topomae.studies import running
 from nnunet_topomae.studies.definition import read_study
 from nnunet_topomae.studies.new import differences, schedule
@@ -136,6 +137,46 @@ def test_all_rows_of_the_methods_can_be_planned(workspace, new):
     assert {row.name: row.compared_with for row in study.rows} == {
         "nnunet": None, "resenc": None, "spark": "resenc", "anatomask": "resenc", "scratch": None, "topomae": "scratch",
     }  # fmt: skip
+
+
+def test_rows_that_were_preprocessed_otherwise_are_named(workspace, new, capsys):
+    workspace.write_plans("StudyOtherSpacing", lambda configuration: configuration.update(spacing=[4.0, 2.0, 2.0]))
+    own = "own=StudyOtherSpacing:FusedFinetuneTrainer:TopoMAEPretrainer"
+    folder = new("--rows", "scratch", "topomae", own, "--labelled", "2")
+    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("WARNING")]
+    assert warnings == [
+        "WARNING: own is compared with scratch, whose images were preprocessed otherwise: spacing is [4.0, 2.0, 2.0] "
+        "and [2.0, 2.0, 2.0]. The rows may differ for that reason."
+    ]
+    differs = {row.name: row.differs for row in read_study(folder).rows}
+    assert differs["topomae"]["preprocessing.spacing"] == [2.0, 2.0, 2.0]
+    assert differs["own"] == {"preprocessing.spacing": [4.0, 2.0, 2.0]}
+
+
+def test_added_images_that_not_all_rows_have_are_shown(workspace, new, monkeypatch):
+    """As if images had been added to the plans of TopoMAE only."""
+    unlabelled = PlannedDataset.unlabelled_cases
+    monkeypatch.setattr(
+        PlannedDataset,
+        "unlabelled_cases",
+        lambda self, name: ["a", "b"] if self.plans.plans_name == "nnUNetTopoMAEPlans" else unlabelled(self, name),
+    )
+    study = read_study(new("--rows", "spark", "topomae", "--labelled", "2"))
+    assert [row.differs["pretraining.added_images"] for row in study.rows] == [0, 2]
+
+
+def test_test_images_are_those_of_the_test_cases(study, marks, workspace):
+    """Links that are left of an edited study are removed, and ones that lead elsewhere are mended."""
+    folder, (case,) = study / "test_images", read_study(study).test_cases
+    images = {file.name: file for file in (workspace.raw / "imagesTr").iterdir()}
+    other = next(name for name in sorted(images) if not name.startswith(case))
+    folder.mkdir()
+    (folder / other).symlink_to(images[other])
+    (folder / f"{case}_0000.nii.gz").symlink_to(images[other])
+    Steps(read_study(study)).link_test_images()
+    assert {link.name: link.resolve() for link in folder.iterdir()} == {
+        f"{case}_0000.nii.gz": images[f"{case}_0000.nii.gz"].resolve()
+    }
 
 
 def test_a_study_is_run_to_its_end(study, marks, capsys):
@@ -309,6 +350,12 @@ SENTENCES = {  # what is wrong, and what the command says after "Error: "
         lambda _, study: _edit(study / "study.json", lambda s: s["rows"][0].pop("title")),
         "{study}/study.json: rows[0].title is missing",
     ),
+    "no configuration": (
+        lambda space, _: _edit(
+            space.preprocessed / "study_scratch_seed0.json", lambda plans: plans.update(configurations={})
+        ),
+        "{preprocessed}/study_scratch_seed0.json has no configuration 3d_fullres, which {study}/study.json is about",
+    ),
     "tolerance": (
         lambda _, study: _edit(study / "study.json", lambda s: s.update(nsd_tolerance=0)),
         "{study}/study.json: nsd_tolerance must be a number above 0, got 0",
@@ -472,6 +519,21 @@ def test_a_new_tolerance_measures_again(study, marks):
     after = (study / "results.csv").read_text()
     assert after != before
     assert all(line["nsd"] == "1" for line in csv.DictReader(after.splitlines()))  # the shift is 2 mm
+
+
+def test_what_cannot_be_measured_again_is_not_lost(study, marks, capsys):
+    assert run(study) == 0
+    shutil.rmtree(study / "predictions" / "scratch_1_seed0")
+    before = (study / "results.csv").read_bytes()
+    assert cli.main(["study", "measure", str(study)]) == 0
+    assert (study / "results.csv").read_bytes() == before
+    _edit(study / "study.json", lambda content: content.update(nsd_tolerance=4.0))
+    capsys.readouterr()
+    assert refused(["study", "measure", study], capsys) == (
+        f"Error: {study}/predictions/scratch_1_seed0 is gone, so it cannot be measured again, though nsd_tolerance or "
+        f"test_cases have changed; restore it or these, or move {study}/results.csv away\n"
+    )
+    assert (study / "results.csv").read_bytes() == before
 
 
 @pytest.mark.parametrize("iterations", [1, 6, 10, 99, 2499, 2500, 250_000])
