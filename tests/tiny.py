@@ -14,6 +14,7 @@ from nnunet_topomae.methods import PretextTask
 from nnunet_topomae.methods.mae import MAE, MAEConfig
 from nnunet_topomae.methods.masked import MaskedReconstruction
 from nnunet_topomae.methods.masking import random_patch_mask
+from nnunet_topomae.methods.mim import MiM, MiMConfig
 from nnunet_topomae.methods.spark import AnatoMask, AnatoMaskConfig, SparK, SparKConfig
 from nnunet_topomae.methods.topomae import TopoMAE, TopoMAEConfig
 from nnunet_topomae.networks import UNETR, FusedViTUNETRPP
@@ -84,6 +85,8 @@ METHODS = {  # by name: network, task, settings
     "SparK, PlainConvUNet": ("plain", SparK, SparKConfig(decoder_width=16)),
     "SparK, ResidualEncoderUNet": ("residual", SparK, SparKConfig(decoder_width=16)),
     "AnatoMask": ("residual", AnatoMask, AnatoMaskConfig(decoder_width=16)),
+    "MiM": ("unetr", MiM, MiMConfig(projection_width=32)),
+    "MiM of the fused network, likeness alone": ("fused", MiM, MiMConfig(alignment="byol", projection_width=32)),
     "CropContrast, the worked example": ("plain", CropContrast, CropContrastConfig()),
 }
 MASKED_METHODS = [name for name, (_, task, _) in METHODS.items() if issubclass(task, MaskedReconstruction)]
