@@ -1,7 +1,6 @@
 """How each kind of network reconstructs the hidden patches of a crop, for methods that take several kinds."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 
 from torch import Tensor, nn
 

@@ -1,6 +1,5 @@
-"""The cross-level alignment of MiM (section 3.3): a finer volume against the regions of the one that it was cut from."""
+"""Alignment of levels (section 3.3): a finer volume against the regions of the one that it was cut from."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 

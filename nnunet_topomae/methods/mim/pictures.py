@@ -23,7 +23,9 @@ def outlined(volume: npt.NDArray[np.float32], index: int, grid: Sequence[int]) -
     for across in range(3):
         frame = np.zeros(np.delete(volume.shape[1:], across), dtype=bool)
         box, inner = (
-            tuple(slice(s + m, s + n - m) for axis, (s, n) in enumerate(zip(starts, sizes, strict=True)) if axis != across)
+            tuple(
+                slice(s + m, s + n - m) for axis, (s, n) in enumerate(zip(starts, sizes, strict=True)) if axis != across
+            )
             for m in (0, 1)
         )
         frame[box] = True

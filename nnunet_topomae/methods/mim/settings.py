@@ -69,7 +69,10 @@ class MiMConfig(PretrainingConfig):
         "paper, Table 3",
     )
     temperature: float = setting(
-        0.1, Number(0, low_open=True), "infonce: divides the cosines", "ours; code: 1, with which it cannot fall below 3.4"
+        0.1,
+        Number(0, low_open=True),
+        "infonce: divides the cosines",
+        "ours; code: 1",
     )
     projection_width: int = setting(
         2048, Number(1, integer=True), "channels of the vectors that are aligned", "paper, 3.3; code: 576"

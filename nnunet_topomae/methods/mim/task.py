@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from timm.layers import Mlp
@@ -30,7 +32,7 @@ from nnunet_topomae.methods.mim.views import Level, NestedViews
 from nnunet_topomae.networks.geometry import Size, grid_of, size_of
 from nnunet_topomae.networks.traits import constant_parameters
 from nnunet_topomae.networks.vit import initialize_linear_layers
-from nnunet_topomae.reporting.metrics import ERROR, SKILL, reconstruction_metrics
+from nnunet_topomae.reporting.metrics import SKILL, reconstruction_metrics, with_skills
 
 _BRANCH, _WEIGHTS = "mim", "weights"
 
@@ -43,7 +45,7 @@ class Part(NamedTuple):
         parents: volumes that they are cut from, (P, C, ...).
         grid: parts per axis of the parents.
         indices: (P, n), the parts that become the volumes.
-        mask: (P * n, d, h, w) bool, hidden patches of the volumes.
+        mask: (P * n, d, h, w) bool of the patches of the volumes, True = hidden.
     """
 
     level: int
@@ -65,6 +67,20 @@ class Prediction(NamedTuple):
     reconstructions: list[Tensor]
     queries: list[Tensor]
     candidates: list[Tensor]
+
+
+class Decoded(NamedTuple):
+    """What the decoder makes of the volumes of a part.
+
+    Attributes:
+        reconstruction: (n, C, D, H, W).
+        vector: (n, width), the mean of a volume's features.
+        regions: (n, R, width), their means over each region that may become a volume of the next level.
+    """
+
+    reconstruction: Tensor
+    vector: Tensor
+    regions: Tensor
 
 
 class MiM(PretextTask):
@@ -102,16 +118,20 @@ class MiM(PretextTask):
         constant = constant_parameters(self._shared_encoder)
         for name, parameter in self._shared_encoder.named_parameters():
             parameter.requires_grad_(name not in constant)
-        self._add_heads(autoencoder.width)
+        if self.is_aligned:
+            self._add_heads(autoencoder.width)
+
+    @property
+    def is_aligned(self) -> bool:
+        """Whether there is an alignment of levels."""
+        return self.config.levels > 1 and self.config.alignment != "off"
 
     def _add_heads(self, width: int) -> None:
-        """MLPs of two layers; without negatives the regions have none, or both could agree on a constant."""
-        if self.config.levels == 1 or self.config.alignment == "off":
-            return
+        """MLPs of two layers; without negatives regions have none, because two could agree on a constant."""
         projected = self.config.projection_width
-        is_contrast = self.config.alignment == "infonce"
-        self.query_head = Mlp(width, projected, projected if is_contrast else width)
-        self.candidate_head = Mlp(width, projected, projected) if is_contrast else nn.Identity()
+        with_negatives = self.config.alignment == "infonce"
+        self.query_head = Mlp(width, projected, projected if with_negatives else width)
+        self.candidate_head = Mlp(width, projected, projected) if with_negatives else nn.Identity()
         for head in (self.query_head, self.candidate_head):
             initialize_linear_layers(head)
 
@@ -132,13 +152,13 @@ class MiM(PretextTask):
         parts = self._parts(batch)
         decoded = [self._decode(part) for part in parts]
         queries, candidates = [], []
-        if hasattr(self, "query_head"):
-            for level in range(2, self.config.levels + 1):
-                finer = [(part, context) for part, (_, context, _) in zip(parts, decoded, strict=True) if part.level == level]
-                contexts = torch.stack([context for _, context in finer], dim=1)
-                queries.append(self.query_head(contexts.reshape(len(finer[0][0].parents), -1, contexts.shape[-1])))
-                candidates.append(self.candidate_head(decoded[level - 2][2].detach()))
-        return Prediction([prediction for prediction, _, _ in decoded], queries, candidates)
+        for finer in range(2, self.config.levels + 1) if self.is_aligned else ():
+            vectors = [each.vector for part, each in zip(parts, decoded, strict=True) if part.level == finer]
+            regions = decoded[finer - 2].regions  # levels 1 and 2 are one part each
+            by_parent = torch.stack(vectors, dim=1).reshape(len(regions), -1, regions.shape[-1])
+            queries.append(self.query_head(by_parent))
+            candidates.append(self.candidate_head(regions.detach()))
+        return Prediction([each.reconstruction for each in decoded], queries, candidates)
 
     def _parts(self, batch: Batch) -> list[Part]:
         """What goes through the encoder one after the other: level 1, level 2, and level 3 in ``beta`` parts.
@@ -162,16 +182,15 @@ class MiM(PretextTask):
         """The volumes of a part, (P * n, C, D, H, W)."""
         return cut(part.parents, part.grid, part.indices, self.crop_size)
 
-    def _decode(self, part: Part) -> tuple[Tensor, Tensor, Tensor]:
-        """Reconstructions, the mean feature of each volume, (P * n, width), and of its regions, (P * n, R, width)."""
+    def _decode(self, part: Part) -> Decoded:
         level = self.level_plans[part.level - 1]
         num_visible = prod(self.patch_grid) * (prod(level.grid) - level.num_hidden) // prod(level.grid)
 
-        def decode(parents: Tensor, indices: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        def decode(parents: Tensor, indices: Tensor, mask: Tensor) -> Decoded:
             volumes = cut(parents, part.grid, indices, self.crop_size)
-            prediction, features = self.autoencoder(self._shared_encoder, volumes, mask, num_visible)
+            reconstruction, features = self.autoencoder(self._shared_encoder, volumes, mask, num_visible)
             regions = F.adaptive_avg_pool3d(features, level.grid).flatten(2).transpose(1, 2)
-            return prediction, features.mean(dim=(2, 3, 4)), regions
+            return Decoded(reconstruction, features.mean(dim=(2, 3, 4)), regions)
 
         return self._recomputed(part, decode, part.parents, part.indices, part.mask)
 
@@ -190,14 +209,16 @@ class MiM(PretextTask):
         for part, prediction in zip(self._parts(batch), output.reconstructions, strict=True):
             error = self._recomputed(part, self._error, prediction, self._volumes(part), part.mask)
             errors.setdefault(part.level, []).append(error)
-        terms = {f"level_{level}_mse": torch.stack(each).mean() for level, each in errors.items()}
-        weights = [*batch.get(_WEIGHTS, batch["crop"].new_tensor(level_weights(self.config, progress=1)))]
-        for pair, (queries, candidates) in enumerate(zip(output.queries, output.candidates, strict=True), start=1):
-            positives = batch[f"children_{pair}"].flatten(0, -2)
-            terms[f"alignment_{pair}_{pair + 1}"] = self._alignment(queries, candidates, positives)
-        weights = [*weights[: len(errors)], *self.config.alignment_weights]
-        total = torch.stack([weight * term for weight, term in zip(weights, terms.values(), strict=False)]).sum()
-        return {"total": total, **terms}
+        terms, weighted = {}, []
+        weights = batch[_WEIGHTS] if _WEIGHTS in batch else level_weights(self.config, progress=1)
+        for level, each in errors.items():
+            terms[f"level_{level}_mse"] = torch.stack(each).mean()
+            weighted.append(weights[level - 1] * terms[f"level_{level}_mse"])
+        for coarse, (queries, candidates) in enumerate(zip(output.queries, output.candidates, strict=True), start=1):
+            positives = batch[f"children_{coarse}"].flatten(0, -2)
+            terms[f"alignment_{coarse}_{coarse + 1}"] = alignment = self._alignment(queries, candidates, positives)
+            weighted.append(self.config.alignment_weights[coarse - 1] * alignment)
+        return {"total": torch.stack(weighted).sum(), **terms}
 
     def _error(self, prediction: Tensor, volumes: Tensor, mask: Tensor) -> Tensor:
         """Mean squared error of hidden patches, each normalised to mean 0 and deviation 1."""
@@ -219,20 +240,21 @@ class MiM(PretextTask):
             yield self._volumes(part)[::step], part.mask[::step]
 
     def baseline_error(self, batch: Batch) -> Tensor:
-        """Error of the yardstick in the first volumes of all levels; see :meth:`PretextTask.baseline_error`."""
-        errors = []
-        for volume, mask in self._firsts(batch):
-            _, deviation = patch_statistics(volume, self.autoencoder.patch_size)
-            errors.append(masked_mse((self._inpainted(volume, mask) - volume) / deviation, 0 * volume, self._voxels(mask)))
-        return torch.stack(errors).mean()
+        """Error of the yardstick in the first volumes, mean over the levels; see :meth:`PretextTask.baseline_error`."""
+        firsts = self._firsts(batch)
+        return torch.stack([masked_mse(self._inpainted(v, m), v, self._voxels(m)) for v, m in firsts]).mean()
 
     def errors(self, output: Prediction, batch: Batch) -> dict[str, Tensor]:
-        """Error of the reconstruction of the same volumes, normalised as in the loss."""
-        errors = [
-            self._error(prediction[:: len(prediction) // len(volume)], volume, mask)
-            for prediction, (volume, mask) in zip(output.reconstructions, self._firsts(batch), strict=False)
-        ]
+        """Error of the reconstructed images of the same volumes, mean over the levels."""
+        firsts = zip(self._firsts(batch), self._first_images(output, batch), strict=True)
+        errors = [masked_mse(image, volume, self._voxels(mask)) for (volume, mask), image in firsts]
         return {_BRANCH: torch.stack(errors).mean()}
+
+    def _first_images(self, output: Prediction, batch: Batch) -> Iterator[Tensor]:
+        """Their reconstructions with the mean and the deviation of the patches put back."""
+        for (volume, _), prediction in zip(self._firsts(batch), output.reconstructions, strict=False):
+            mean, deviation = patch_statistics(volume, self.autoencoder.patch_size)
+            yield prediction[:: len(prediction) // len(volume)] * deviation + mean
 
     def _voxels(self, mask: Tensor) -> Tensor:
         return mask_to_voxels(mask, self.autoencoder.patch_size)
@@ -246,26 +268,28 @@ class MiM(PretextTask):
 
         Skill is given by level, and as in validation, for all of them.
         """
-        columns, metrics = {}, {}
         error, baseline = self.errors(output, batch)[_BRANCH].item(), self.baseline_error(batch).item()
-        metrics[_BRANCH] = {SKILL: 1 - error / baseline}
-        for number, (volume, mask) in enumerate(self._firsts(batch), start=1):
-            heading, hidden = f"level {number}", self._voxels(mask)
-            mean, deviation = patch_statistics(volume, self.autoencoder.patch_size)
-            image = output.reconstructions[number - 1][:1] * deviation + mean
-            arrays = [t[0].cpu().numpy() for t in (volume, image, self._inpainted(volume, mask), hidden)]
-            figures = reconstruction_metrics(arrays[0], arrays[1], arrays[3])
-            yardstick = reconstruction_metrics(arrays[0], arrays[2], arrays[3])[ERROR]
-            metrics[heading] = {SKILL: 1 - figures[ERROR] / yardstick if yardstick else None, **figures}
-            columns[heading] = arrays[0]
-            columns[f"{heading}, hidden"] = volume.masked_fill(hidden, torch.nan)[0].cpu().numpy()
-            columns[f"{heading}, reconstructed"] = compose(volume, image, hidden)[0].cpu().numpy()
-            if number < self.config.levels:
-                index = int(batch[f"children_{number}"].flatten()[0])
-                columns[f"level {number + 1} is cut from here"] = outlined(
-                    arrays[0], index, self.level_plans[number - 1].grid
-                )
+        metrics: dict[str, dict[str, float | None]] = {_BRANCH: {SKILL: 1 - error / baseline if baseline else None}}
+        columns: dict[str, npt.NDArray[np.float32]] = {}
+        firsts = zip(self._firsts(batch), self._first_images(output, batch), strict=True)
+        for level, ((volume, mask), image) in enumerate(firsts, start=1):
+            heading, hidden = f"level {level}", self._voxels(mask)
+            metrics[heading] = self._figures(volume, image, mask)
+            shown = {"": volume, ", hidden": volume.masked_fill(hidden, torch.nan)}
+            shown[", reconstructed"] = compose(volume, image, hidden)
+            columns |= {heading + what: each[0].cpu().numpy() for what, each in shown.items()}
+            if level < self.config.levels:
+                index = int(batch[f"children_{level}"].flatten()[0])
+                grid = self.level_plans[level - 1].grid
+                columns[f"level {level + 1} is cut from here"] = outlined(columns[heading], index, grid)
         return CaseReport(columns, metrics)
+
+    def _figures(self, volume: Tensor, image: Tensor, mask: Tensor) -> dict[str, float | None]:
+        """Figures of a reconstruction, and its skill: 1 - (its MSE) / (the MSE of the yardstick)."""
+        crop, hidden = volume[0].cpu().numpy(), self._voxels(mask)[0].cpu().numpy()
+        images = (each[0].cpu().numpy() for each in (image, self._inpainted(volume, mask)))
+        of_image, of_yardstick = (reconstruction_metrics(crop, each, hidden) for each in images)
+        return with_skills({"": of_image, self.yardstick: of_yardstick}, self.yardstick)[""]
 
 
 def plan_levels(config: MiMConfig, patch_grid: Size) -> list[Level]:

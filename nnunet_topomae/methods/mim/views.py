@@ -71,8 +71,8 @@ class NestedViews(Views):
         """``crop`` (C, 2D, 2H, 2W) float32, and masks and children by level; see :meth:`Views.draw`.
 
         ``mask_1`` (d, h, w), ``mask_2`` (gamma, d, h, w) and ``mask_3`` (gamma, beta, d, h, w) hide patches, True =
-        hidden. ``children_1`` (gamma,) are raster indices of units of level 1, ``children_2`` (gamma, beta) of patches of
-        the volumes of level 2.
+        hidden. ``children_1`` (gamma,) are raster indices of units of level 1, ``children_2`` (gamma, beta) of patches
+        of the volumes of level 2.
         """
         crop, place = random_crop(images.load(case), self._doubled, rng, mirror and self.mirror)
         return {"crop": crop, **self._draw_levels(image_in(place), rng)}
@@ -84,7 +84,8 @@ class NestedViews(Views):
     def _draw_levels(self, image: Interval, rng: np.random.Generator) -> dict[str, Tensor]:
         """Masks and children, in a crop that the image fills in part."""
         drawn: dict[str, Tensor] = {}
-        images, shape = [image], ()  # of all volumes of a level; how they are counted
+        images = [image]  # of all volumes of a level
+        shape: tuple[int, ...] = ()  # how these are counted
         for number, level in enumerate(self.levels, start=1):
             masks, children = zip(*(level.draw(each, rng) for each in images), strict=True)
             of_patches = [_repeated(mask, self.patch_grid) for mask in masks]
