@@ -1,11 +1,15 @@
 """How each kind of network reconstructs the hidden patches of a crop, for methods that take several kinds."""
 
 from abc import ABC, abstractmethod
+from math import prod
 
 from torch import Tensor, nn
 
-from nnunet_topomae.networks.geometry import Size
-from nnunet_topomae.networks.vit import ViTEncoder, light_decoder, visible_indices
+from nnunet_topomae.networks.geometry import Size, size_of
+from nnunet_topomae.networks.hybrid import HybridEncoder
+from nnunet_topomae.networks.vit import LayerNorm, ViTDecoder, ViTEncoder, light_decoder, visible_indices
+
+_HEAD_WIDTH = 36  # of the decoder for a hybrid encoder
 
 
 class MaskedAutoencoder(nn.Module, ABC):
@@ -62,9 +66,47 @@ class ViTAutoencoder(MaskedAutoencoder):
         return self.decoder.predict(features), features.transpose(1, 2).unflatten(2, mask.shape[1:])
 
 
+class HybridAutoencoder(MaskedAutoencoder):
+    """The decoder of ConvMAE for a hybrid encoder (Gao et al.; MiM, section 3.4), whose tokens hold all stages.
+
+    Feature maps of the three convolutional stages are projected to one token per patch and added to the tokens of the
+    last stage. The transformer decoder is 1.5 x as wide and 8/11 as deep as that stage: 576 wide, 8 blocks, 16 heads
+    for the encoder of MiM.
+
+    Args:
+        encoder: the hybrid encoder.
+        channels: of the crop.
+    """
+
+    encoder_name = "encoder"
+
+    def __init__(self, encoder: HybridEncoder, channels: int):
+        super().__init__()
+        self.patch_size = encoder.patch_size
+        self.projections = nn.ModuleList()
+        for stage, width in enumerate(encoder.widths[:-1], start=1):
+            stride = size_of(map(prod, zip(*encoder.strides[stage:], strict=True)))
+            self.projections.append(nn.Conv3d(width, encoder.width, stride, stride))
+        self.norm = LayerNorm(encoder.width)
+        self.width = encoder.width * 3 // 2
+        depth = max(round(len(encoder.blocks) * 8 / 11), 1)
+        self.decoder = ViTDecoder(encoder, channels, self.width, depth, max(self.width // _HEAD_WIDTH, 1))
+
+    def forward(self, encoder: nn.Module, crop: Tensor, mask: Tensor, num_visible: int) -> tuple[Tensor, Tensor]:
+        """See :meth:`MaskedAutoencoder.forward`."""
+        visible = visible_indices(mask, num_visible)
+        *stages, tokens = encoder(crop, visible)
+        for projection, stage in zip(self.projections, stages, strict=True):
+            tokens = tokens + projection(stage)
+        features = self.decoder.decode(self.norm(tokens.flatten(1).unflatten(0, visible.shape)), visible)
+        return self.decoder.predict(features), features.transpose(1, 2).unflatten(2, mask.shape[1:])
+
+
 def autoencoder_of(network: nn.Module) -> MaskedAutoencoder | None:
     """The autoencoder for a network, built with as many classes as the crop has channels; None for another kind."""
     parts = dict(network.named_children())
     if isinstance(vit := parts.get("vit"), ViTEncoder):
         return ViTAutoencoder(vit, vit.patch_embed.in_channels)
+    if isinstance(hybrid := parts.get("encoder"), HybridEncoder):
+        return HybridAutoencoder(hybrid, hybrid.input_channels)
     return None

@@ -89,7 +89,7 @@ class MiM(PretextTask):
     L = L_R1 + L_R2 + L_R3 + 0.1 (L_C12 + L_C23) (equations 8 to 10).
 
     Args:
-        network: with a :class:`ViTEncoder` as ``vit``.
+        network: of a kind that :func:`autoencoder_of` knows.
         config: the plans' ``pretraining`` block.
         crop_size: voxels per axis of the volumes of all levels; the crop that is drawn is twice as large.
 
@@ -107,8 +107,8 @@ class MiM(PretextTask):
         autoencoder = autoencoder_of(network)
         if autoencoder is None:
             raise ValueError(
-                f"MiM pre-trains networks with a ViT, but the plans name {type(network).__name__}; plan the dataset "
-                f"with nnUNetv2_topomae plan_and_preprocess -pl TopoMAEUNETRPlanner"
+                f"MiM pre-trains a ViT or a hybrid encoder, but the plans name {type(network).__name__}; plan the "
+                f"dataset with nnUNetv2_topomae plan_and_preprocess -pl TopoMAEHybridPlanner"
             )
         super().__init__(network, config, crop_size)
         self.patch_grid = grid_of(crop_size, autoencoder.patch_size, "patch size")
