@@ -13,6 +13,8 @@ from nnunet_topomae.methods.base import Batch, ImageSource, Views
 from nnunet_topomae.methods.crops import Place, random_crop
 from nnunet_topomae.networks.geometry import Size
 
+_ROUNDING = 1e-9
+
 Interval = npt.NDArray[np.float64]  # (3, 2): start and end per axis, as shares of a volume
 
 
@@ -125,11 +127,11 @@ def touching(image: Interval, grid: Size) -> npt.NDArray[np.bool_]:
         image: the part of the volume that the image fills.
         grid: parts per axis.
     """
-    first = np.ones((), dtype=bool)
+    touched = np.ones((), dtype=bool)
     for (start, end), parts in zip(image, grid, strict=True):
         index = np.arange(parts)
-        first = first[..., None] & (start * parts < index + 1) & (end * parts > index)
-    return first
+        touched = touched[..., None] & (start * parts < index + 1 - _ROUNDING) & (end * parts > index + _ROUNDING)
+    return touched
 
 
 def zoomed(image: Interval, index: int, grid: Size) -> Interval:
