@@ -167,7 +167,7 @@ class HybridEncoder(nn.Module):
         self.patch_size = size_of(map(prod, zip(*strides, strict=True)))
         self.grid = grid_of(crop_size, self.patch_size, "the product of the encoder's strides")
         self.width, self.local_start, self.input_channels = widths[-1], local_start, input_channels
-        rates = iter(torch.linspace(0, drop_path, sum(depths)).tolist())
+        rates = iter([drop_path * n / max(sum(depths) - 1, 1) for n in range(sum(depths))])
         self.embeddings = nn.ModuleList(map(Embedding, (input_channels, *widths), widths, strides))
         self.stages = nn.ModuleList(
             ConvolutionalStage(ConvolutionalBlock(width, next(rates)) for _ in range(depth))

@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -98,12 +99,16 @@ def test_one_level_is_mae(batch):
     torch.testing.assert_close(terms["total"], expected["vit_mse"])
 
 
+def _interpolated(where: np.ndarray, line: np.ndarray) -> np.ndarray:
+    return np.interp(where, np.arange(len(line)), line)
+
+
 def enlarged(volume: np.ndarray, size) -> np.ndarray:
     """Linear interpolation axis by axis, values beyond the outermost voxels repeated."""
     for axis, new in enumerate(size):
         old = volume.shape[axis]
         where = (np.arange(new) + 0.5) * old / new - 0.5
-        volume = np.apply_along_axis(lambda line: np.interp(where, np.arange(len(line)), line), axis, volume)
+        volume = np.apply_along_axis(partial(_interpolated, where), axis, volume)
     return volume
 
 
@@ -202,7 +207,7 @@ def test_computing_level_3_again_changes_nothing(batch):
 
 
 def _traced(**settings) -> float:
-    config = replace(MiMConfig(), **settings)
+    config = replace(MiMConfig(projection_width=16), **settings)
 
     class Variant(MiM):
         config_class = staticmethod(lambda: config)
