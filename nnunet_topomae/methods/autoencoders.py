@@ -3,8 +3,13 @@
 from abc import ABC, abstractmethod
 from math import prod
 
+from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from torch import Tensor, nn
 
+from nnunet_topomae.methods.light_decoder import SparKDecoder
+from nnunet_topomae.methods.losses import patch_means
+from nnunet_topomae.methods.masked_convolution import choose_patch_size, hide_in
+from nnunet_topomae.methods.masking import mask_to_voxels
 from nnunet_topomae.networks.geometry import Size, size_of
 from nnunet_topomae.networks.hybrid import HybridEncoder
 from nnunet_topomae.networks.vit import LayerNorm, ViTDecoder, ViTEncoder, light_decoder, visible_indices
@@ -102,8 +107,43 @@ class HybridAutoencoder(MaskedAutoencoder):
         return self.decoder.predict(features), features.transpose(1, 2).unflatten(2, mask.shape[1:])
 
 
-def autoencoder_of(network: nn.Module) -> MaskedAutoencoder | None:
-    """The autoencoder for a network, built with as many classes as the crop has channels; None for another kind."""
+class ConvolutionalAutoencoder(MaskedAutoencoder):
+    """SparK's light decoder for the encoder of nnU-Net's U-Nets, which hides patches after every convolution.
+
+    Args:
+        network: PlainConvUNet or ResidualEncoderUNet, 3D; its encoder gets hooks.
+        decoder_width: see :class:`SparKDecoder`.
+    """
+
+    encoder_name = "encoder"
+
+    def __init__(self, network: PlainConvUNet | ResidualEncoderUNet, decoder_width: int):
+        super().__init__()
+        encoder = network.encoder
+        channels = network.decoder.seg_layers[-1].out_channels
+        self.patch_size = choose_patch_size(encoder.strides)
+        self.hidden = hide_in(encoder)
+        self.decoder = SparKDecoder(encoder.output_channels, encoder.strides, decoder_width, channels)
+        self.width = self.decoder.output.in_channels
+
+    def forward(self, encoder: nn.Module, crop: Tensor, mask: Tensor, num_visible: int) -> tuple[Tensor, Tensor]:
+        """See :meth:`MaskedAutoencoder.forward`; features are means over patches."""
+        self.hidden.mask = mask
+        stages = encoder(crop.masked_fill(mask_to_voxels(mask, self.patch_size), 0))
+        features = self.decoder.decode(stages, self.hidden)
+        self.hidden.mask = None
+        return self.decoder.output(features), patch_means(features, self.patch_size)
+
+
+def autoencoder_of(network: nn.Module, decoder_width: int) -> MaskedAutoencoder | None:
+    """The autoencoder for a network of any kind that can hide patches; None for another one.
+
+    Args:
+        network: built with as many classes as the crop has channels.
+        decoder_width: of the decoder for convolutional encoders; see :class:`SparKDecoder`.
+    """
+    if isinstance(network, PlainConvUNet | ResidualEncoderUNet):
+        return ConvolutionalAutoencoder(network, decoder_width)
     parts = dict(network.named_children())
     if isinstance(vit := parts.get("vit"), ViTEncoder):
         return ViTAutoencoder(vit, vit.patch_embed.in_channels)

@@ -61,10 +61,13 @@ class Embedding(nn.Module):
         self.norm = LayerNorm(output_channels)
 
     def initialize(self) -> None:
-        """Draw new weights, as of a linear layer."""
+        """Draw new weights, as of a linear layer.
+
+        Biases are PyTorch's, as in ConvMAE: with biases of 0 the norm would divide the zeros of padding by almost
+        nothing, and gradients would explode.
+        """
+        self.convolution.reset_parameters()
         nn.init.xavier_uniform_(self.convolution.weight.view(len(self.convolution.weight), -1))
-        if self.convolution.bias is not None:
-            nn.init.zeros_(self.convolution.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D, H, W, C) to (B, D / stride, ..., output_channels)."""

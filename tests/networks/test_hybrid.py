@@ -161,7 +161,7 @@ def test_what_does_not_fit_is_refused(changes, message):
 
 def test_the_decoder_of_pre_training_has_the_published_size():
     with torch.device("meta"):
-        autoencoder = autoencoder_of(HybridUNETR(1, 1, (96, 96, 96), FULL_STRIDES, {}, deep_supervision=False))
+        autoencoder = autoencoder_of(HybridUNETR(1, 1, (96, 96, 96), FULL_STRIDES, {}, deep_supervision=False), 512)
     decoder = autoencoder.decoder
     assert (decoder.embed.out_features, len(decoder.blocks), decoder.blocks[0].attn.num_heads) == (576, 8, 16)
     assert decoder.to_voxels.out_features == 4096
@@ -176,3 +176,11 @@ def test_tokens_of_pre_training_hold_all_stages():
     nn.init.zeros_(task.autoencoder.projections[0].weight)
     _, after = task.autoencoder(task.encoder, crop, mask, 26)
     assert not torch.allclose(before, after)
+
+
+def test_padding_does_not_make_gradients_explode():
+    encoder = make_encoder()
+    crop = torch.zeros(1, 1, *TINY_CROP)
+    crop[..., :16] = torch.rand(16)
+    sum(stage.square().mean() for stage in encoder(crop)).backward()
+    assert max(p.grad.norm() for p in encoder.parameters()) < 100

@@ -77,6 +77,12 @@ class MiMConfig(PretrainingConfig):
     projection_width: int = setting(
         2048, Number(1, integer=True), "channels of the vectors that are aligned", "paper, 3.3; code: 576"
     )
+    decoder_width: int = setting(
+        512,
+        Number(8, integer=True),
+        "U-Nets: channels of the light decoder at the fifth and all coarser scales; each finer scale has half as many",
+        "SparK",
+    )
     mirror: bool = setting(
         default=False, accepted=Flag(), meaning="mirror crops at random", source="paper, Table 1: random crops only"
     )

@@ -104,11 +104,12 @@ class MiM(PretextTask):
     autoencoder: MaskedAutoencoder
 
     def __init__(self, network: nn.Module, config: MiMConfig, crop_size: Sequence[int]):
-        autoencoder = autoencoder_of(network)
+        autoencoder = autoencoder_of(network, config.decoder_width)
         if autoencoder is None:
             raise ValueError(
-                f"MiM pre-trains a ViT or a hybrid encoder, but the plans name {type(network).__name__}; plan the "
-                f"dataset with nnUNetv2_topomae plan_and_preprocess -pl TopoMAEHybridPlanner"
+                f"MiM pre-trains a ViT, a hybrid encoder or the encoder of a PlainConvUNet or ResidualEncoderUNet, but "
+                f"the plans name {type(network).__name__}; plan the dataset with nnUNetv2_topomae plan_and_preprocess "
+                f"-pl TopoMAEHybridPlanner, or use plans of nnUNetv2_plan_experiment"
             )
         super().__init__(network, config, crop_size)
         self.patch_grid = grid_of(crop_size, autoencoder.patch_size, "patch size")

@@ -20,6 +20,7 @@ TRAINERS = {  # by name: trainer, plans
     "AnatoMask, ResEnc M": ("AnatoMaskPretrainer", "nnUNetResEncUNetMPlans"),
     "MiM": ("MiMPretrainer", "TinyUNETR"),
     "MiM, hybrid network": ("MiMPretrainer", "TinyHybrid"),
+    "MiM, ResEnc M": ("MiMPretrainer", "ResEncMiM"),
     "CropContrast, the worked example": ("CropContrastPretrainer", "CropContrastPlans"),
 }
 
@@ -61,6 +62,8 @@ def plans(workspace):
         configuration["pretraining"] = {**SCHEDULE, "gamma": 2, "beta": 2, "projection_width": 32}
 
     workspace.write_plans("TinyHybrid", hybrid)
+    few = {"gamma": 2, "beta": 2, "projection_width": 32}
+    workspace.write_plans("ResEncMiM", lambda c: c["pretraining"].update(few), like="nnUNetResEncUNetMPlans")
 
     content = json.loads((workspace.preprocessed / "nnUNetPlans.json").read_text())
     content["configurations"]["3d_fullres"]["pretraining"] = {**SCHEDULE, "temperature": 0.2}
@@ -191,7 +194,6 @@ def test_without_any_pretraining_all_commands_are_named(workspace, plans):
     [
         ("TopoMAEPretrainer", "nnUNetPlans", "TopoMAE pre-trains a FusedViTUNETRPP, but the plans name PlainConvUNet"),
         ("MAEPretrainer", "nnUNetPlans", "MAE pre-trains the ViT of a network, but the plans name PlainConvUNet"),
-        ("MiMPretrainer", "nnUNetPlans", "MiM pre-trains a ViT or a hybrid encoder, but the plans name PlainConvUNet"),
         ("AnatoMaskPretrainer", "TinyUNETR", "AnatoMask pre-trains a PlainConvUNet or ResidualEncoderUNet, but"),
         ("SparKPretrainer", "nnUNetTopoMAEPlans", "SparK pre-trains a PlainConvUNet or ResidualEncoderUNet, but"),
     ],
