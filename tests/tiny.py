@@ -14,9 +14,10 @@ from nnunet_topomae.methods import PretextTask
 from nnunet_topomae.methods.mae import MAE, MAEConfig
 from nnunet_topomae.methods.masked import MaskedReconstruction
 from nnunet_topomae.methods.masking import random_patch_mask
+from nnunet_topomae.methods.mim import MiM, MiMConfig
 from nnunet_topomae.methods.spark import AnatoMask, AnatoMaskConfig, SparK, SparKConfig
 from nnunet_topomae.methods.topomae import TopoMAE, TopoMAEConfig
-from nnunet_topomae.networks import UNETR, FusedViTUNETRPP
+from nnunet_topomae.networks import UNETR, FusedViTUNETRPP, HybridUNETR
 
 TINY_CROP = (16, 16, 32)
 _VIT = {"width": 32, "depth": 4, "num_heads": 2}
@@ -37,6 +38,13 @@ TINY_UNETR = {
     "strides": [[1, 1, 1], [1, 1, 2], [2, 2, 2], [2, 2, 2]],
     "vit": TINY_NETWORK["vit"],
     "features": 4,
+}
+TINY_HYBRID = {
+    "crop_size": list(TINY_CROP),
+    "strides": [[1, 1, 1], [1, 2, 2], [2, 2, 2], [2, 1, 2], [1, 1, 1], [1, 1, 2]],
+    "encoder": {"widths": [8, 8, 16, 24], "depths": [1, 1, 1, 2], "num_heads": 2},
+    "features": 4,
+    "coarsest_features": 24,
 }
 TINY_UNET = {
     "n_stages": 4,
@@ -64,6 +72,8 @@ def make_network(kind: str, channels: int = 1, classes: int = 1, deep_supervisio
         network = FusedViTUNETRPP(channels, classes, deep_supervision=deep_supervision, **TINY_NETWORK)
     elif kind == "unetr":
         network = UNETR(channels, classes, deep_supervision=deep_supervision, **TINY_UNETR)
+    elif kind == "hybrid":
+        network = HybridUNETR(channels, classes, deep_supervision=deep_supervision, **TINY_HYBRID)
     elif kind == "plain":
         network = PlainConvUNet(
             channels, num_classes=classes, n_conv_per_stage=2, deep_supervision=deep_supervision, **TINY_UNET
@@ -84,6 +94,15 @@ METHODS = {  # by name: network, task, settings
     "SparK, PlainConvUNet": ("plain", SparK, SparKConfig(decoder_width=16)),
     "SparK, ResidualEncoderUNet": ("residual", SparK, SparKConfig(decoder_width=16)),
     "AnatoMask": ("residual", AnatoMask, AnatoMaskConfig(decoder_width=16)),
+    "MiM": ("unetr", MiM, MiMConfig(projection_width=32)),
+    "MiM of the fused network, likeness alone": ("fused", MiM, MiMConfig(alignment="byol", gamma=2, beta=2)),
+    "MiM of the hybrid network": ("hybrid", MiM, MiMConfig(gamma=2, beta=2, projection_width=32)),
+    "MiM of a PlainConvUNet": ("plain", MiM, MiMConfig(decoder_width=16, projection_width=32)),
+    "MiM of a ResidualEncoderUNet": (
+        "residual",
+        MiM,
+        MiMConfig(gamma=2, beta=2, decoder_width=16, projection_width=32),
+    ),
     "CropContrast, the worked example": ("plain", CropContrast, CropContrastConfig()),
 }
 MASKED_METHODS = [name for name, (_, task, _) in METHODS.items() if issubclass(task, MaskedReconstruction)]

@@ -3,19 +3,19 @@
 import re
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 
-from nnunet_topomae.networks.geometry import check_switch, grid_of, size_of
+from nnunet_topomae.networks.geometry import Size, check_switch, grid_of, size_of
 from nnunet_topomae.networks.grids import GridTensor, PatchVoxels, Positions
 
 _DECODER_WIDTH, _DECODER_DEPTH, _DECODER_HEAD_WIDTH = 384, 8, 32  # SelfMedMAE's
 _TAPS = (3, 6, 9)  # UNETR's blocks of 12, 0-based
 _LATE_TAPS = (4, 7, 10)  # a mistake of ours that older plans were trained with
-_LayerNorm: Any = partial(nn.LayerNorm, eps=1e-6)  # as in ViT and SelfMedMAE; PyTorch's default is 1e-5
+LayerNorm: Any = partial(nn.LayerNorm, eps=1e-6)  # as in ViT and SelfMedMAE; PyTorch's default is 1e-5
 _LOCAL_POSITIONS = 6.0, 4.0  # temperature and scale, by measurement: docs/results.md
 
 
@@ -75,9 +75,9 @@ class ViTEncoder(nn.Module):
         self.local_start = check_switch(local_start, "local_start")
         self.pos_embed = nn.Parameter(self.initial_positions(width))
         self.blocks = nn.ModuleList(
-            _block(width, num_heads, drop_path=drop_path * i / max(depth - 1, 1)) for i in range(depth)
+            transformer_block(width, num_heads, drop_path=drop_path * i / max(depth - 1, 1)) for i in range(depth)
         )
-        self.norm = _LayerNorm(width)
+        self.norm = LayerNorm(width)
         self.initialize()
 
     def initialize(self) -> None:
@@ -119,7 +119,7 @@ class ViTEncoder(nn.Module):
 
     def initial_positions(self, width: int) -> Tensor:
         """Sine-cosine positions on this grid for tokens of some width, (1, N, width); also those of the decoder."""
-        return sincos_positions(self.grid, width, *(_LOCAL_POSITIONS if self.local_start else ()))
+        return initial_positions(self.grid, width, self.local_start)
 
     def no_weight_decay(self) -> set[str]:
         """The positions."""
@@ -192,6 +192,18 @@ class ViTMaskedAutoencoder(nn.Module):
         return self.decoder(self.encoder(crop, visible), visible)
 
 
+class TokenEncoder(Protocol):
+    """What a :class:`ViTDecoder` knows of the encoder of its tokens; see :class:`ViTEncoder`."""
+
+    grid: Size
+    patch_size: Size
+    width: int
+    local_start: bool
+
+    def initial_positions(self, width: int) -> Tensor:
+        """Positions for tokens of some width, (1, N, width)."""
+
+
 class ViTDecoder(nn.Module):
     """Transformer decoder over visible tokens and learned mask tokens.
 
@@ -200,14 +212,14 @@ class ViTDecoder(nn.Module):
 
     pos_embed: Tensor
 
-    def __init__(self, encoder: ViTEncoder, output_channels: int, width: int, depth: int, num_heads: int):
+    def __init__(self, encoder: TokenEncoder, output_channels: int, width: int, depth: int, num_heads: int):
         super().__init__()
         self.grid, self.patch_size, self.output_channels = encoder.grid, encoder.patch_size, output_channels
         self.embed = nn.Linear(encoder.width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width).normal_(std=0.02))
         self.register_buffer("pos_embed", encoder.initial_positions(width), persistent=False)
-        self.blocks = nn.ModuleList(_block(width, num_heads) for _ in range(depth))
-        self.norm = _LayerNorm(width)
+        self.blocks = nn.ModuleList(transformer_block(width, num_heads) for _ in range(depth))
+        self.norm = LayerNorm(width)
         self.to_voxels = nn.Linear(
             width, output_channels * self.patch_size[0] * self.patch_size[1] * self.patch_size[2]
         )
@@ -223,12 +235,20 @@ class ViTDecoder(nn.Module):
         Returns:
             (B, C, D, H, W).
         """
+        return self.predict(self.decode(tokens, visible))
+
+    def decode(self, tokens: Tensor, visible: Tensor) -> Tensor:
+        """Normalised features of all patches, (B, N, width), from which voxels are predicted; see :meth:`forward`."""
         tokens = self.embed(tokens)
         background = self.mask_token.to(tokens.dtype).expand(len(tokens), self.pos_embed.shape[1], -1)
         tokens = scatter_tokens(tokens, visible, background) + self.pos_embed
         for block in self.blocks:
             tokens = block(tokens)
-        return self.unpatchify(self.to_voxels(self.norm(tokens)))
+        return self.norm(tokens)
+
+    def predict(self, features: Tensor) -> Tensor:
+        """Voxels (B, C, D, H, W) from the features that :meth:`decode` gives."""
+        return self.unpatchify(self.to_voxels(features))
 
     def no_weight_decay(self) -> set[str]:
         """The mask token."""
@@ -246,8 +266,9 @@ class ViTDecoder(nn.Module):
         return blocks.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(-1, self.output_channels, d * p, h * q, w * r)
 
 
-def _block(width: int, num_heads: int, drop_path: float = 0.0) -> Block:
-    return Block(width, num_heads, qkv_bias=True, drop_path=drop_path, norm_layer=_LayerNorm)
+def transformer_block(width: int, num_heads: int, drop_path: float = 0.0) -> Block:
+    """Timm's block with the norm first, an MLP of four times the width, and biases in all linear layers."""
+    return Block(width, num_heads, qkv_bias=True, drop_path=drop_path, norm_layer=LayerNorm)
 
 
 def initialize_linear_layers(part: nn.Module) -> None:
@@ -338,6 +359,11 @@ def visible_indices(mask: Tensor, num_visible: int) -> Tensor:
 def scatter_tokens(tokens: Tensor, indices: Tensor, background: Tensor) -> Tensor:
     """Put tokens (B, M, width) at indices (B, M) of a background (B, N, width)."""
     return background.scatter(1, indices[..., None].expand(-1, -1, tokens.shape[-1]), tokens)
+
+
+def initial_positions(grid: Sequence[int], width: int, local_start: bool) -> Tensor:
+    """Positions that tokens of some width start with, (1, N, width); see ``local_start`` of :class:`ViTEncoder`."""
+    return sincos_positions(grid, width, *(_LOCAL_POSITIONS if local_start else ()))
 
 
 def sincos_positions(grid: Sequence[int], width: int, temperature: float = 10000.0, scale: float = 1.0) -> Tensor:

@@ -93,6 +93,22 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class Numbers:
+    """Accepts a list of ``count`` numbers, each of which ``each`` accepts."""
+
+    count: int
+    each: Number
+
+    def accepts(self, value: Any) -> bool:
+        """Whether ``value`` lists as many numbers, all of them accepted."""
+        is_list = isinstance(value, Sequence) and not isinstance(value, str)
+        return is_list and len(value) == self.count and all(map(self.each.accepts, value))
+
+    def __str__(self) -> str:
+        return f"a list of {self.count}, each {self.each}"
+
+
+@dataclass(frozen=True)
 class Identifiers:
     """Accepts a list of distinct dataset IDs."""
 
@@ -132,7 +148,7 @@ class Name:
         return "null or the name of a trainer"
 
 
-Accepted = Number | Flag | Subset | Grid | Identifiers | Choice | Name
+Accepted = Number | Numbers | Flag | Subset | Grid | Identifiers | Choice | Name
 
 
 def setting(default: Any, accepted: Accepted, meaning: str, source: str) -> Any:

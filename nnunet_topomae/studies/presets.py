@@ -8,6 +8,7 @@ TOPOMAE_PLANS = "nnUNetTopoMAEPlans"
 _FUSED, _ANY = "FusedFinetuneTrainer", "PretrainedFinetuneTrainer"
 _RESENC = "nnUNetResEncUNetMPlans"
 _UNETR = "nnUNetTopoMAEUNETRPlans"
+_HYBRID = "nnUNetTopoMAEHybridPlans"
 _VIT_ONLY: dict[str, Any] = {"pretraining.branches": ["vit"]}
 _NO_TOPOLOGY: dict[str, Any] = {"pretraining.topology.enabled": False}
 _NO_SPATIAL: dict[str, Any] = {"pretraining.spatial.enabled": False}
@@ -41,6 +42,12 @@ def _topomae(title: str, baselines: Sequence[str], **settings: Any) -> RowKind:
     return RowKind(title, _FUSED, "TopoMAEPretrainer", settings=settings, baselines=baselines)
 
 
+def _mim(title: str, **settings: Any) -> RowKind:
+    """A row of MiM on the hybrid network, with settings of the ``pretraining`` block."""
+    keys = {f"pretraining.{key}": value for key, value in settings.items()}
+    return RowKind(title, _ANY, "MiMPretrainer", _HYBRID, keys, baselines=["hybrid"])
+
+
 KINDS: dict[str, RowKind] = {
     "scratch": RowKind("UNETR++ and ViT, from scratch", _FUSED),
     "topomae": _topomae("TopoMAE", ["scratch"]),
@@ -55,10 +62,25 @@ KINDS: dict[str, RowKind] = {
     "anatomask": RowKind("AnatoMask, ResEnc M", _ANY, "AnatoMaskPretrainer", _RESENC, baselines=["resenc"]),
     "unetr": RowKind("UNETR, from scratch", _ANY, plans=_UNETR),
     "mae": RowKind("MAE + UNETR", _ANY, "MAEPretrainer", _UNETR, baselines=["unetr"]),
+    "hybrid": RowKind("hybrid network, from scratch", _ANY, plans=_HYBRID),
+    "mim": _mim("MiM"),
+    "mimr1": _mim("MiM, level 1 only", levels=1),
+    "mimr2": _mim("MiM, levels 1 and 2, no alignment", levels=2, alignment="off"),
+    "mimr3": _mim("MiM, no alignment", alignment="off"),
+    "mimc12": _mim("MiM, alignment of levels 1 and 2 only", alignment_weights=[0.1, 0.0]),
+    "mimtwolevels": _mim("MiM, levels 1 and 2", levels=2),
+    "mimvisible": _mim("MiM, volumes cut from visible patches", children="visible"),
+    "mimbyol": _mim("MiM, no negatives", alignment="byol"),
+    "mimcoarse": _mim("MiM, coarse to fine", weight_schedule="coarse_to_fine"),
+    "mimfine": _mim("MiM, fine to coarse", weight_schedule="fine_to_coarse"),
 }
 PRESETS = {  # labels: any row against its baseline
     "table6": ["unetrpp", "vit", "spatial", "topology", "copretrained"],
     "methods": ["nnunet", "resenc", "spark", "anatomask", "mae", "scratch", "topomae"],
+    "mim": [  # Tables 10, 11, 12 and 14 and Fig. 7 of the paper of MiM
+        *("hybrid", "mimr1", "mimr2", "mimr3", "mimc12", "mimtwolevels"),
+        *("mimvisible", "mimbyol", "mimcoarse", "mimfine", "mim"),
+    ],
     "labels": ["topomae"],
 }
 LABEL_COUNTS = (5, 10, 20, 40)  # of the preset labels

@@ -3,11 +3,20 @@ import json
 import pytest
 
 from nnunet_topomae.methods.mae import MAEConfig
+from nnunet_topomae.methods.mim import MiMConfig
 from nnunet_topomae.methods.spark import AnatoMaskConfig, SparKConfig
 from nnunet_topomae.methods.topomae import TopoMAEConfig
 from nnunet_topomae.settings import FinetuningConfig, UNetFinetuningConfig, read_block, to_block
 
-CONFIG_CLASSES = [TopoMAEConfig, MAEConfig, SparKConfig, AnatoMaskConfig, FinetuningConfig, UNetFinetuningConfig]
+CONFIG_CLASSES = [
+    TopoMAEConfig,
+    MAEConfig,
+    SparKConfig,
+    AnatoMaskConfig,
+    MiMConfig,
+    FinetuningConfig,
+    UNetFinetuningConfig,
+]
 
 
 def test_defaults_are_the_papers():
@@ -56,3 +65,12 @@ def test_left_out_keys_take_their_defaults():
 def test_bad_keys_are_named(block, message):
     with pytest.raises(ValueError, match=message.replace("?", r"\?").split("[")[0]):
         read_block(TopoMAEConfig, block, "pretraining")
+
+
+@pytest.mark.parametrize("value", [[0.5, 0.6], [0.5, 0.6, 1], "0.5", [0.5, 0.6, True], 0.5])
+def test_a_list_of_numbers_is_checked_one_by_one(value):
+    with pytest.raises(
+        ValueError, match=r"mask_ratios in the plans must be a list of 3, each a number above 0 and below 1"
+    ):
+        read_block(MiMConfig, {"mask_ratios": value}, "pretraining")
+    assert read_block(MiMConfig, {"mask_ratios": [0.5, 0.25, 0.75]}, "pretraining").mask_ratios == (0.5, 0.25, 0.75)

@@ -1,5 +1,7 @@
 import pytest
 
+from nnunet_topomae.methods.mim import MiMConfig
+from nnunet_topomae.settings import read_block
 from nnunet_topomae.studies.presets import KINDS, PRESETS, baseline_of, kinds_of
 
 
@@ -26,6 +28,26 @@ def test_table_vi_of_the_paper():
     assert kinds["spatial"].settings == {"pretraining.branches": ["vit"], "pretraining.topology.enabled": False}
     assert kinds["topology"].settings == {"pretraining.branches": ["vit"]}
     assert kinds["copretrained"].settings == {}
+
+
+def test_ablations_of_mim_differ_in_the_settings_of_their_tables():
+    kinds = kinds_of([], "mim")
+    assert {baseline_of(name, kinds) for name in kinds} == {None, "hybrid"}
+    assert {name: kind.settings for name, kind in kinds.items() if kind.pretrainer} == {
+        "mim": {},
+        "mimr1": {"pretraining.levels": 1},
+        "mimr2": {"pretraining.levels": 2, "pretraining.alignment": "off"},
+        "mimr3": {"pretraining.alignment": "off"},
+        "mimc12": {"pretraining.alignment_weights": [0.1, 0.0]},
+        "mimtwolevels": {"pretraining.levels": 2},
+        "mimvisible": {"pretraining.children": "visible"},
+        "mimbyol": {"pretraining.alignment": "byol"},
+        "mimcoarse": {"pretraining.weight_schedule": "coarse_to_fine"},
+        "mimfine": {"pretraining.weight_schedule": "fine_to_coarse"},
+    }
+    for kind in kinds.values():
+        settings = {key.removeprefix("pretraining."): value for key, value in kind.settings.items()}
+        read_block(MiMConfig, settings, "pretraining")
 
 
 def test_labels_adds_the_same_network_from_scratch():

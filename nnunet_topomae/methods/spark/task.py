@@ -1,7 +1,6 @@
 """SparK and AnatoMask: masked reconstruction by nnU-Net's own convolutional networks (Tian et al.; Li et al.)."""
 
 from collections.abc import Sequence
-from itertools import accumulate
 
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from dynamic_network_architectures.building_blocks.plain_conv_encoder import PlainConvEncoder
@@ -10,13 +9,10 @@ from dynamic_network_architectures.building_blocks.unet_decoder import UNetDecod
 from torch import Tensor
 
 from nnunet_topomae.methods.base import Batch
+from nnunet_topomae.methods.light_decoder import SparKDecoder
 from nnunet_topomae.methods.masked import NormalisedReconstruction
-from nnunet_topomae.methods.spark.decoder import SparKDecoder
-from nnunet_topomae.methods.spark.masked_convolution import hide_in
+from nnunet_topomae.methods.masked_convolution import choose_patch_size, hide_in
 from nnunet_topomae.methods.spark.settings import AnatoMaskConfig, SparKConfig
-from nnunet_topomae.networks.geometry import Size, size_of
-
-_LARGEST_PATCH = 16
 
 
 class SparK(NormalisedReconstruction):
@@ -74,12 +70,3 @@ class AnatoMask(SparK):
     """SparK whose teacher chooses the patches that are hidden (Li et al., section 3)."""
 
     config_class = AnatoMaskConfig
-
-
-def choose_patch_size(strides: Sequence[Sequence[int]]) -> Size:
-    """The cumulative stride of the coarsest stage at which no axis exceeds 16.
-
-    A voxel of a coarser stage covers several whole patches, so nothing is hidden from these stages.
-    """
-    cumulative = accumulate(strides, lambda a, b: [i * j for i, j in zip(a, b, strict=True)])
-    return size_of(next(stride for stride in reversed(list(cumulative)) if max(stride) <= _LARGEST_PATCH))

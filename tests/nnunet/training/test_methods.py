@@ -9,7 +9,7 @@ from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.run.run_training import maybe_load_checkpoint
 
 from nnunet_topomae.nnunet.weights.checkpoints import read_checkpoint, write_checkpoint
-from tiny import PLANNED_CROP, PLANNED_NETWORK, SCHEDULE
+from tiny import PLANNED_CROP, PLANNED_NETWORK, SCHEDULE, TINY_HYBRID
 
 TRAINERS = {  # by name: trainer, plans
     "TopoMAE": ("TopoMAEPretrainer", "nnUNetTopoMAEPlans"),
@@ -18,6 +18,9 @@ TRAINERS = {  # by name: trainer, plans
     "SparK, default plans": ("SparKPretrainer", "nnUNetPlans"),
     "AnatoMask, default plans": ("AnatoMaskPretrainer", "nnUNetPlans"),
     "AnatoMask, ResEnc M": ("AnatoMaskPretrainer", "nnUNetResEncUNetMPlans"),
+    "MiM": ("MiMPretrainer", "TinyUNETR"),
+    "MiM, hybrid network": ("MiMPretrainer", "TinyHybrid"),
+    "MiM, ResEnc M": ("MiMPretrainer", "ResEncMiM"),
     "CropContrast, the worked example": ("CropContrastPretrainer", "CropContrastPlans"),
 }
 
@@ -51,6 +54,16 @@ def plans(workspace):
         configuration["pretraining"] = SCHEDULE
 
     workspace.write_plans("TinyUNETR", unetr)
+
+    def hybrid(configuration):
+        arguments = {**TINY_HYBRID, "crop_size": PLANNED_CROP, "strides": [[1] * 3, *[[2] * 3] * 3, *[[1] * 3] * 2]}
+        name = "nnunet_topomae.networks.hybrid.HybridUNETR"
+        configuration["architecture"].update(network_class_name=name, arch_kwargs=arguments)
+        configuration["pretraining"] = {**SCHEDULE, "gamma": 2, "beta": 2, "projection_width": 32}
+
+    workspace.write_plans("TinyHybrid", hybrid)
+    few = {"gamma": 2, "beta": 2, "projection_width": 32}
+    workspace.write_plans("ResEncMiM", lambda c: c["pretraining"].update(few), like="nnUNetResEncUNetMPlans")
 
     content = json.loads((workspace.preprocessed / "nnUNetPlans.json").read_text())
     content["configurations"]["3d_fullres"]["pretraining"] = {**SCHEDULE, "temperature": 0.2}
@@ -172,7 +185,7 @@ def test_without_any_pretraining_all_commands_are_named(workspace, plans):
     trainer = workspace.trainer("PretrainedFinetuneTrainer", "nnUNetPlans", fold=3)
     with pytest.raises(ValueError, match="no pre-trained checkpoint of fold 3") as error:
         trainer.find_pretrained_checkpoint()
-    for name in ("AnatoMaskPretrainer", "SparKPretrainer", "MAEPretrainer", "TopoMAEPretrainer"):
+    for name in ("AnatoMaskPretrainer", "SparKPretrainer", "MAEPretrainer", "MiMPretrainer", "TopoMAEPretrainer"):
         assert f"nnUNetv2_train Dataset998_Phantom 3d_fullres 3 -p nnUNetPlans -tr {name}" in str(error.value)
 
 

@@ -7,7 +7,7 @@ from dynamic_network_architectures.building_blocks.simple_conv_blocks import Con
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from nnunet_topomae.methods.spark.masked_convolution import HiddenPatches, masked_instance_norm
+from nnunet_topomae.methods.masked_convolution import HiddenPatches, masked_instance_norm
 from nnunet_topomae.networks.geometry import size_of
 
 _MIN_WIDTH, _WIDEST_STAGE = 8, 4
@@ -101,10 +101,14 @@ class SparKDecoder(nn.Module):
 
     def forward(self, features: Sequence[Tensor], hidden: HiddenPatches) -> Tensor:
         """Reconstruct a crop, (B, output_channels, D, H, W), from the features of all stages, finest first."""
+        return self.output(self.decode(features, hidden))
+
+    def decode(self, features: Sequence[Tensor], hidden: HiddenPatches) -> Tensor:
+        """Features at full resolution, (B, channels, D, H, W), from which voxels are predicted; see :meth:`forward`."""
         x = None
         for densify, upsample, skip in zip(
             reversed(self.densify), reversed(self.upsample), reversed(features[1:]), strict=True
         ):
             dense = densify(skip, hidden.visible_at(skip))
             x = upsample(dense if x is None else x + dense)
-        return self.output(x)
+        return x

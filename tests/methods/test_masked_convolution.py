@@ -2,9 +2,8 @@ import pytest
 import torch
 from torch import nn
 
+from nnunet_topomae.methods.masked_convolution import choose_patch_size, hide_in, masked_instance_norm
 from nnunet_topomae.methods.masking import mask_to_voxels, random_patch_mask
-from nnunet_topomae.methods.spark.masked_convolution import hide_in, masked_instance_norm
-from nnunet_topomae.methods.spark.task import choose_patch_size
 from tiny import make_network, make_spark
 
 CROP = (16, 16, 32)

@@ -5,11 +5,16 @@ their statistics over visible voxels only. Forward hooks do this; the encoder it
 is set the hooks do nothing. This saves neither time nor memory.
 """
 
+from collections.abc import Sequence
+from itertools import accumulate
+
 import torch
 from torch import Tensor, nn
 
 from nnunet_topomae.methods.masking import mask_to_voxels
+from nnunet_topomae.networks.geometry import Size, size_of
 
+_LARGEST_PATCH = 16
 _ZEROED = (nn.Conv3d, nn.AvgPool3d, nn.MaxPool3d)
 _KEEP_ZERO = (nn.LeakyReLU, nn.ReLU, nn.ReLU6, nn.ELU, nn.GELU, nn.SiLU, nn.Identity, nn.Dropout, nn.Dropout3d)
 
@@ -87,3 +92,12 @@ def masked_instance_norm(features: Tensor, visible: Tensor, norm: nn.InstanceNor
     if norm.affine:
         normalised = normalised * norm.weight[:, None, None, None] + norm.bias[:, None, None, None] * visible
     return normalised.to(features.dtype)
+
+
+def choose_patch_size(strides: Sequence[Sequence[int]]) -> Size:
+    """The cumulative stride of the coarsest stage at which no axis exceeds 16.
+
+    A voxel of a coarser stage covers several whole patches, so nothing is hidden from these stages.
+    """
+    cumulative = accumulate(strides, lambda a, b: [i * j for i, j in zip(a, b, strict=True)])
+    return size_of(next(stride for stride in reversed(list(cumulative)) if max(stride) <= _LARGEST_PATCH))

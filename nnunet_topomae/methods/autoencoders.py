@@ -1,0 +1,152 @@
+"""How each kind of network reconstructs the hidden patches of a crop, for methods that take several kinds."""
+
+from abc import ABC, abstractmethod
+from math import prod
+
+from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
+from torch import Tensor, nn
+
+from nnunet_topomae.methods.light_decoder import SparKDecoder
+from nnunet_topomae.methods.losses import patch_means
+from nnunet_topomae.methods.masked_convolution import choose_patch_size, hide_in
+from nnunet_topomae.methods.masking import mask_to_voxels
+from nnunet_topomae.networks.geometry import Size, size_of
+from nnunet_topomae.networks.hybrid import HybridEncoder
+from nnunet_topomae.networks.vit import LayerNorm, ViTDecoder, ViTEncoder, light_decoder, visible_indices
+
+_HEAD_WIDTH = 36  # of the decoder for a hybrid encoder
+
+
+class MaskedAutoencoder(nn.Module, ABC):
+    """A decoder that pre-training adds to the encoder of a network.
+
+    It does not hold the encoder, which belongs to the network, but is handed it.
+
+    Attributes:
+        encoder_name: under which the network holds its encoder.
+        patch_size: voxels per axis of a patch.
+        width: channels of the features.
+    """
+
+    encoder_name: str
+    patch_size: Size
+    width: int
+
+    @abstractmethod
+    def forward(self, encoder: nn.Module, crop: Tensor, mask: Tensor, num_visible: int) -> tuple[Tensor, Tensor]:
+        """Reconstruct a crop from its visible patches.
+
+        Args:
+            encoder: of the network.
+            crop: (B, C, D, H, W).
+            mask: (B, d, h, w) bool of patches, True = hidden; as many in every sample.
+            num_visible: visible patches in every sample.
+
+        Returns:
+            The prediction at every patch, (B, C, D, H, W), and the decoder's features that it was made from, on the
+            grid of patches, (B, width, d, h, w).
+        """
+
+
+class ViTAutoencoder(MaskedAutoencoder):
+    """The light transformer decoder of He et al. for a ViT, which sees visible patches only.
+
+    Args:
+        encoder: the ViT.
+        channels: of the crop.
+    """
+
+    encoder_name = "vit"
+
+    def __init__(self, encoder: ViTEncoder, channels: int):
+        super().__init__()
+        self.patch_size = encoder.patch_size
+        self.decoder = light_decoder(encoder, channels)
+        self.width = self.decoder.embed.out_features
+
+    def forward(self, encoder: nn.Module, crop: Tensor, mask: Tensor, num_visible: int) -> tuple[Tensor, Tensor]:
+        """See :meth:`MaskedAutoencoder.forward`."""
+        visible = visible_indices(mask, num_visible)
+        features = self.decoder.decode(encoder(crop, visible), visible)
+        return self.decoder.predict(features), features.transpose(1, 2).unflatten(2, mask.shape[1:])
+
+
+class HybridAutoencoder(MaskedAutoencoder):
+    """The decoder of ConvMAE for a hybrid encoder (Gao et al.; MiM, section 3.4), whose tokens hold all stages.
+
+    Feature maps of the three convolutional stages are projected to one token per patch and added to the tokens of the
+    last stage. The transformer decoder is 1.5 x as wide and 8/11 as deep as that stage: 576 wide, 8 blocks, 16 heads
+    for the encoder of MiM.
+
+    Args:
+        encoder: the hybrid encoder.
+        channels: of the crop.
+    """
+
+    encoder_name = "encoder"
+
+    def __init__(self, encoder: HybridEncoder, channels: int):
+        super().__init__()
+        self.patch_size = encoder.patch_size
+        self.projections = nn.ModuleList()
+        for stage, width in enumerate(encoder.widths[:-1], start=1):
+            stride = size_of(map(prod, zip(*encoder.strides[stage:], strict=True)))
+            self.projections.append(nn.Conv3d(width, encoder.width, stride, stride))
+        self.norm = LayerNorm(encoder.width)
+        self.width = encoder.width * 3 // 2
+        depth = max(round(len(encoder.blocks) * 8 / 11), 1)
+        self.decoder = ViTDecoder(encoder, channels, self.width, depth, max(self.width // _HEAD_WIDTH, 1))
+
+    def forward(self, encoder: nn.Module, crop: Tensor, mask: Tensor, num_visible: int) -> tuple[Tensor, Tensor]:
+        """See :meth:`MaskedAutoencoder.forward`."""
+        visible = visible_indices(mask, num_visible)
+        *stages, tokens = encoder(crop, visible)
+        for projection, stage in zip(self.projections, stages, strict=True):
+            tokens = tokens + projection(stage)
+        features = self.decoder.decode(self.norm(tokens.flatten(1).unflatten(0, visible.shape)), visible)
+        return self.decoder.predict(features), features.transpose(1, 2).unflatten(2, mask.shape[1:])
+
+
+class ConvolutionalAutoencoder(MaskedAutoencoder):
+    """SparK's light decoder for the encoder of nnU-Net's U-Nets, which hides patches after every convolution.
+
+    Args:
+        network: PlainConvUNet or ResidualEncoderUNet, 3D; its encoder gets hooks.
+        decoder_width: see :class:`SparKDecoder`.
+    """
+
+    encoder_name = "encoder"
+
+    def __init__(self, network: PlainConvUNet | ResidualEncoderUNet, decoder_width: int):
+        super().__init__()
+        encoder = network.encoder
+        channels = network.decoder.seg_layers[-1].out_channels
+        self.patch_size = choose_patch_size(encoder.strides)
+        self.hidden = hide_in(encoder)
+        self.decoder = SparKDecoder(encoder.output_channels, encoder.strides, decoder_width, channels)
+        self.width = self.decoder.output.in_channels
+
+    def forward(self, encoder: nn.Module, crop: Tensor, mask: Tensor, num_visible: int) -> tuple[Tensor, Tensor]:
+        """See :meth:`MaskedAutoencoder.forward`; features are means over patches."""
+        self.hidden.mask = mask
+        stages = encoder(crop.masked_fill(mask_to_voxels(mask, self.patch_size), 0))
+        features = self.decoder.decode(stages, self.hidden)
+        self.hidden.mask = None
+        return self.decoder.output(features), patch_means(features, self.patch_size)
+
+
+def autoencoder_of(network: nn.Module, decoder_width: int) -> MaskedAutoencoder | None:
+    """The autoencoder for a network of any kind that can hide patches; None for another one.
+
+    Args:
+        network: built with as many classes as the crop has channels.
+        decoder_width: of the decoder for convolutional encoders; see :class:`SparKDecoder`.
+    """
+    if isinstance(network, PlainConvUNet | ResidualEncoderUNet):
+        return ConvolutionalAutoencoder(network, decoder_width)
+    parts = dict(network.named_children())
+    if isinstance(vit := parts.get("vit"), ViTEncoder):
+        return ViTAutoencoder(vit, vit.patch_embed.in_channels)
+    if isinstance(hybrid := parts.get("encoder"), HybridEncoder):
+        return HybridAutoencoder(hybrid, hybrid.input_channels)
+    return None
