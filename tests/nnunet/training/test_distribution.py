@@ -120,11 +120,12 @@ def test_losses_and_gradients_are_those_of_one_process(workspace, tmp_path, trai
     plans = workspace.write_plans(f"Shared{trainer}{edit.__name__}", edit, like=like)
     alone, *together = (run(tmp_path, train, world, (workspace.dataset, trainer, plans)) for world in (1, 2, 3))
     assert alone["gradients"]
+    tolerance = 3e-5 if trainer == "CropContrastPretrainer" else 1e-5  # cosines near 1 lose digits in float32
     for each in together:
         for name, losses in alone["losses"].items():
             assert each["losses"][name] == pytest.approx(losses, rel=1e-5), name
         expected, found = (torch.cat([g.flatten() for g in run["gradients"]]) for run in (alone, each))
-        assert (found - expected).norm() <= 1e-5 * expected.norm()
+        assert (found - expected).norm() <= tolerance * expected.norm()
         for expected, found in zip(alone["buffers"], each["buffers"], strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
