@@ -2,8 +2,8 @@
 
     python benchmarks/mim.py [--device cpu] [--repeats 5]
 
-PyTorch counts a multiply-add as two FLOP. Seconds are medians of encoders that take turns, one crop of 96^3 voxels each.
-Memory is what the planner expects on a GPU. Nothing but the seconds depends on the machine.
+PyTorch counts a multiply-add as two FLOP. Seconds are medians of encoders that take turns, one crop of 96^3 voxels
+each. Memory is what the planner expects on a GPU. Nothing but the seconds depends on the machine.
 """
 
 import argparse
