@@ -1,6 +1,7 @@
 """The light decoder of SparK (Tian et al., section 3.2), which reconstructs from the features of visible patches."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from dynamic_network_architectures.building_blocks.simple_conv_blocks import ConvDropoutNormReLU
@@ -105,7 +106,7 @@ class SparKDecoder(nn.Module):
 
     def decode(self, features: Sequence[Tensor], hidden: HiddenPatches) -> Tensor:
         """Features at full resolution, (B, channels, D, H, W), from which voxels are predicted; see :meth:`forward`."""
-        x = None
+        x: Any = None  # nothing is added at the coarsest scale
         for densify, upsample, skip in zip(
             reversed(self.densify), reversed(self.upsample), reversed(features[1:]), strict=True
         ):

@@ -31,7 +31,7 @@ def cut(volumes: Tensor, grid: Sequence[int], indices: Tensor, size: Sequence[in
         size: voxels per axis of the result.
 
     Returns:
-        (B * n, C, *size), the parts of the first volume first.
+        ``(B * n, C, *size)``, the parts of the first volume first.
 
     Example:
         The second half of a row of four voxels.

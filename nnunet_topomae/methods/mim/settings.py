@@ -89,7 +89,7 @@ class MiMConfig(PretrainingConfig):
     recompute: bool = setting(
         default=True,
         accepted=Flag(),
-        meaning="compute level 3 again in the backward pass, one part at a time: a step takes longer, but memory does "
-        "not grow with `beta`",
+        meaning="compute level 3 again in the backward pass, one part at a time: a step takes longer, but memory "
+        "hardly grows with `beta`",
         source="ours",
     )

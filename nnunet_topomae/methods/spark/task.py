@@ -54,7 +54,7 @@ class SparK(NormalisedReconstruction):
 
     @property
     def patch_size(self) -> tuple[int, int, int]:
-        """See :func:`choose_patch_size`."""
+        """See :func:`~nnunet_topomae.methods.masked_convolution.choose_patch_size`."""
         return self._patch_size
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
