@@ -95,14 +95,10 @@ METHODS = {  # by name: network, task, settings
     "SparK, ResidualEncoderUNet": ("residual", SparK, SparKConfig(decoder_width=16)),
     "AnatoMask": ("residual", AnatoMask, AnatoMaskConfig(decoder_width=16)),
     "MiM": ("unetr", MiM, MiMConfig(projection_width=32)),
-    "MiM of the fused network, likeness alone": ("fused", MiM, MiMConfig(alignment="byol", gamma=2, beta=2)),
-    "MiM of the hybrid network": ("hybrid", MiM, MiMConfig(gamma=2, beta=2, projection_width=32)),
-    "MiM of a PlainConvUNet": ("plain", MiM, MiMConfig(decoder_width=16, projection_width=32)),
-    "MiM of a ResidualEncoderUNet": (
-        "residual",
-        MiM,
-        MiMConfig(gamma=2, beta=2, decoder_width=16, projection_width=32),
-    ),
+    "MiM of the fused network, likeness alone": ("fused", MiM, MiMConfig(alignment="byol", gamma=1, beta=2)),
+    "MiM of the hybrid network": ("hybrid", MiM, MiMConfig(gamma=1, beta=2, projection_width=32)),
+    "MiM of a PlainConvUNet": ("plain", MiM, MiMConfig(gamma=1, beta=2, decoder_width=16, projection_width=32)),
+    "MiM of a ResidualEncoderUNet": ("residual", MiM, MiMConfig(levels=2, decoder_width=16, projection_width=32)),
     "CropContrast, the worked example": ("plain", CropContrast, CropContrastConfig()),
 }
 MASKED_METHODS = [name for name, (_, task, _) in METHODS.items() if issubclass(task, MaskedReconstruction)]

@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from nnunet_topomae.methods.autoencoders import autoencoder_of
 from nnunet_topomae.networks import HybridUNETR
@@ -43,6 +44,19 @@ def test_published_size():
     expected += 384**2 + 384 + 216 * 384  # projection and positions
     assert sum(p.numel() for p in encoder.parameters()) == expected == 21_586_320
     assert encoder.grid == (6, 6, 6)
+
+
+def test_hidden_patches_cost_next_to_nothing():
+    """Multiply-adds, two FLOP each, of all patches and with 60 % hidden (docs/results.md)."""
+    with torch.device("meta"), torch.no_grad():
+        encoder = HybridEncoder(1, (96, 96, 96), FULL_STRIDES[1:5])
+        crop, visible = torch.empty(1, 1, 96, 96, 96), torch.empty(1, 86, dtype=torch.int64)
+        giga = []
+        for shown in (None, visible):
+            with FlopCounterMode(display=False) as counter:
+                encoder(crop, shown)
+            giga.append(counter.get_total_flops() / 2e9)
+    assert giga == pytest.approx([15.8, 7.4], abs=0.1)
 
 
 def _reference(encoder: HybridEncoder, crop: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
