@@ -58,3 +58,15 @@ def patch_statistics(crop: Tensor, patch_size: Sequence[int]) -> tuple[Tensor, T
     mean = at_voxels(patch_means(crop, patch_size))
     variance = at_voxels(patch_means((crop - mean).square(), patch_size))
     return mean, torch.sqrt(variance + _EPSILON)
+
+
+def normalise_patches(crop: Tensor, patch_size: Sequence[int]) -> Tensor:
+    """The crop with every patch and channel brought to mean 0 and deviation 1; (B, C, D, H, W)."""
+    mean, deviation = patch_statistics(crop, patch_size)
+    return (crop - mean) / deviation
+
+
+def with_patch_means_of(crop: Tensor, image: Tensor, patch_size: Sequence[int]) -> Tensor:
+    """The image with the mean of every patch and channel replaced by that of the crop; (B, C, D, H, W)."""
+    (mean, _), (own_mean, _) = (patch_statistics(each, patch_size) for each in (crop, image))
+    return image - own_mean + mean

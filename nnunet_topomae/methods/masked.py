@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from nnunet_topomae.methods.base import Batch, CaseReport, ImageSource, Output, PretextTask, Views, to_float32
 from nnunet_topomae.methods.crops import random_crop
 from nnunet_topomae.methods.inpainting import harmonic_inpainting, visible_mean
-from nnunet_topomae.methods.losses import compose, masked_mse, patch_means, patch_statistics
+from nnunet_topomae.methods.losses import (
+    compose,
+    masked_mse,
+    normalise_patches,
+    patch_means,
+    patch_statistics,
+    with_patch_means_of,
+)
 from nnunet_topomae.methods.masking import hardest_patches_mask, mask_to_voxels, num_hidden_patches, random_patch_mask
 from nnunet_topomae.methods.moving_average import follow
 from nnunet_topomae.reporting.metrics import reconstruction_metrics
@@ -234,7 +241,8 @@ class NormalisedReconstruction(MaskedReconstruction):
     def loss_terms(self, output: Output, batch: Batch) -> dict[str, Tensor]:
         """Mean squared error of hidden patches; see :meth:`PretextTask.loss_terms`."""
         ((branch, prediction),) = output.items()
-        error = masked_mse(prediction, self._target(batch["crop"]), self.hidden_voxels(batch))
+        target = normalise_patches(batch["crop"], self.patch_size)
+        error = masked_mse(prediction, target, self.hidden_voxels(batch))
         return {"total": error, f"{branch}_mse": error}
 
     def images(self, output: Output, batch: Batch) -> dict[str, Tensor]:
@@ -248,20 +256,15 @@ class NormalisedReconstruction(MaskedReconstruction):
         See :meth:`MaskedReconstruction.baselines`.
         """
         untold = super().baselines(batch)
-        inpainted = untold[_INPAINTING]
-        (mean, _), (inpainted_mean, _) = (
-            patch_statistics(image, self.patch_size) for image in (batch["crop"], inpainted)
-        )
-        return {**untold, "true patch mean": mean, self.yardstick: inpainted - inpainted_mean + mean}
+        mean, _ = patch_statistics(batch["crop"], self.patch_size)
+        told = with_patch_means_of(batch["crop"], untold[_INPAINTING], self.patch_size)
+        return {**untold, "true patch mean": mean, self.yardstick: told}
 
     def patch_errors(self, output: Output, batch: Batch) -> Tensor:
         """The error that ``anatomask.hardness`` names; see :meth:`MaskedReconstruction.patch_errors`."""
         if self.config.anatomask.hardness == "denormalised":
             return super().patch_errors(output, batch)
         (prediction,) = output.values()
-        target = self._target(batch["crop"]) if self.config.anatomask.hardness == "normalised" else batch["crop"]
+        crop, normalised = batch["crop"], self.config.anatomask.hardness == "normalised"
+        target = normalise_patches(crop, self.patch_size) if normalised else crop
         return patch_means((prediction - target).square(), self.patch_size).mean(dim=1)
-
-    def _target(self, crop: Tensor) -> Tensor:
-        mean, deviation = patch_statistics(crop, self.patch_size)
-        return (crop - mean) / deviation

@@ -222,12 +222,20 @@ class ViTDecoder(nn.Module):
         Returns:
             (B, C, D, H, W).
         """
+        return self.predict(self.decode(tokens, visible))
+
+    def decode(self, tokens: Tensor, visible: Tensor) -> Tensor:
+        """Normalised features of all patches, (B, N, width), from which voxels are predicted; see :meth:`forward`."""
         tokens = self.embed(tokens)
         background = self.mask_token.to(tokens.dtype).expand(len(tokens), self.pos_embed.shape[1], -1)
         tokens = scatter_tokens(tokens, visible, background) + self.pos_embed
         for block in self.blocks:
             tokens = block(tokens)
-        return self.unpatchify(self.to_voxels(self.norm(tokens)))
+        return self.norm(tokens)
+
+    def predict(self, features: Tensor) -> Tensor:
+        """Voxels (B, C, D, H, W) from the features that :meth:`decode` gives."""
+        return self.unpatchify(self.to_voxels(features))
 
     def no_weight_decay(self) -> set[str]:
         """The mask token."""

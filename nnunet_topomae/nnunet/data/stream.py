@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count, cycle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from nnunet_topomae.methods.base import Views
-from nnunet_topomae.nnunet.data.preprocessed import Cases
+from nnunet_topomae.nnunet.data.preprocessed import Cases, JoinedCases
 
 _CASE = "case"  # key of the case's name in an item
 
@@ -24,17 +25,21 @@ class CaseImages:
     Args:
         cases: nnU-Net's preprocessed cases.
         spacing: mm per voxel and axis.
+        cache: see :class:`nnunet_topomae.methods.base.ImageSource`.
+        others: cases that items about ``cases`` may use, too.
 
     Raises:
         ValueError: if there is no case.
     """
 
-    def __init__(self, cases: Cases, spacing: Sequence[float]):
+    def __init__(self, cases: Cases, spacing: Sequence[float], cache: Path, others: Cases | None = None):
         if not cases.identifiers:
             raise ValueError(f"there is no case to draw crops from in {cases.source_folder}")
-        self._cases = cases
+        self._cases = JoinedCases(others, cases) if others else cases
         self.identifiers: Sequence[str] = cases.identifiers
+        self.partners: Sequence[str] = self._cases.identifiers
         self.spacing: Sequence[float] = tuple(spacing)
+        self.cache = cache
 
     def load(self, case: str) -> Any:
         """See :meth:`nnunet_topomae.methods.base.ImageSource.load`."""
