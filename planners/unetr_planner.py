@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar
 
+from nnunet_topomae.methods.base import PretextTask
 from nnunet_topomae.methods.mae import MAE
 from nnunet_topomae.networks import UNETR
 from nnunet_topomae.networks.geometry import Size
@@ -16,7 +17,7 @@ class TopoMAEUNETRPlanner(PretrainingPlanner):
     """Writes ``nnUNetTopoMAEUNETRPlans``: a UNETR with ViT-B, to be pre-trained by MAEPretrainer."""
 
     network_class = UNETR
-    task_class = MAE
+    task_class: ClassVar[type[PretextTask]] = MAE
     pretrainer = "MAEPretrainer"
     finetuner = "PretrainedFinetuneTrainer"
     default_plans_name = "nnUNetTopoMAEUNETRPlans"

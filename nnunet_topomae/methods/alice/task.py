@@ -155,10 +155,11 @@ class Alice(NormalisedReconstruction):
 
     def _reconstruction_error(self, output: Views, batch: Batch) -> Tensor:
         """l_r: the error of hidden patches, normalised, of queries and of keys (equation 1)."""
-        return sum(
+        errors = [
             masked_mse(prediction, normalise_patches(half["crop"], self.patch_size), self.hidden_voxels(half))
             for prediction, half in zip(output.prediction.chunk(2), (batch, exchanged(batch)), strict=True)
-        )
+        ]
+        return torch.stack(errors).sum()
 
     def _both(self, student: Tensor, teacher: Tensor, kind: int) -> Tensor:
         """l_s of queries plus l_s of keys, for cls (``kind`` 0) or CASA's tokens (1) (equations 2 and 5)."""
