@@ -33,7 +33,8 @@ def trace_step(build: Callable[[], nn.Module], loss: Callable[[Any], Tensor], *,
             machine.
     """
     autocast = torch.autocast("cpu", torch.bfloat16) if cuda else nullcontext()
-    with FakeTensorMode(), torch.device("cpu"):
+    with FakeTensorMode() as mode, torch.device("cpu"):
+        mode.__deepcopy__ = lambda memo: mode  # else a copy of a module, such as a teacher, would be of another mode
         network = build()
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
         for parameter in trained:
