@@ -51,13 +51,13 @@ class Placement(NamedTuple):
         turned = create_affine_matrix_3d(self.angles, [self.scale] * 3)
         return turned @ np.diag([-1.0 if m else 1.0 for m in self.mirrored])
 
-    def to_volume(self, voxel: Sequence[float] | npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Where a voxel of the view lies in the volume, (3,)."""
-        return self.middle + self.matrix @ (np.asarray(voxel) - (np.array(self.size) - 1) / 2)
+    def to_volume(self, voxels: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+        """Where voxels of the view lie in the volume, (..., 3)."""
+        return self.middle + (voxels - (np.array(self.size) - 1) / 2) @ self.matrix.T
 
-    def from_volume(self, voxel: Sequence[float] | npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Where a voxel of the volume lies in the view, (3,)."""
-        return np.linalg.solve(self.matrix, np.asarray(voxel) - self.middle) + (np.array(self.size) - 1) / 2
+    def from_volume(self, voxels: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+        """Where voxels of the volume lie in the view, (..., 3)."""
+        return (voxels - self.middle) @ np.linalg.inv(self.matrix).T + (np.array(self.size) - 1) / 2
 
 
 def view_of(volume: Any, placement: Placement) -> Tensor:

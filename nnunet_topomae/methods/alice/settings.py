@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
+from nnunet_topomae.methods.alice.landmarks.settings import LandmarkConfig
 from nnunet_topomae.methods.masked import MaskedConfig
 from nnunet_topomae.settings import StageConfig
-from nnunet_topomae.settings.schema import Choice, Flag, Number, setting, with_default
+from nnunet_topomae.settings.schema import Choice, Flag, Number, block, setting, with_default
 
 MATCHERS = ("embedding", "position", "same_volume")
 SIMILARITIES = ("cosine", "dino")
@@ -51,4 +52,5 @@ class AliceConfig(MaskedConfig):
         "momentum of the target encoder at the start; it rises to 1 along a cosine",
         "authors' code, as BYOL",
     )
+    landmarks: LandmarkConfig = block(LandmarkConfig)
     head_width: int = setting(2048, Number(1, integer=True), "hidden units of the projection heads", "DINO")

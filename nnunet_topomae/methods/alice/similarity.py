@@ -13,22 +13,22 @@ _TEMPERATURE_RISES = 0.03  # share of the training; 30 of the paper's 3,200 epoc
 
 
 def cosine_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """1 - cosine, mean over all vectors; no gradient reaches the teacher (BYOL; SimSiam).
+    """1 - cosine; no gradient reaches the teacher (BYOL; SimSiam).
 
     Args:
         student: (..., C).
         teacher: the same shape.
 
     Returns:
-        A scalar in [0, 2]: 0 for equal directions.
+        (...), in [0, 2]: 0 for equal directions.
 
     Example:
         >>> import torch
         >>> from nnunet_topomae.methods.alice.similarity import cosine_loss
         >>> cosine_loss(torch.tensor([[1.0, 0.0], [0.0, 3.0]]), torch.tensor([[2.0, 0.0], [1.0, 0.0]]))
-        tensor(0.5000)
+        tensor([0., 1.])
     """
-    return 1 - F.cosine_similarity(student, teacher.detach(), dim=-1).mean()
+    return 1 - F.cosine_similarity(student, teacher.detach(), dim=-1)
 
 
 def dino_loss(student: Tensor, teacher: Tensor, centre: Tensor, temperature: Tensor | float) -> Tensor:
@@ -43,10 +43,10 @@ def dino_loss(student: Tensor, teacher: Tensor, centre: Tensor, temperature: Ten
         temperature: of the teacher; the student's is 0.1.
 
     Returns:
-        A scalar.
+        (...).
     """
     target = ((F.normalize(teacher.detach(), dim=-1) - centre) / temperature).softmax(dim=-1)
-    return -(target * (F.normalize(student, dim=-1) / STUDENT_TEMPERATURE).log_softmax(dim=-1)).sum(dim=-1).mean()
+    return -(target * (F.normalize(student, dim=-1) / STUDENT_TEMPERATURE).log_softmax(dim=-1)).sum(dim=-1)
 
 
 def moved_centre(centre: Tensor, teacher: Tensor) -> Tensor:

@@ -1,12 +1,15 @@
 """Alice: masked reconstruction, and alignment of the same body part in two patients (Jiang et al.)."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from nnunet_topomae.methods.alice.landmarks.matcher import ACCEPTED, CYCLE, SIMILARITY, TRIES, ByEmbedding
+from nnunet_topomae.methods.alice.landmarks.store import IDENTITY_BYTES
+from nnunet_topomae.methods.alice.landmarks.training import prepare_landmarks
 from nnunet_topomae.methods.alice.matching import Matcher, Position, SameVolume
 from nnunet_topomae.methods.alice.modules import CASA, FEATURES, Predictor, ProjectionHead
 from nnunet_topomae.methods.alice.settings import AliceConfig
@@ -20,7 +23,7 @@ from nnunet_topomae.methods.alice.similarity import (
     teacher_temperature,
 )
 from nnunet_topomae.methods.alice.views import KEY, PairViews, exchanged
-from nnunet_topomae.methods.base import Batch, CaseReport
+from nnunet_topomae.methods.base import Batch, CaseReport, ImageSource
 from nnunet_topomae.methods.losses import compose, masked_mse, normalise_patches, patch_statistics
 from nnunet_topomae.methods.masked import NormalisedReconstruction
 from nnunet_topomae.methods.masking import mask_to_voxels
@@ -28,7 +31,8 @@ from nnunet_topomae.methods.moving_average import follow
 from nnunet_topomae.networks.vit import ViTEncoder, light_decoder, visible_indices
 
 _COLLAPSED = 0.01  # spread of cls below which all crops look the same to the encoder
-_SPREAD = "cls_std"
+_FEW = 0.5  # share of accepted matches
+_SPREAD, _PAIRS = "cls_std", "pairs_"
 
 
 class Views(NamedTuple):
@@ -69,6 +73,7 @@ class Alice(NormalisedReconstruction):
     config: AliceConfig
     headings = {"vit": "ViT"}  # noqa: RUF012 - a constant
     vit: ViTEncoder
+    landmarks: Tensor
     centres: Tensor
     temperature: Tensor
 
@@ -93,6 +98,8 @@ class Alice(NormalisedReconstruction):
             self.casa_predictor = Predictor() if has_predictor else nn.Identity()
         self.target = nn.ModuleDict({"encoder": copy.deepcopy(self.vit), "head": copy.deepcopy(self.head)})
         self.target.requires_grad_(False)
+        if config.matcher == "embedding":
+            self.register_buffer("landmarks", torch.zeros(IDENTITY_BYTES, dtype=torch.uint8))
         self.register_buffer("centres", torch.zeros(2, FEATURES))  # of cls and of CASA's tokens
         self.register_buffer("temperature", torch.tensor(FIRST_TEMPERATURE))
 
@@ -108,7 +115,15 @@ class Alice(NormalisedReconstruction):
     def _matcher(self) -> Matcher:
         if self.config.matcher == "same_volume":
             return SameVolume(self.crop_size)
-        return Position(self.crop_size)
+        if self.config.matcher == "position":
+            return Position(self.crop_size)
+        return ByEmbedding(self.crop_size, self.config.landmarks, self.landmarks.cpu())
+
+    def prepare(self, images: ImageSource, device: torch.device, log: Callable[[str], None]) -> None:
+        """Train the landmark network, if the matcher needs one that is not there; see :meth:`PretextTask.prepare`."""
+        if self.config.matcher == "embedding":
+            store = prepare_landmarks(images, self.config.landmarks, device, log)
+            self.landmarks.copy_(torch.tensor(list(store.identity()), dtype=torch.uint8))
 
     def choose(self, batch: Batch, progress: float) -> Batch:
         """With ``mask_source: anatomask``, a teacher chooses both masks; see :meth:`MaskedReconstruction.choose`."""
@@ -146,12 +161,13 @@ class Alice(NormalisedReconstruction):
         cls, targets = output.predicted_cls, output.target_cls
         terms = {"l_r": self._reconstruction_error(output, batch)}
         if self.config.l_dv:
-            terms["l_dv"] = self._both(cls, exchange(targets), 0)
+            terms["l_dv"] = self._both(cls, exchange(targets), 0, batch.get(ACCEPTED))
         if output.student is not None and output.teacher is not None:
             terms["l_st"] = self._both(output.student, output.teacher, 1)
         else:
             terms["l_st"] = self._both(cls, targets, 0)
-        return {"total": torch.stack(list(terms.values())).sum(), **terms, _SPREAD: spread(output.cls)}
+        total = torch.stack(list(terms.values())).sum()
+        return {"total": total, **terms, _SPREAD: spread(output.cls), **_quality(batch)}
 
     def _reconstruction_error(self, output: Views, batch: Batch) -> Tensor:
         """l_r: the error of hidden patches, normalised, of queries and of keys (equation 1)."""
@@ -161,11 +177,22 @@ class Alice(NormalisedReconstruction):
         ]
         return torch.stack(errors).sum()
 
-    def _both(self, student: Tensor, teacher: Tensor, kind: int) -> Tensor:
-        """l_s of queries plus l_s of keys, for cls (``kind`` 0) or CASA's tokens (1) (equations 2 and 5)."""
+    def _both(self, student: Tensor, teacher: Tensor, kind: int, counted: Tensor | None = None) -> Tensor:
+        """l_s of queries plus l_s of keys (equations 2 and 5).
+
+        Args:
+            student: (2B, ..., 256).
+            teacher: the same shape.
+            kind: 0 for cls, 1 for CASA's tokens.
+            counted: (B,), 0 for pairs that do not count.
+        """
         if self.config.similarity == "cosine":
-            return 2 * cosine_loss(student, teacher)
-        return 2 * dino_loss(student, teacher, self.centres[kind], self.temperature)
+            values = cosine_loss(student, teacher)
+        else:
+            values = dino_loss(student, teacher, self.centres[kind], self.temperature)
+        if counted is None:
+            return 2 * values.mean()
+        return (values * counted.repeat(2)).sum() / counted.sum().clamp(min=1)
 
     def after_step(self, output: Views, batch: Batch, progress: float) -> None:
         """Let the target follow, and move the centres; see :meth:`PretextTask.after_step`."""
@@ -179,13 +206,20 @@ class Alice(NormalisedReconstruction):
             self.centres[1] = moved_centre(self.centres[1], output.teacher)
 
     def warnings(self, terms: Mapping[str, float]) -> Sequence[str]:
-        """Whether cls has collapsed; see :meth:`PretextTask.warnings`."""
-        if terms[_SPREAD] >= _COLLAPSED:
-            return ()
-        return [
-            f"all crops look the same to the encoder ({_SPREAD} {terms[_SPREAD]:.2g}), so l_dv and l_st teach nothing: "
-            "lower pretraining.base_lr, raise the batch size, or set pretraining.similarity to dino"
-        ]
+        """Whether cls has collapsed, and whether few matches are accepted; see :meth:`PretextTask.warnings`."""
+        said = []
+        if terms.get(f"{_PAIRS}{ACCEPTED}", 1) < _FEW:
+            said.append(
+                f"only {terms[f'{_PAIRS}{ACCEPTED}']:.0%} of the matches are accepted: look at matches.png beside the "
+                "landmark network; if they are right, lower pretraining.landmarks.min_similarity or raise max_cycle; "
+                "if not, raise pretraining.landmarks.iterations, or set pretraining.matcher to position"
+            )
+        if terms[_SPREAD] < _COLLAPSED:
+            said.append(
+                f"all crops look the same to the encoder ({_SPREAD} {terms[_SPREAD]:.2g}), so l_dv and l_st teach "
+                "nothing: lower pretraining.base_lr, raise the batch size, or set pretraining.similarity to dino"
+            )
+        return said
 
     def images(self, output: Views, batch: Batch) -> dict[str, Tensor]:
         """The reconstructions of the queries, with the mean and the deviation of the crop's patches put back."""
@@ -216,6 +250,14 @@ class Alice(NormalisedReconstruction):
         weights = mask_to_voxels(attention.unflatten(1, self.mask_grid), self.patch_size)
         scaled = (weights - weights.min()) / (weights.max() - weights.min()).clamp(min=torch.finfo().tiny)
         return (crop.min() + scaled * (crop.max() - crop.min())).expand_as(crop)
+
+
+def _quality(batch: Batch) -> dict[str, Tensor]:
+    """Share of the matches that were accepted, and the similarity and the cycle error of the pairs."""
+    if TRIES not in batch:
+        return {}
+    shares = {ACCEPTED: batch[ACCEPTED].sum() / batch[TRIES].sum()}
+    return {f"{_PAIRS}{n}": v for n, v in {**shares, **{n: batch[n].mean() for n in (SIMILARITY, CYCLE)}}.items()}
 
 
 def exchange(halves: Tensor) -> Tensor:
