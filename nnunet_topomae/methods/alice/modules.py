@@ -15,8 +15,19 @@ def _initialize(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
+class TokenNorm(nn.BatchNorm1d):
+    """A batch norm over all tokens of all crops."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, N, C) to (B, N, C)."""
+        return super().forward(tokens.flatten(0, 1)).view_as(tokens)
+
+
 class ProjectionHead(nn.Module):
     """An MLP of three layers whose output has length 1: phi and psi of the paper (section 3.2; DINO, section 3.1).
+
+    Batch norms, as in the heads of MoCo v3 and BYOL that section 4.2 names, take away what all tokens have in common.
+    Without them all crops have nearly the same features from the start, and nothing is left to learn.
 
     Args:
         channels: of a token.
@@ -26,7 +37,14 @@ class ProjectionHead(nn.Module):
     def __init__(self, channels: int, width: int):
         super().__init__()
         self.mlp = nn.Sequential(
-            nn.Linear(channels, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, FEATURES)
+            nn.Linear(channels, width, bias=False),
+            TokenNorm(width),
+            nn.GELU(),
+            nn.Linear(width, width, bias=False),
+            TokenNorm(width),
+            nn.GELU(),
+            nn.Linear(width, FEATURES, bias=False),
+            TokenNorm(FEATURES, affine=False),
         )
         self.apply(_initialize)
 
@@ -46,7 +64,8 @@ class Predictor(nn.Sequential):
 class CASA(nn.Module):
     """Conditional anatomical semantic alignment: what a masked view finds in a whole one (equations 3 and 4).
 
-    Student and teacher are made by the same projections, and from the same queries.
+    Student and teacher are made by the same projections, and from the same queries. The last of them, zeta, ends with a
+    batch norm, as :class:`ProjectionHead` does.
 
     Args:
         channels: of the online encoder's tokens.
@@ -58,7 +77,7 @@ class CASA(nn.Module):
         self.norm = nn.LayerNorm(FEATURES)
         self.key = nn.Linear(FEATURES, FEATURES, bias=False)
         self.value = nn.Linear(FEATURES, FEATURES, bias=False)
-        self.projection = nn.Linear(FEATURES, FEATURES)
+        self.projection = nn.Sequential(nn.Linear(FEATURES, FEATURES, bias=False), TokenNorm(FEATURES, affine=False))
         self.apply(_initialize)
 
     def forward(self, visible: Tensor, whole: Tensor) -> tuple[Tensor, Tensor]:
