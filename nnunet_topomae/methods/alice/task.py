@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from nnunet_topomae.methods.alice.landmarks.inspection import inspect
 from nnunet_topomae.methods.alice.landmarks.matcher import ACCEPTED, CYCLE, SIMILARITY, TRIES, ByEmbedding
 from nnunet_topomae.methods.alice.landmarks.store import IDENTITY_BYTES
 from nnunet_topomae.methods.alice.landmarks.training import prepare_landmarks
@@ -124,6 +125,7 @@ class Alice(NormalisedReconstruction):
         if self.config.matcher == "embedding":
             store = prepare_landmarks(images, self.config.landmarks, device, log)
             self.landmarks.copy_(torch.tensor(list(store.identity()), dtype=torch.uint8))
+            inspect(ByEmbedding(self.crop_size, self.config.landmarks, self.landmarks.cpu()), images, log)
 
     def choose(self, batch: Batch, progress: float) -> Batch:
         """With ``mask_source: anatomask``, a teacher chooses both masks; see :meth:`MaskedReconstruction.choose`."""

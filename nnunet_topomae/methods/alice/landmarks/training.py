@@ -107,7 +107,7 @@ def _step(
     loss.backward()
     torch.nn.utils.clip_grad_norm_(network.parameters(), _MAX_GRADIENT_NORM)
     optimizer.step()
-    return float(loss)
+    return loss.item()
 
 
 def view_size(shapes: Sequence[Sequence[int]]) -> tuple[int, ...]:
