@@ -71,7 +71,7 @@ def contrast(maps: Tensor, points: list[Points], size: tuple[int, ...], *, coars
 
 
 def _far(features: Tensor, queries: Tensor, points: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Cosines of queries (P, E) and a whole map, (P, d * h * w), with -1 near the points themselves."""
+    """Cosines of queries (P, E) and a whole map, (P, d * h * w), with -inf near the points themselves."""
     steps = [voxels / cells for voxels, cells in zip(size, features.shape[1:], strict=True)]
     axes = [
         (torch.arange(cells, device=points.device) + 0.5) * step - 0.5
@@ -79,4 +79,4 @@ def _far(features: Tensor, queries: Tensor, points: Tensor, size: tuple[int, ...
     ]
     places = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 3)
     near = torch.cdist(points, places) < _NEAR * max(steps)
-    return (queries @ features.flatten(1)).masked_fill(near, -1)
+    return (queries @ features.flatten(1)).masked_fill(near, -torch.inf)

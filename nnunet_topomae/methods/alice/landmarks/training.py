@@ -89,9 +89,9 @@ def _train(store: LandmarkStore, images: ImageSource, config: LandmarkConfig, de
                 group["lr"] = rate
             losses.append(_step(network, optimizer, batch.to(device), points, size))
             if (iteration + 1) % _SAVE_EVERY == 0:
+                _save({"network": network, "optimizer": optimizer}, iteration + 1, store.folder / _UNFINISHED)
                 log(f"  step {iteration + 1}: loss {np.mean(losses):.3f}")
                 losses.clear()
-                _save({"network": network, "optimizer": optimizer}, iteration + 1, store.folder / _UNFINISHED)
     _save({"network": network}, config.iterations, store.network_file)
     (store.folder / _UNFINISHED).unlink(missing_ok=True)
 

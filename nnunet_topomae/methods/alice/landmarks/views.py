@@ -13,7 +13,7 @@ from nnunet_topomae.methods.crops import random_start
 
 NUM_POINTS = 100  # SAM
 _SCALES = (0.8, 1.2)  # SAM
-_ANGLE = np.pi / 18  # ours: patients do not all lie straight
+_ANGLE = np.pi / 12  # ours: patients do not all lie straight
 _NOISE = 0.1  # largest deviation of the noise, in deviations of the image
 _CANDIDATES = 20 * NUM_POINTS
 
