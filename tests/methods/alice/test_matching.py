@@ -38,7 +38,7 @@ def test_same_volume_takes_one_place_of_one_volume():
 def test_one_image_is_refused_where_two_are_needed():
     images = Boxes()
     images.partners = ["small"]
-    with pytest.raises(ValueError, match="small is the only image.* set pretraining.matcher to same_volume"):
+    with pytest.raises(ValueError, match=r"small is the only image.* set pretraining\.matcher to same_volume"):
         Position(CROP).pair(images, "small", np.random.default_rng(0))
 
 

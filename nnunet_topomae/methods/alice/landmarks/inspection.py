@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from nnunet_topomae.methods.alice.landmarks.matcher import ACCEPTED, CYCLE, SIMILARITY, TRIES, ByEmbedding
-from nnunet_topomae.methods.alice.matching import Pair
+from nnunet_topomae.methods.alice.matching import body, draw_partner
 from nnunet_topomae.methods.base import ImageSource
 from nnunet_topomae.reporting.figures import MatchedPoints, save_matches
 
@@ -15,7 +15,10 @@ _SEED = 12345
 
 
 def inspect(matcher: ByEmbedding, images: ImageSource, log: Callable[[str], None]) -> None:
-    """Draw pairs as a training would; log how many matches are accepted, and write ``matches.png``.
+    """Draw pairs as a training would, and log how many matches are accepted; write ``matches.png``.
+
+    The picture shows places of the body wherever they lie, while the middles of large crops are always near that of the
+    body.
 
     Args:
         matcher: with a trained network.
@@ -24,22 +27,23 @@ def inspect(matcher: ByEmbedding, images: ImageSource, log: Callable[[str], None
     """
     rng = np.random.default_rng(_SEED)
     cases = [images.identifiers[int(n)] for n in rng.integers(len(images.identifiers), size=_PAIRS)]
-    pairs = [matcher.pair(images, case, rng) for case in cases]
-    sums = {name: sum(pair.quality[name] for pair in pairs) for name in matcher.qualities}
+    qualities = [matcher.pair(images, case, rng).quality for case in cases]
+    sums = {name: sum(quality[name] for quality in qualities) for name in matcher.qualities}
     file = matcher.store(images).folder / PICTURES
-    save_matches([_picture(pair, matcher, images) for pair in pairs[:_PICTURED]], images.spacing, file)
+    save_matches([_picture(matcher, images, case, rng) for case in cases[:_PICTURED]], images.spacing, file)
     log(
         f"{sums[ACCEPTED] / sums[TRIES]:.0%} of the matches of the landmark network are accepted; mean similarity of "
-        f"{len(pairs)} pairs {sums[SIMILARITY] / len(pairs):.2f}, mean cycle error {sums[CYCLE] / len(pairs):.1f} mm; "
-        f"look at {file}"
+        f"{_PAIRS} pairs {sums[SIMILARITY] / _PAIRS:.2f}, mean cycle error {sums[CYCLE] / _PAIRS:.1f} mm; look at {file}"
     )
 
 
-def _picture(pair: Pair, matcher: ByEmbedding, images: ImageSource) -> MatchedPoints:
-    query, key = (np.asarray(images.load(case)[:]) for case, _ in (pair.query, pair.key))
-    points = [np.array(start) + matcher.half for _, start in (pair.query, pair.key)]
-    title = (
-        f"{pair.query[0]}, {pair.key[0]}: {pair.quality[SIMILARITY]:.2f}, {pair.quality[CYCLE]:.1f} mm"
-        f"{'' if pair.quality[ACCEPTED] else ' (not accepted)'}"
-    )
-    return MatchedPoints(title, (query, key), (points[0].tolist(), points[1].tolist()))
+def _picture(matcher: ByEmbedding, images: ImageSource, case: str, rng: np.random.Generator) -> MatchedPoints:
+    """A random place of the body of a case, and where it was found in another one."""
+    store, other = matcher.store(images), draw_partner(images, case, rng)
+    volumes = [np.asarray(images.load(each)[:]) for each in (case, other)]
+    place = rng.choice(np.argwhere(body(volumes[0][0]))).astype(float)
+    matches = matcher.match(store, images, (case, other), store.embedding(case), place[None])
+    title = f"{case}, {other}: {matches.similarity[0]:.2f}, {matches.cycle[0] * store.spacing:.1f} mm"
+    if not matcher.accepts(store, matches)[0]:
+        title += " (not accepted)"
+    return MatchedPoints(title, (volumes[0], volumes[1]), (place.tolist(), matches.points[0].tolist()))
