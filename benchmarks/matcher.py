@@ -3,7 +3,7 @@
     python benchmarks/matcher.py CT.nii.gz [--iterations 500] [--batch 2] [--copies 8] [--cache FOLDER] [--device cpu]
 
 The copies are turned by up to 15 degrees about each axis, scaled by 0.85 to 1.15, and brightened differently. The
-network is trained on all copies but two, and then finds 300 places of the one in the other, whose true places are known.
+network is trained on all copies but two, and then finds 300 places of the one in the other; where they are is known.
 With ``--cache`` a training that was interrupted goes on, and a finished one is used again.
 
 Then it draws pairs as the loader's processes do, and measures how much of that time is the search. A pair is drawn

@@ -9,6 +9,7 @@ _FUSED, _ANY = "FusedFinetuneTrainer", "PretrainedFinetuneTrainer"
 _RESENC = "nnUNetResEncUNetMPlans"
 _UNETR = "nnUNetTopoMAEUNETRPlans"
 _VIT_ONLY: dict[str, Any] = {"pretraining.branches": ["vit"]}
+_OWN_RATE_OF_ALICE: dict[str, Any] = {"base_lr": 5e-5, "scale_lr": False, "weight_decay": 0.04}  # its defaults
 _NO_TOPOLOGY: dict[str, Any] = {"pretraining.topology.enabled": False}
 _NO_SPATIAL: dict[str, Any] = {"pretraining.spatial.enabled": False}
 
@@ -41,6 +42,13 @@ def _topomae(title: str, baselines: Sequence[str], **settings: Any) -> RowKind:
     return RowKind(title, _FUSED, "TopoMAEPretrainer", settings=settings, baselines=baselines)
 
 
+def _alice(title: str, **settings: Any) -> RowKind:
+    """A row of Alice on plans whose ``pretraining`` block is that of MAE, but for these settings."""
+    settings = {**_OWN_RATE_OF_ALICE, **settings}
+    named = {f"pretraining.{key}": value for key, value in settings.items()}
+    return RowKind(title, _ANY, "AlicePretrainer", _UNETR, named, baselines=["unetr"])
+
+
 KINDS: dict[str, RowKind] = {
     "scratch": RowKind("UNETR++ and ViT, from scratch", _FUSED),
     "topomae": _topomae("TopoMAE", ["scratch"]),
@@ -55,10 +63,15 @@ KINDS: dict[str, RowKind] = {
     "anatomask": RowKind("AnatoMask, ResEnc M", _ANY, "AnatoMaskPretrainer", _RESENC, baselines=["resenc"]),
     "unetr": RowKind("UNETR, from scratch", _ANY, plans=_UNETR),
     "mae": RowKind("MAE + UNETR", _ANY, "MAEPretrainer", _UNETR, baselines=["unetr"]),
+    "alice": _alice("Alice + UNETR"),
+    "aliceposition": _alice("Alice, pairs by position", matcher="position"),
+    "aliceonevolume": _alice("Alice, without pairs", matcher="same_volume", l_dv=False),
+    "alicewithoutcasa": _alice("Alice, without CASA", casa=False),
 }
 PRESETS = {  # labels: any row against its baseline
     "table6": ["unetrpp", "vit", "spatial", "topology", "copretrained"],
     "methods": ["nnunet", "resenc", "spark", "anatomask", "mae", "scratch", "topomae"],
+    "alice": ["unetr", "mae", "alice", "aliceposition", "aliceonevolume", "alicewithoutcasa"],
     "labels": ["topomae"],
 }
 LABEL_COUNTS = (5, 10, 20, 40)  # of the preset labels

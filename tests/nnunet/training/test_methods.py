@@ -15,6 +15,7 @@ TRAINERS = {  # by name: trainer, plans
     "TopoMAE": ("TopoMAEPretrainer", "nnUNetTopoMAEPlans"),
     "TopoMAE, AnatoMask's masks": ("TopoMAEPretrainer", "AnatoMaskMasks"),
     "MAE": ("MAEPretrainer", "TinyUNETR"),
+    "Alice": ("AlicePretrainer", "TinyAlice"),
     "SparK, default plans": ("SparKPretrainer", "nnUNetPlans"),
     "AnatoMask, default plans": ("AnatoMaskPretrainer", "nnUNetPlans"),
     "AnatoMask, ResEnc M": ("AnatoMaskPretrainer", "nnUNetResEncUNetMPlans"),
@@ -51,6 +52,9 @@ def plans(workspace):
         configuration["pretraining"] = SCHEDULE
 
     workspace.write_plans("TinyUNETR", unetr)
+    landmarks = {"iterations": 2, "batch_size": 1, "spacing": 4.0, "min_similarity": -1.0}
+    alice = {"head_width": 32, "landmarks": landmarks}
+    workspace.write_plans("TinyAlice", lambda c: c["pretraining"].update(alice), like="TinyUNETR")
 
     content = json.loads((workspace.preprocessed / "nnUNetPlans.json").read_text())
     content["configurations"]["3d_fullres"]["pretraining"] = {**SCHEDULE, "temperature": 0.2}
@@ -180,6 +184,7 @@ def test_without_any_pretraining_all_commands_are_named(workspace, plans):
     ("trainer", "plans_name", "message"),
     [
         ("TopoMAEPretrainer", "nnUNetPlans", "TopoMAE pre-trains a FusedViTUNETRPP, but the plans name PlainConvUNet"),
+        ("AlicePretrainer", "nnUNetPlans", "Alice pre-trains the ViT of a network, but the plans name PlainConvUNet"),
         ("MAEPretrainer", "nnUNetPlans", "MAE pre-trains the ViT of a network, but the plans name PlainConvUNet"),
         ("AnatoMaskPretrainer", "TinyUNETR", "AnatoMask pre-trains a PlainConvUNet or ResidualEncoderUNet, but"),
         ("SparKPretrainer", "nnUNetTopoMAEPlans", "SparK pre-trains a PlainConvUNet or ResidualEncoderUNet, but"),

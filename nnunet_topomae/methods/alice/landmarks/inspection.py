@@ -32,8 +32,8 @@ def inspect(matcher: ByEmbedding, images: ImageSource, log: Callable[[str], None
     file = matcher.store(images).folder / PICTURES
     save_matches([_picture(matcher, images, case, rng) for case in cases[:_PICTURED]], images.spacing, file)
     log(
-        f"{sums[ACCEPTED] / sums[TRIES]:.0%} of the matches of the landmark network are accepted; mean similarity of "
-        f"{_PAIRS} pairs {sums[SIMILARITY] / _PAIRS:.2f}, mean cycle error {sums[CYCLE] / _PAIRS:.1f} mm; look at {file}"
+        f"{sums[ACCEPTED] / sums[TRIES]:.0%} of the matches of the landmark network are accepted; mean similarity "
+        f"{sums[SIMILARITY] / _PAIRS:.2f}, mean cycle error {sums[CYCLE] / _PAIRS:.1f} mm; look at {file}"
     )
 
 
