@@ -16,7 +16,17 @@ def _initialize(module: nn.Module) -> None:
 
 
 class TokenNorm(nn.BatchNorm1d):
-    """A batch norm over all tokens of all crops."""
+    """A batch norm over all tokens of all crops.
+
+    In validation, too, the statistics are those of the batch: running ones would lag behind the weights.
+
+    Args:
+        channels: of a token.
+        affine: whether there is a learned scale and shift.
+    """
+
+    def __init__(self, channels: int, affine: bool = True):
+        super().__init__(channels, affine=affine, track_running_stats=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, N, C) to (B, N, C)."""
