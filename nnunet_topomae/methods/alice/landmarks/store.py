@@ -118,8 +118,9 @@ class LandmarkStore:
         if stored is None:
             volume = np.asarray(images.load(case)[:], dtype=np.float32)
             size = self.size_of(volume.shape[1:], images.spacing)
-            stored = [np.stack([resize(channel, size, order=1, anti_aliasing=True) for channel in volume])]
-            _write(file, mark, image=stored[0].astype(np.float16))
+            channels = [resize(channel, size, order=1, anti_aliasing=True) for channel in volume]
+            stored = [np.stack(channels).astype(np.float16)]  # rounded, as it will be read again
+            _write(file, mark, image=stored[0])
         return stored[0].astype(np.float32)
 
     def size_of(self, shape: Sequence[int], spacing: Sequence[float]) -> tuple[int, ...]:
