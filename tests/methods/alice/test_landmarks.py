@@ -128,9 +128,18 @@ def test_a_shifted_image_is_found_with_its_shift_and_back():
     matches = find(
         made_up_embedding(query), made_up_embedding(query.roll((1, -2, 0), (1, 2, 3))), np.array([[6.5, 8.5, 4.5]])
     )
-    np.testing.assert_allclose(matches.points, [[8.5, 4.5, 4.5]])
+    np.testing.assert_allclose(matches.points, [[8.5, 4.5, 4.5]], atol=0.4)  # between the cells, for chance alone
     np.testing.assert_allclose(matches.similarity, [1], atol=1e-5)
-    np.testing.assert_allclose(matches.cycle, [0], atol=1e-5)
+    np.testing.assert_allclose(matches.cycle, [0], atol=0.5)
+
+
+def test_places_between_the_cells_are_found():
+    """Vectors of an image of coordinates turn with the place; what lies between two cells is most like both."""
+    angles = torch.stack(torch.meshgrid(*(torch.arange(8) * 0.4 for _ in range(3)), indexing="ij"))
+    vectors = torch.cat([angles.cos(), angles.sin(), torch.zeros(DIMENSIONS - 6, 8, 8, 8)])
+    image = made_up_embedding(vectors)
+    place = np.array([[6.0, 7.1, 8.3]])
+    np.testing.assert_allclose(find(image, image, place).points, place, atol=0.1)
 
 
 def test_a_match_that_does_not_lead_back_has_a_cycle_error():
@@ -139,8 +148,8 @@ def test_a_match_that_does_not_lead_back_has_a_cycle_error():
     key[:, 1, 1, 1] = query[:, 3, 3, 3] + 0.3 * query[:, 7, 3, 3]
     query[:, 7, 3, 3] = key[:, 1, 1, 1]
     matches = find(made_up_embedding(query), made_up_embedding(key), np.array([[6.5, 6.5, 6.5]]))
-    np.testing.assert_allclose(matches.points, [[2.5, 2.5, 2.5]])
-    np.testing.assert_allclose(matches.cycle, [8], atol=1e-5)
+    np.testing.assert_allclose(matches.points, [[2.5, 2.5, 2.5]], atol=0.5)
+    np.testing.assert_allclose(matches.cycle, [8], atol=0.8)
 
 
 def test_the_network_is_trained_once_and_only_what_is_new_is_embedded(images):

@@ -31,7 +31,7 @@ def find(query: Embedding, key: Embedding, points: npt.NDArray[np.floating]) -> 
     """Find places of the query in the key, and back again.
 
     A place is found where the mean of the fine and the coarse cosine is largest (Yan et al., section III-D). The way
-    back is ours.
+    back is ours, and so is the place between the cells of the map.
 
     Args:
         query, key: the embeddings of two images.
@@ -54,9 +54,32 @@ def _most_similar(query: Embedding, key: Embedding, points: Tensor) -> tuple[Ten
         size=[voxels // STRIDE for voxels in key.padded_size],
         mode="trilinear",
     )[:, 0, : cells[0], : cells[1], : cells[2]]
-    similarity, place = ((fine + upsampled.flatten(1)) / 2).max(dim=1)
+    cosines = ((fine + upsampled.flatten(1)) / 2).unflatten(1, cells)
+    similarity, place = cosines.flatten(1).max(dim=1)
     steps = torch.stack(torch.unravel_index(place, cells), dim=1)
-    return STRIDE * steps + (STRIDE - 1) / 2, similarity
+    return STRIDE * (steps + _between_cells(cosines, steps)) + (STRIDE - 1) / 2, similarity
+
+
+def _between_cells(cosines: Tensor, peaks: Tensor) -> Tensor:
+    """How far from the largest cosine the parabola through it and its two neighbours is largest.
+
+    Args:
+        cosines: (P, d, h, w).
+        peaks: cell of the largest one of each map, (P, 3).
+
+    Returns:
+        (P, 3) in cells, at most 0.5; 0 along an axis at whose end the peak lies.
+    """
+    maps = torch.arange(len(peaks))
+    offsets = torch.zeros(peaks.shape)
+    for axis, count in enumerate(cosines.shape[1:]):
+        step = torch.eye(3, dtype=peaks.dtype)[axis]
+        inside = (peaks[:, axis] > 0) & (peaks[:, axis] < count - 1)
+        shifted = [(peaks + n * step * inside[:, None]).unbind(dim=1) for n in (-1, 0, 1)]
+        below, peak, above = (cosines[maps, z, y, x] for z, y, x in shifted)
+        bend = (2 * peak - below - above).clamp(min=torch.finfo().tiny)
+        offsets[:, axis] = torch.where(inside, (above - below) / 2 / bend, 0)
+    return offsets.clamp(-0.5, 0.5)
 
 
 def sample_map(embedding: Embedding, points: Tensor, *, coarse: bool) -> Tensor:
