@@ -47,7 +47,10 @@ class Placement(NamedTuple):
 
     @property
     def matrix(self) -> npt.NDArray[np.float64]:
-        """Turns steps in the view into steps in the volume, (3, 3)."""
+        """Turns steps in the view into steps in the volume, (3, 3).
+
+        batchgeneratorsv2 before 0.3.4 turned by the transpose of its own matrix.
+        """
         turned = create_affine_matrix_3d(self.angles, [self.scale] * 3)
         return turned @ np.diag([-1.0 if m else 1.0 for m in self.mirrored])
 

@@ -36,7 +36,7 @@ _FEW = 0.5  # share of accepted matches
 _SPREAD, _PAIRS = "cls_std", "pairs_"
 
 
-class Views(NamedTuple):
+class Encoded(NamedTuple):
     """What the network makes of 2B crops: first the B queries, then their B keys.
 
     Attributes:
@@ -132,7 +132,7 @@ class Alice(NormalisedReconstruction):
         of_keys = super().choose(exchanged(batch), progress)["mask"]
         return {**super().choose(batch, progress), f"{KEY}mask": of_keys}
 
-    def forward(self, batch: Batch) -> Views:
+    def forward(self, batch: Batch) -> Encoded:
         """See :meth:`PretextTask.forward`; the online encoder sees visible patches only, the target encoder all."""
         crop, mask, whole = (torch.cat([batch[name], batch[f"{KEY}{name}"]]) for name in ("crop", "mask", "target"))
         visible = visible_indices(mask, self.num_visible)
@@ -148,7 +148,7 @@ class Alice(NormalisedReconstruction):
             with torch.no_grad():
                 teacher, _ = self.casa(tokens, targets)
         cls = projected.mean(dim=1)
-        return Views(
+        return Encoded(
             self.vit_decoder.predict(decoded),
             cls,
             self.cls_predictor(cls),
@@ -158,12 +158,12 @@ class Alice(NormalisedReconstruction):
             attention,
         )
 
-    def loss_terms(self, output: Views, batch: Batch) -> dict[str, Tensor]:
+    def loss_terms(self, output: Encoded, batch: Batch) -> dict[str, Tensor]:
         """``l_r``, ``l_dv`` and ``l_st``, their sum, and how much cls differs; see :meth:`PretextTask.loss_terms`."""
         cls, targets = output.predicted_cls, output.target_cls
         terms = {"l_r": self._reconstruction_error(output, batch)}
         if self.config.l_dv:
-            terms["l_dv"] = self._both(cls, exchange(targets), 0, batch.get(ACCEPTED))
+            terms["l_dv"] = self._both(cls, of_partners(targets), 0, batch.get(ACCEPTED))
         if output.student is not None and output.teacher is not None:
             terms["l_st"] = self._both(output.student, output.teacher, 1)
         else:
@@ -171,7 +171,7 @@ class Alice(NormalisedReconstruction):
         total = torch.stack(list(terms.values())).sum()
         return {"total": total, **terms, _SPREAD: spread(output.cls), **_quality(batch)}
 
-    def _reconstruction_error(self, output: Views, batch: Batch) -> Tensor:
+    def _reconstruction_error(self, output: Encoded, batch: Batch) -> Tensor:
         """l_r: the error of hidden patches, normalised, of queries and of keys (equation 1)."""
         errors = [
             masked_mse(prediction, normalise_patches(half["crop"], self.patch_size), self.hidden_voxels(half))
@@ -196,7 +196,7 @@ class Alice(NormalisedReconstruction):
             return 2 * values.mean()
         return (values * counted.repeat(2)).sum() / counted.sum().clamp(min=1)
 
-    def after_step(self, output: Views, batch: Batch, progress: float) -> None:
+    def after_step(self, output: Encoded, batch: Batch, progress: float) -> None:
         """Let the target follow, and move the centres; see :meth:`PretextTask.after_step`."""
         super().after_step(output, batch, progress)
         momentum = target_momentum(self.config.momentum, progress)
@@ -223,7 +223,7 @@ class Alice(NormalisedReconstruction):
             )
         return said
 
-    def images(self, output: Views, batch: Batch) -> dict[str, Tensor]:
+    def images(self, output: Encoded, batch: Batch) -> dict[str, Tensor]:
         """The reconstructions of the queries, with the mean and the deviation of the crop's patches put back."""
         return {"vit": self._denormalised(output.prediction.chunk(2)[0], batch["crop"])}
 
@@ -231,7 +231,7 @@ class Alice(NormalisedReconstruction):
         mean, deviation = patch_statistics(crop, self.patch_size)
         return prediction * deviation + mean
 
-    def shown(self, output: Views, batch: Batch) -> CaseReport:
+    def shown(self, output: Encoded, batch: Batch) -> CaseReport:
         """The query as every masked method shows it, what CASA attends to in it, and the key."""
         report = super().shown(output, batch)
         keys = exchanged(batch)
@@ -262,7 +262,7 @@ def _quality(batch: Batch) -> dict[str, Tensor]:
     return {f"{_PAIRS}{n}": v for n, v in {**shares, **{n: batch[n].mean() for n in (SIMILARITY, CYCLE)}}.items()}
 
 
-def exchange(halves: Tensor) -> Tensor:
-    """(2B, ...) with its halves exchanged."""
+def of_partners(halves: Tensor) -> Tensor:
+    """(2B, ...) with its halves exchanged, so that each crop has what belongs to the other one."""
     first, second = halves.chunk(2)
     return torch.cat([second, first])
