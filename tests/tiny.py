@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import default_collate
 
 from nnunet_topomae.methods import PretextTask
+from nnunet_topomae.methods.alice import Alice, AliceConfig
 from nnunet_topomae.methods.mae import MAE, MAEConfig
 from nnunet_topomae.methods.masked import MaskedReconstruction
 from nnunet_topomae.methods.masking import random_patch_mask
@@ -86,6 +87,8 @@ def make_network(kind: str, channels: int = 1, classes: int = 1, deep_supervisio
     return network
 
 
+_ALICE = {"matcher": "position", "head_width": 32}
+_ONE_VOLUME = {**_ALICE, "matcher": "same_volume", "l_dv": False, "casa": False}
 METHODS = {  # by name: network, task, settings
     "TopoMAE": ("fused", TopoMAE, TopoMAEConfig()),
     "TopoMAE, AnatoMask's masks": ("fused", TopoMAE, TopoMAEConfig(mask_source="anatomask")),
@@ -99,6 +102,9 @@ METHODS = {  # by name: network, task, settings
     "MiM of the hybrid network": ("hybrid", MiM, MiMConfig(gamma=1, beta=2, projection_width=32)),
     "MiM of a PlainConvUNet": ("plain", MiM, MiMConfig(gamma=1, beta=2, decoder_width=16, projection_width=32)),
     "MiM of a ResidualEncoderUNet": ("residual", MiM, MiMConfig(levels=2, decoder_width=16, projection_width=32)),
+    "Alice": ("unetr", Alice, AliceConfig(**_ALICE)),
+    "Alice of the fused network": ("fused", Alice, AliceConfig(**_ALICE)),
+    "Alice, one volume, without CASA": ("unetr", Alice, AliceConfig(**_ONE_VOLUME)),
     "CropContrast, the worked example": ("plain", CropContrast, CropContrastConfig()),
 }
 MASKED_METHODS = [name for name, (_, task, _) in METHODS.items() if issubclass(task, MaskedReconstruction)]
@@ -145,7 +151,7 @@ class Volumes:
     def __init__(self, channels: int = 1):
         sizes = {"large": (20, 24, 40), "thin": (12, 20, 36)}
         self.volumes = {case: make_crops(1, channels, size)[0].numpy() for case, size in sizes.items()}
-        self.identifiers = list(self.volumes)
+        self.identifiers = self.partners = list(self.volumes)
 
     def load(self, case: str) -> np.ndarray:
         return self.volumes[case]

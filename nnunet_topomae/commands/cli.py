@@ -89,6 +89,13 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("checkpoint", type=Path, metavar="FILE", help="a checkpoint")
     export.add_argument("-o", type=Path, required=True, metavar="DIR", help="the folder to write")
     export.set_defaults(run=_export)
+
+    matcher = commands.add_parser(
+        "train_matcher", help="train what finds the same body part in other images, before pre-training needs it"
+    )
+    _add_matcher_options(matcher)
+    matcher.set_defaults(run=_train_matcher)
+
     compare = commands.add_parser(
         "study", help="does pre-training help on a dataset, and how many labels does it save?"
     )
@@ -208,6 +215,39 @@ def _add_split_options(parser: argparse.ArgumentParser) -> None:
     )
     add_held_out_options(parser, usual_test="none", seed="--seed")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing split")
+
+
+def _add_matcher_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-d", type=int, required=True, metavar="ID", help="ID of a preprocessed dataset")
+    parser.add_argument("-p", required=True, metavar="PLANS", help="plans of the dataset")
+    parser.add_argument(
+        "-c", default="3d_fullres", metavar="CONFIGURATION", help="configuration of the plans (default: %(default)s)"
+    )
+    parser.add_argument(
+        "-f",
+        type=_fold,
+        default=0,
+        metavar="FOLD",
+        help="fold whose training images are learned from: a number or all (default: %(default)s)",
+    )
+    parser.add_argument(
+        "-device", default="cuda", choices=("cuda", "cpu", "mps"), help="to train on (default: %(default)s)"
+    )
+
+
+def _fold(text: str) -> int | str:
+    """A fold as it stands on the command line.
+
+    Raises:
+        ValueError: for anything but a number and ``all``.
+    """
+    return text if text == "all" else int(text)
+
+
+def _train_matcher(options: argparse.Namespace) -> None:
+    from nnunet_topomae.commands import train_matcher
+
+    train_matcher.run(options)
 
 
 def _add_unlabelled(options: argparse.Namespace) -> None:

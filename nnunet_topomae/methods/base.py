@@ -6,6 +6,7 @@ docs/adding_a_method.md builds one step by step.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -27,12 +28,17 @@ class ImageSource(Protocol):
     """Preprocessed images, without their labels.
 
     Attributes:
-        identifiers: names of the cases.
+        identifiers: names of the cases that items are about.
+        partners: names of all cases that an item may use beside its own; in validation these are the training cases,
+            too.
         spacing: mm per voxel and axis, the same for all.
+        cache: a folder for what a method computes from these images and may use again; need not exist yet.
     """
 
     identifiers: Sequence[str]
+    partners: Sequence[str]
     spacing: Sequence[float]
+    cache: Path
 
     def load(self, case: str) -> Any:
         """The image of a case, an array (C, D, H, W); only the parts that are sliced are read from the disk."""
@@ -135,7 +141,7 @@ class PretextTask(nn.Module, ABC):
         A resumed training skips it, so whatever it learns must lie in parameters or buffers, which checkpoints keep.
 
         Args:
-            images: of the training cases.
+            images: of the training cases; ``partners`` are the validation cases, too.
             device: where the task lies.
             log: writes a line into the training's log.
         """
@@ -185,6 +191,14 @@ class PretextTask(nn.Module, ABC):
     def errors(self, output: Output, batch: Batch) -> dict[str, Tensor]:
         """Errors by branch, to be compared with :meth:`baseline_error`; scalars. Needed with a ``yardstick``."""
         raise NotImplementedError(f"{type(self).__name__} has no yardstick")
+
+    def warnings(self, terms: Mapping[str, float]) -> Sequence[str]:
+        """What a user should be told after an epoch, a sentence each that says what to do; written into the log.
+
+        Args:
+            terms: means over the training steps of the epoch, by the names that :meth:`loss_terms` gives.
+        """
+        return ()
 
     @abstractmethod
     def shown(self, output: Output, batch: Batch) -> CaseReport:

@@ -95,6 +95,58 @@ def _draw_case(axes: npt.NDArray[np.object_], case: str, columns: Mapping[str, V
         row[0].set_ylabel(f"{case}\n{plane}", fontsize=8)
 
 
+class MatchedPoints(NamedTuple):
+    """The same place in two volumes.
+
+    Attributes:
+        title: what is written beside it.
+        volumes: two of them, (C, D, H, W).
+        points: one in each, in voxels (z, y, x).
+    """
+
+    title: str
+    volumes: tuple[Volume, Volume]
+    points: tuple[Sequence[float], Sequence[float]]
+
+
+def save_matches(matches: Sequence[MatchedPoints], spacing: Sequence[float], file: Path) -> None:
+    """Draw the three planes through each of two points, one row a pair; crosses mark the points.
+
+    Args:
+        matches: the pairs; each volume has a grey scale of its own.
+        spacing: mm per voxel and axis, of all volumes.
+        file: the PNG file to write.
+    """
+    columns = 2 * len(_PLANES)
+    figure = Figure(figsize=(_TILE * columns, _TILE * len(matches)), layout="constrained")
+    axes = figure.subplots(len(matches), columns, squeeze=False)
+    for row, match in zip(axes, matches, strict=True):
+        for side, volume, point in zip(np.split(row, 2), match.volumes, match.points, strict=True):
+            for across, axis in enumerate(side):
+                _draw_marked(axis, volume[_CHANNEL], point, across, spacing)
+        row[0].set_ylabel(fill(match.title, _HEADING_WIDTH), fontsize=8)
+    _save(figure, file, dpi=100)
+
+
+def _draw_marked(
+    axis: Axes, image: npt.NDArray[np.float32], point: Sequence[float], across: int, spacing: Sequence[float]
+) -> None:
+    """The plane of an image through a point, perpendicular to an axis, and a cross at the point."""
+    low, high = (float(value) for value in np.percentile(image, _WINDOW))
+    plane = int(np.clip(round(point[across]), 0, image.shape[across] - 1))
+    vertical, horizontal = (n for n in range(3) if n != across)
+    axis.imshow(
+        np.take(image, plane, axis=across),
+        cmap=_GREY,
+        vmin=low,
+        vmax=high if high > low else low + 1,
+        aspect=spacing[vertical] / spacing[horizontal],
+        origin="upper" if across == 0 else "lower",
+    )
+    axis.plot(point[horizontal], point[vertical], "+", color="red", markersize=14, markeredgewidth=1.5)
+    axis.set(xticks=[], yticks=[])
+
+
 def save_diagrams(cases: Mapping[str, Mapping[str, Sequence[Diagram]]], file: Path) -> None:
     """Draw persistence diagrams, one row a case, one column a dimension; a colour and a marker for each volume.
 

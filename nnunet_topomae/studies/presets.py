@@ -10,6 +10,7 @@ _RESENC = "nnUNetResEncUNetMPlans"
 _UNETR = "nnUNetTopoMAEUNETRPlans"
 _HYBRID = "nnUNetTopoMAEHybridPlans"
 _VIT_ONLY: dict[str, Any] = {"pretraining.branches": ["vit"]}
+_OWN_RATE_OF_ALICE: dict[str, Any] = {"base_lr": 5e-5, "scale_lr": False, "weight_decay": 0.04}  # its defaults
 _NO_TOPOLOGY: dict[str, Any] = {"pretraining.topology.enabled": False}
 _NO_SPATIAL: dict[str, Any] = {"pretraining.spatial.enabled": False}
 
@@ -48,6 +49,13 @@ def _mim(title: str, **settings: Any) -> RowKind:
     return RowKind(title, _ANY, "MiMPretrainer", _HYBRID, keys, baselines=["hybrid"])
 
 
+def _alice(title: str, **settings: Any) -> RowKind:
+    """A row of Alice on plans whose ``pretraining`` block is that of MAE, but for these settings."""
+    settings = {**_OWN_RATE_OF_ALICE, **settings}
+    named = {f"pretraining.{key}": value for key, value in settings.items()}
+    return RowKind(title, _ANY, "AlicePretrainer", _UNETR, named, baselines=["unetr"])
+
+
 KINDS: dict[str, RowKind] = {
     "scratch": RowKind("UNETR++ and ViT, from scratch", _FUSED),
     "topomae": _topomae("TopoMAE", ["scratch"]),
@@ -73,6 +81,10 @@ KINDS: dict[str, RowKind] = {
     "mimbyol": _mim("MiM, no negatives", alignment="byol"),
     "mimcoarse": _mim("MiM, coarse to fine", weight_schedule="coarse_to_fine"),
     "mimfine": _mim("MiM, fine to coarse", weight_schedule="fine_to_coarse"),
+    "alice": _alice("Alice + UNETR"),
+    "aliceposition": _alice("Alice, pairs by position", matcher="position"),
+    "aliceonevolume": _alice("Alice, without pairs", matcher="same_volume", l_dv=False),
+    "alicewithoutcasa": _alice("Alice, without CASA", casa=False),
 }
 PRESETS = {  # labels: any row against its baseline
     "table6": ["unetrpp", "vit", "spatial", "topology", "copretrained"],
@@ -81,6 +93,7 @@ PRESETS = {  # labels: any row against its baseline
         *("hybrid", "mimr1", "mimr2", "mimr3", "mimc12", "mimtwolevels"),
         *("mimvisible", "mimbyol", "mimcoarse", "mimfine", "mim"),
     ],
+    "alice": ["unetr", "mae", "alice", "aliceposition", "aliceonevolume", "alicewithoutcasa"],
     "labels": ["topomae"],
 }
 LABEL_COUNTS = (5, 10, 20, 40)  # of the preset labels

@@ -1,5 +1,6 @@
 import pytest
 
+from nnunet_topomae.methods.alice import AliceConfig
 from nnunet_topomae.methods.mim import MiMConfig
 from nnunet_topomae.settings import read_block
 from nnunet_topomae.studies.presets import KINDS, PRESETS, baseline_of, kinds_of
@@ -48,6 +49,20 @@ def test_ablations_of_mim_differ_in_the_settings_of_their_tables():
     for kind in kinds.values():
         settings = {key.removeprefix("pretraining."): value for key, value in kind.settings.items()}
         read_block(MiMConfig, settings, "pretraining")
+
+
+def test_ablations_of_alice():
+    """Tables 4 and 5 of its paper, with the same rate as its defaults, on plans that hold MAE's."""
+    kinds = kinds_of([], "alice")
+    config = AliceConfig()
+    rate = {f"pretraining.{key}": getattr(config, key) for key in ("base_lr", "scale_lr", "weight_decay")}
+    assert {name: kind.settings for name, kind in kinds.items() if name.startswith("alice")} == {
+        "alice": rate,
+        "aliceposition": {**rate, "pretraining.matcher": "position"},
+        "aliceonevolume": {**rate, "pretraining.matcher": "same_volume", "pretraining.l_dv": False},
+        "alicewithoutcasa": {**rate, "pretraining.casa": False},
+    }
+    assert {baseline_of(name, kinds) for name in kinds} == {None, "unetr"}
 
 
 def test_labels_adds_the_same_network_from_scratch():

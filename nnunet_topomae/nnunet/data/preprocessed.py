@@ -168,6 +168,11 @@ class PlannedDataset:
         folder = self.labelled_folder(configuration)
         return folder.with_name(f"{folder.name}_unlabelled")
 
+    def cache_folder(self, configuration: str) -> Path:
+        """Folder of what methods compute from these images and use again, beside that of labelled cases."""
+        folder = self.labelled_folder(configuration)
+        return folder.with_name(f"{folder.name}_cache")
+
     def labelled_cases(self, configuration: str) -> list[str]:
         """Names of the labelled cases, sorted."""
         return cases_in(self.labelled_folder(configuration))

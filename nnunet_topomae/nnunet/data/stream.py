@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from itertools import count, cycle
 from multiprocessing import active_children
 from multiprocessing.util import Finalize
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,7 +22,7 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
 from nnunet_topomae.methods.base import Views
-from nnunet_topomae.nnunet.data.preprocessed import Cases, load_image
+from nnunet_topomae.nnunet.data.preprocessed import Cases, JoinedCases, load_image
 
 CASE = "case"  # key of the case's name in an item
 _UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, pickle.UnpicklingError)
@@ -39,18 +40,22 @@ class CaseImages:
     Args:
         cases: nnU-Net's preprocessed cases.
         spacing: mm per voxel and axis.
+        cache: see :class:`nnunet_topomae.methods.base.ImageSource`.
+        others: cases that items about ``cases`` may use, too.
 
     Raises:
         ValueError: if there is no case.
     """
 
-    def __init__(self, cases: Cases, spacing: Sequence[float]):
+    def __init__(self, cases: Cases, spacing: Sequence[float], cache: Path, others: Cases | None = None):
         if not cases.identifiers:
             raise ValueError(f"there is no case to draw crops from in {cases.source_folder}")
-        self._cases = cases
+        self._cases = JoinedCases(others, cases) if others else cases
         self.identifiers: Sequence[str] = cases.identifiers
+        self.partners: Sequence[str] = self._cases.identifiers
         self.spacing: Sequence[float] = tuple(spacing)
         self.source_folder: str = cases.source_folder
+        self.cache = cache
 
     def load(self, case: str) -> Any:
         """See :meth:`nnunet_topomae.methods.base.ImageSource.load`."""

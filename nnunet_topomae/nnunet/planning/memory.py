@@ -33,7 +33,7 @@ def trace_step(build: Callable[[], nn.Module], loss: Callable[[Any], Tensor], *,
             machine.
     """
     autocast = torch.autocast("cpu", torch.bfloat16) if cuda else nullcontext()
-    with FakeTensorMode(), torch.device("cpu"):
+    with _FakeTensorMode(), torch.device("cpu"):
         network = build()
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
         for parameter in trained:
@@ -70,6 +70,13 @@ def largest_batch(needed: Callable[[int], float], target: float, smallest: int, 
         batch_size = larger
         step = max(int((target - needed(larger)) / bytes_per_crop), 1) if bytes_per_crop > 0 else larger
     return batch_size
+
+
+class _FakeTensorMode(FakeTensorMode):
+    """The one mode, also for copies of modules, such as teachers: tensors of different modes cannot be mixed."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_FakeTensorMode":
+        return self
 
 
 def _forget_gradient(parameter: Tensor) -> None:

@@ -66,20 +66,21 @@ class JoinedBatchNorm(_BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """The input (B, C, ...), normalised per channel."""
-        running_mean, running_var, batches = self.running_mean, self.running_var, self.num_batches_tracked
-        if not self.training or running_mean is None or running_var is None or batches is None:
+        if not self.training:
             return super().forward(input)
+        running_mean, running_var, batches = self.running_mean, self.running_var, self.num_batches_tracked
         axes = [axis for axis in range(input.ndim) if axis != 1]
         shape = [-1 if axis == 1 else 1 for axis in range(input.ndim)]
         count = input.numel() / input.shape[1] * world_size()
         mean = _Sum.apply(input.sum(axes)) / count
         deviations = input - mean.reshape(shape)
         variance = _Sum.apply(deviations.square().sum(axes)) / count
-        with torch.no_grad():
-            batches += 1
-            momentum = 1 / float(batches) if self.momentum is None else self.momentum
-            running_mean.lerp_(mean, momentum)
-            running_var.lerp_(variance * count / (count - 1), momentum)
+        if running_mean is not None and running_var is not None and batches is not None:
+            with torch.no_grad():
+                batches += 1
+                momentum = 1 / float(batches) if self.momentum is None else self.momentum
+                running_mean.lerp_(mean, momentum)
+                running_var.lerp_(variance * count / (count - 1), momentum)
         normalised = deviations * (variance + self.eps).rsqrt().reshape(shape)
         return normalised * self.weight.reshape(shape) + self.bias.reshape(shape) if self.affine else normalised
 

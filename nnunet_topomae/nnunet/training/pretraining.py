@@ -157,12 +157,12 @@ class Pretrainer(StageTrainer):
         if self.current_epoch > 0:
             return
         training, validation = self.get_tr_and_val_datasets()
-        self.task.prepare(CaseImages(training, self.configuration_manager.spacing), self.device, self.print_to_log_file)
+        self.task.prepare(self._images(training, validation), self.device, self.print_to_log_file)
         if self.is_ddp:
             for tensor in (*self.task.parameters(), *self.task.buffers()):
                 dist.broadcast(tensor.data, 0)
         if self.local_rank == 0:
-            self.report_on(validation.identifiers[0], self.stream(validation, _REPORT_STREAM, mirror=False))
+            self.report_on(validation.identifiers[0], self._validation_stream(_REPORT_STREAM))
 
     def get_dataloaders(self) -> tuple[Iterator[dict], Iterator[dict]]:
         """Random items of the training cases; fixed items of the validation cases."""
@@ -179,16 +179,31 @@ class Pretrainer(StageTrainer):
         seen = (self.current_epoch * self.num_iterations_per_epoch + len(done)) * global_batch
         repeated = self.num_val_iterations_per_epoch * global_batch
         drawn = self.stream(training, _TRAINING_STREAM, mirror=True)
-        fixed = self.stream(validation, _VALIDATION_STREAM, mirror=False)
+        fixed = self._validation_stream(_VALIDATION_STREAM)
         return (
             self.batches(drawn, StreamSampler(seen, **world), self.batch_size, done),
             self.batches(fixed, StreamSampler(period=repeated, **world), self.batch_size),
         )
 
-    def stream(self, cases: Cases, number: int, *, mirror: bool) -> ItemStream:
-        """The items that the method draws from some cases; ``number`` tells streams of one seed apart."""
-        images = CaseImages(cases, self.configuration_manager.spacing)
-        return ItemStream(self.task.views(), images, (self.config.seed, number), mirror=mirror)
+    def _images(self, cases: Cases, others: Cases | None = None) -> CaseImages:
+        cache = self.cases.dataset.cache_folder(self.configuration_name)
+        return CaseImages(cases, self.configuration_manager.spacing, cache, others)
+
+    def _validation_stream(self, number: int) -> ItemStream:
+        """Items about validation cases, which are the same in every epoch; they may use training cases beside them."""
+        training, validation = self.get_tr_and_val_datasets()
+        return self.stream(validation, number, mirror=False, others=training)
+
+    def stream(self, cases: Cases, number: int, *, mirror: bool, others: Cases | None = None) -> ItemStream:
+        """The items that the method draws from some cases.
+
+        Args:
+            cases: that the items are about.
+            number: tells streams of one seed apart.
+            mirror: whether items may be mirrored.
+            others: cases that the items may use beside their own.
+        """
+        return ItemStream(self.task.views(), self._images(cases, others), (self.config.seed, number), mirror=mirror)
 
     def to_device(self, batch: dict) -> Batch:
         """The tensors of a batch, on the device."""
@@ -341,6 +356,9 @@ class Pretrainer(StageTrainer):
                 f"{name[len(split) + 1 :]} {value:.4g}" for name, value in latest.items() if name.startswith(split)
             )
             self.print_to_log_file(f"{split}: {terms}")
+        of_training = {name[len("train_") :]: value for name, value in latest.items() if name.startswith("train_")}
+        for warning in self.task.warnings(of_training):
+            self.print_to_log_file(f"WARNING: {warning}")
         skills = self.logger.local_logger.skills()
         if skills:
             values = "  ".join(f"{self._heading(branch)} {values[-1]:.3f}" for branch, values in skills.items())
@@ -394,9 +412,8 @@ class Pretrainer(StageTrainer):
 
     def _reports(self) -> Iterator[tuple[str, CaseReport]]:
         """What the method shows of one item per validation case, always the same items."""
-        cases = self.get_tr_and_val_datasets()[1]
-        stream = self.stream(cases, _REPORT_STREAM, mirror=False)
-        for case in tqdm(cases.identifiers, "Validating", leave=False, disable=None):
+        stream = self._validation_stream(_REPORT_STREAM)
+        for case in tqdm(stream.images.identifiers, "Validating", leave=False, disable=None):
             yield case, self.report_on(case, stream)
 
     @torch.no_grad()

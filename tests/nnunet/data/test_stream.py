@@ -4,6 +4,7 @@ import re
 import signal
 import time
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,7 +41,8 @@ def ramp(shape):
 
 
 def crops(cases, crop_size=(4, 6, 8), seed=(0,), mirror=False):
-    return ItemStream(KeypointViews(crop_size, (2, 2, 2), 0.5), CaseImages(cases, (1.0, 2.0, 3.0)), seed, mirror=mirror)
+    images = CaseImages(cases, (1.0, 2.0, 3.0), Path("unused"))
+    return ItemStream(KeypointViews(crop_size, (2, 2, 2), 0.5), images, seed, mirror=mirror)
 
 
 def test_crops_depend_on_seed_and_number_alone():
@@ -176,8 +178,7 @@ def test_items_hold_tensors_alone(item, what):
         def draw(self, *_):
             return item
 
-    stream = ItemStream(
-        Other((4, 4, 4), (2, 2, 2), 0.5), CaseImages(Cases(a=ramp((8, 9, 10))), (1, 1, 1)), (0,), mirror=True
-    )
+    images = CaseImages(Cases(a=ramp((8, 9, 10))), (1, 1, 1), Path("unused"))
+    stream = ItemStream(Other((4, 4, 4), (2, 2, 2), 0.5), images, (0,), mirror=True)
     with pytest.raises(ValueError, match=rf'^Other.draw must give tensors under other names than "case", got {what}$'):
         stream[0]

@@ -12,6 +12,7 @@ from nnunet_topomae.nnunet.planning.geometry import choose_patch_size, fit_strid
 from nnunet_topomae.nnunet.planning.memory import GIB
 from nnunet_topomae.nnunet.planning.planner import epochs_for
 from nnunet_topomae.planners.topomae_planner import TopoMAEPlanner
+from nnunet_topomae.trainers.alice_pretrainer import AlicePretrainer
 from nnunet_topomae.trainers.mae_pretrainer import MAEPretrainer
 from nnunet_topomae.trainers.pretrained_finetune_trainer import PretrainedFinetuneTrainer
 from nnunet_topomae.trainers.topomae_pretrainer import TopoMAEPretrainer
@@ -411,13 +412,20 @@ def test_large_images_get_a_low_resolution_and_no_cascade(tmp_path, monkeypatch)
         TopoMAEPretrainer.check_plans(plans, "3d_cascade_fullres")
 
 
-def test_a_unetr_is_planned_for_mae(tmp_path, monkeypatch):
-    planner_class = find_planner("TopoMAEUNETRPlanner")
+@pytest.mark.parametrize(
+    ("planner", "name", "pretrainer"),
+    [
+        ("TopoMAEUNETRPlanner", "nnUNetTopoMAEUNETRPlans", MAEPretrainer),
+        ("AliceUNETRPlanner", "nnUNetAliceUNETRPlans", AlicePretrainer),
+    ],
+)
+def test_a_unetr_is_planned_for_mae_and_alice(planner, name, pretrainer, tmp_path, monkeypatch):
+    planner_class = find_planner(planner)
     plans = _planner(
         tmp_path, monkeypatch, (20, 320, 320), (6.0, 0.5, 0.5), planner_class=planner_class
     ).plan_experiment()
-    assert plans["plans_name"] == "nnUNetTopoMAEUNETRPlans"
-    MAEPretrainer.check_plans(plans, "3d_fullres")
+    assert plans["plans_name"] == name
+    pretrainer.check_plans(plans, "3d_fullres")
     configuration = plans["configurations"]["3d_fullres"]
     arguments = configuration["architecture"]["arch_kwargs"]
     assert np.prod(arguments["strides"], axis=0).tolist() == arguments["vit"]["patch_size"]

@@ -15,6 +15,7 @@ TRAINERS = {  # by name: trainer, plans
     "TopoMAE": ("TopoMAEPretrainer", "nnUNetTopoMAEPlans"),
     "TopoMAE, AnatoMask's masks": ("TopoMAEPretrainer", "AnatoMaskMasks"),
     "MAE": ("MAEPretrainer", "TinyUNETR"),
+    "Alice": ("AlicePretrainer", "TinyAlice"),
     "SparK, default plans": ("SparKPretrainer", "nnUNetPlans"),
     "AnatoMask, default plans": ("AnatoMaskPretrainer", "nnUNetPlans"),
     "AnatoMask, ResEnc M": ("AnatoMaskPretrainer", "nnUNetResEncUNetMPlans"),
@@ -54,6 +55,9 @@ def plans(workspace):
         configuration["pretraining"] = SCHEDULE
 
     workspace.write_plans("TinyUNETR", unetr)
+    landmarks = {"iterations": 2, "batch_size": 1, "spacing": 4.0, "min_similarity": -1.0}
+    alice = {"head_width": 32, "landmarks": landmarks}
+    workspace.write_plans("TinyAlice", lambda c: c["pretraining"].update(alice), like="TinyUNETR")
 
     def hybrid(configuration):
         arguments = {**TINY_HYBRID, "crop_size": PLANNED_CROP, "strides": [[1] * 3, *[[2] * 3] * 3, *[[1] * 3] * 2]}
@@ -193,6 +197,7 @@ def test_without_any_pretraining_all_commands_are_named(workspace, plans):
     ("trainer", "plans_name", "message"),
     [
         ("TopoMAEPretrainer", "nnUNetPlans", "TopoMAE pre-trains a FusedViTUNETRPP, but the plans name PlainConvUNet"),
+        ("AlicePretrainer", "nnUNetPlans", "Alice pre-trains the ViT of a network, but the plans name PlainConvUNet"),
         ("MAEPretrainer", "nnUNetPlans", "MAE pre-trains the ViT of a network, but the plans name PlainConvUNet"),
         ("AnatoMaskPretrainer", "TinyUNETR", "AnatoMask pre-trains a PlainConvUNet or ResidualEncoderUNet, but"),
         ("SparKPretrainer", "nnUNetTopoMAEPlans", "SparK pre-trains a PlainConvUNet or ResidualEncoderUNet, but"),
