@@ -56,7 +56,7 @@ def test_plan_and_preprocess_ends_with_the_next_commands(planning):
 
 
 def test_fine_tuning_without_pretraining_is_refused(site, planning):
-    output = site.train(997, "FusedFinetuneTrainer", fold=1, status=1)  # of which there is no pre-training
+    output = site.train(997, "FusedFinetuneTrainer", fold=1, status=2)  # of which there is no pre-training
     assert f"nnUNetv2_train {DATASET} 3d_fullres 1 -p {PLANS} -tr TopoMAEPretrainer" in output
 
 

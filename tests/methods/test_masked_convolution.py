@@ -88,7 +88,7 @@ def test_patches_are_the_cumulative_stride_up_to_16(strides, patch):
 
 
 def test_stages_coarser_than_the_patches_see_everything(monkeypatch):
-    monkeypatch.setattr("nnunet_topomae.methods.spark.task._LARGEST_PATCH", 4)
+    monkeypatch.setattr("nnunet_topomae.methods.masked_convolution._LARGEST_PATCH", 4)
     task = make_spark()
     assert task.patch_size == (2, 4, 4)
     task.hidden.mask = torch.rand(1, *task.mask_grid) < 0.5

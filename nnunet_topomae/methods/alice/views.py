@@ -37,9 +37,10 @@ class PairViews(CropViews):
     def draw(self, images: ImageSource, case: str, rng: np.random.Generator, mirror: bool) -> dict[str, Tensor]:
         """Views of a query and of a key; see :meth:`Views.draw`.
 
-        ``crop`` (C, D, H, W), of which ``mask`` (d, h, w) is hidden (``order``: see :class:`CropViews`), is the online encoder's view of the query, and
-        ``target`` the target encoder's; ``key_crop``, ``key_mask`` and ``key_target`` are those of the key. In
-        validation (``mirror=False``) both views of a crop are the crop itself.
+        ``crop`` (C, D, H, W), of which ``mask`` (d, h, w) is hidden, is the online encoder's view of the query, and
+        ``target`` the target encoder's; ``order`` is that of :class:`CropViews`. ``key_crop``, ``key_mask``,
+        ``key_target`` and ``key_order`` are those of the key. In validation (``mirror=False``) both views of a crop are
+        the crop itself.
         """
         pair = self.matcher.pair(images, case, rng)
         item = self._views(images, *pair.query, rng, augment=mirror)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from processes import forking
+from processes import pipe, process
 from torch.utils.data import Dataset
 
 from nnunet_topomae.methods.topomae.keypoints import crop_keypoints
@@ -144,13 +144,12 @@ def take_batches(fail, timeout, sender):
     ],
 )
 def test_a_process_that_fails_is_noticed_and_its_case_is_named(fail, timeout, message):
-    context = forking()
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=take_batches, args=(fail, timeout, sender))
-    process.start()
+    receiver, sender = pipe()
+    training = process(take_batches, fail, timeout, sender)
+    training.start()
     sender.close()
     assert re.search(message, receiver.recv())
-    process.join()
+    training.join()
 
 
 def test_signals_to_all_processes_do_not_end_those_that_prepare_batches(monkeypatch):

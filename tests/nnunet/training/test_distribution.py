@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
-from processes import environment, forking, make_trainer
+from processes import environment, make_trainer, process
 
 from nnunet_topomae.nnunet.training.distribution import JoinedBatchNorm
 from tiny import PLANNED_CROP, PLANNED_NETWORK, SCHEDULE
@@ -47,20 +47,17 @@ def train(rank, world, rendezvous, variables, arguments, output):
 
 def run(folder, target, world, *arguments):
     """Run a function in several processes; what the first of them has written."""
-    context, rendezvous, output = forking(), folder / f"rendezvous{world}", folder / f"output{world}.pt"
-    processes = [
-        context.Process(target=target, args=(rank, world, rendezvous, environment(), *arguments, output))
-        for rank in range(world)
-    ]
+    rendezvous, output = folder / f"rendezvous{world}", folder / f"output{world}.pt"
+    processes = [process(target, rank, world, rendezvous, environment(), *arguments, output) for rank in range(world)]
     try:
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join()
-        assert [process.exitcode for process in processes] == [0] * world
+        for each in processes:
+            each.start()
+        for each in processes:
+            each.join()
+        assert [each.exitcode for each in processes] == [0] * world
     finally:
-        for process in processes:
-            process.kill()
+        for each in processes:
+            each.kill()
     return torch.load(output)
 
 
@@ -90,6 +87,16 @@ def _spark(configuration):
     _u_net(configuration)
 
 
+def _mim(configuration):
+    _unetr(configuration)
+    configuration["pretraining"].update(gamma=1, beta=2, projection_width=16)
+
+
+def _alice(configuration):
+    _unetr(configuration)
+    configuration["pretraining"].update(matcher="position", head_width=16)
+
+
 def _contrast(configuration):
     configuration["pretraining"] = {"temperature": 0.2}
     _u_net(configuration)
@@ -110,6 +117,8 @@ METHODS = {
     "TopoMAE": ("TopoMAEPretrainer", OURS, _no_chance),
     "TopoMAE, AnatoMask's masks": ("TopoMAEPretrainer", OURS, _teacher),
     "MAE": ("MAEPretrainer", OURS, _unetr),
+    "MiM": ("MiMPretrainer", OURS, _mim),
+    "Alice": ("AlicePretrainer", OURS, _alice),
     "SparK": ("SparKPretrainer", UNET, _spark),
     "AnatoMask": ("AnatoMaskPretrainer", UNET, _spark),
     "CropContrast": ("CropContrastPretrainer", UNET, _contrast),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import environment, forking, make_trainer
+from processes import environment, make_trainer, pipe, process
 
 from nnunet_topomae.nnunet.weights.checkpoints import read_checkpoint
 
@@ -57,15 +57,14 @@ class Runs:
 
     def __init__(self, workspace):
         self.dataset = workspace.dataset
-        self.context = forking()
         self.workers = []
 
     def run(self, name, plans, kill_after=None, delay=0.0, cut_write=None, by=signal.SIGKILL, workers=0):
         """Train; send a signal a while after an event, if the process is still there. Returns its exit code."""
-        events, sender = self.context.Pipe(duplex=False)
+        events, sender = pipe()
         arguments = environment(), (self.dataset, name, plans), sender, cut_write, workers
-        process = self.context.Process(target=train, args=arguments)
-        process.start()
+        training = process(train, *arguments)
+        training.start()
         sender.close()
         try:
             for number in range(10**6):
@@ -73,12 +72,12 @@ class Runs:
                 if number == kill_after:
                     time.sleep(delay)
                     with suppress(ProcessLookupError):  # it has ended by itself
-                        os.kill(process.pid, by)
+                        os.kill(training.pid, by)
         except EOFError:
-            process.join()
-            return process.exitcode
+            training.join()
+            return training.exitcode
         finally:
-            process.kill()
+            training.kill()
 
 
 @pytest.fixture(scope="module")
