@@ -214,7 +214,7 @@ class Batches(Iterator[dict]):
             generator=torch.Generator(),  # else making the loader would change the random state that dropout uses
         )
         self._batches = iter(loader)
-        Finalize(None, _end_children, exitpriority=0)  # before Python waits for them at its end
+        Finalize(None, end_children, exitpriority=0)  # before Python waits for them at its end
 
     def __next__(self) -> Any:
         """The next batch.
@@ -289,8 +289,9 @@ def _outlive_signals(_: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _end_children() -> None:
-    """End processes that wait for a disk that does not answer, which would keep this one from ending, too."""
+def end_children() -> None:
+    """End the processes that prepare batches: one that waits for a disk would keep this one from ending, too."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would take their end for a failure
     for child in active_children():
         if child.daemon:
             child.kill()

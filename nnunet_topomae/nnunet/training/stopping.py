@@ -1,6 +1,5 @@
 """Stopping a training from outside, so that nothing is lost: the signals that schedulers send before they kill."""
 
-import multiprocessing
 import os
 import signal
 import sys
@@ -8,6 +7,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from nnunet_topomae.nnunet.data.stream import end_children
 
 STOPPED = os.EX_TEMPFAIL  # exit status 75: a training that was asked to stop, and can go on with --c
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # of kill, and what SLURM sends with --signal=USR1@60
@@ -52,8 +53,7 @@ class StopRequest:
 
 def _end_now() -> None:
     """End this process and those that it has started; Python's way would wait for any that was ended by the signal."""
-    for child in multiprocessing.active_children():
-        child.kill()
+    end_children()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(STOPPED)
