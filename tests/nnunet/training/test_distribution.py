@@ -110,9 +110,11 @@ def _teacher(configuration):
 
 OURS, UNET = "nnUNetTopoMAEPlans", "nnUNetPlans"
 TOLERANCES = {
+    "TopoMAEPretrainer": 3e-5,  # of a norm of 13 in float32, in which diagrams are matched anew
     "CropContrastPretrainer": 3e-5,  # cosines near 1 lose digits in float32
     "FusedFinetuneTrainer": 1e-4,  # with DDP nnU-Net's loss gives the lowest resolution a weight of 1e-6 instead of 0
 }
+VALIDATION_BY_SHARE = {"AlicePretrainer": 0.02}  # batch norms take the statistics of a process's share there
 METHODS = {
     "TopoMAE": ("TopoMAEPretrainer", OURS, _no_chance),
     "TopoMAE, AnatoMask's masks": ("TopoMAEPretrainer", OURS, _teacher),
@@ -134,7 +136,8 @@ def test_losses_and_gradients_are_those_of_one_process(workspace, tmp_path, trai
     tolerance = TOLERANCES.get(trainer, 1e-5)
     for each in together:
         for name, losses in alone["losses"].items():
-            assert each["losses"][name] == pytest.approx(losses, rel=1e-5), name
+            allowed = VALIDATION_BY_SHARE.get(trainer, 1e-5) if name == "val_losses" else 1e-5
+            assert each["losses"][name] == pytest.approx(losses, rel=allowed), name
         expected, found = (torch.cat([g.flatten() for g in run["gradients"]]) for run in (alone, each))
         assert (found - expected).norm() <= tolerance * expected.norm()
         for expected, found in zip(alone["buffers"], each["buffers"], strict=True):
