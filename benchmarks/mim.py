@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from nnunet_topomae.methods.autoencoders import autoencoder_of
@@ -51,33 +50,38 @@ def make_network(name: str) -> nn.Module:
 
 
 def giga_flop(function: Callable[..., Any]) -> float:
-    """10^9 FLOP of a call."""
+    """10^9 FLOP of a call on the meta device, where attention is not fused, as fused kernels are not counted."""
     with FlopCounterMode(display=False) as counter:
         function()
     return counter.get_total_flops() / 1e9
 
 
-def encoder_table(device: torch.device, repeats: int) -> None:
-    """Parameters, FLOP and seconds of the encoder of the hybrid network and of its decoder in pre-training."""
+def encoder_calls(device: torch.device) -> dict[str, Callable[[], Any]]:
+    """The encoder with and without hidden patches, and with the decoder of pre-training, of one crop."""
     network = make_network("hybrid").to(device).eval()
-    autoencoder = autoencoder_of(network, 512).to(device).eval()
-    encoder = network.encoder
-    for what, part in {"network": network, "encoder": encoder, "added by pre-training": autoencoder}.items():
-        print(f"{what:<24}{sum(p.numel() for p in part.parameters()) / 1e6:>8.2f} M parameters")
+    autoencoder, encoder = autoencoder_of(network, 512).to(device).eval(), network.encoder
     crop = torch.rand(1, 1, *CROP, device=device)
     num_patches = encoder.pos_embed.shape[1]
-    order = torch.rand(num_patches).argsort()
     num_visible = num_patches - round(MASK_RATIO * num_patches)
-    mask = (order >= num_visible).reshape(1, *encoder.grid).to(device)
+    mask = (torch.rand(num_patches).argsort() >= num_visible).reshape(1, *encoder.grid).to(device)
     visible = visible_indices(mask, num_visible)
-    calls = {
+    return {
         "encoder, all patches": lambda: encoder(crop),
         f"encoder, {MASK_RATIO:.0%} hidden": lambda: encoder(crop, visible),
         f"with decoder, {MASK_RATIO:.0%} hidden": lambda: autoencoder(encoder, crop, mask, num_visible),
     }
+
+
+def encoder_table(device: torch.device, repeats: int) -> None:
+    """Parameters, FLOP and seconds of the encoder of the hybrid network and of its decoder in pre-training."""
+    network = make_network("hybrid")
+    autoencoder = autoencoder_of(network, 512)
+    for what, part in {"network": network, "encoder": network.encoder, "added by pre-training": autoencoder}.items():
+        print(f"{what:<24}{sum(p.numel() for p in part.parameters()) / 1e6:>8.2f} M parameters")
+    calls = encoder_calls(device)
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     with torch.no_grad():
-        flop = {name: giga_flop(call) for name, call in calls.items()}
+        flop = {name: giga_flop(call) for name, call in encoder_calls(torch.device("meta")).items()}
         for _ in range(repeats + 1):
             for name, call in calls.items():
                 started = time.perf_counter()
@@ -104,7 +108,7 @@ def step_cost(task_class: type[PretextTask], config: Any, network: str) -> tuple
         batch = task.views().example(BATCH, 1)
         return task.loss_terms(to_float32(task(batch)), batch)["total"]
 
-    with FakeTensorMode(), torch.device("cpu"), torch.no_grad():
+    with torch.device("meta"), torch.no_grad():
         task = build()
         flop = giga_flop(lambda: task(task.views().example(1, 1)))
     return flop, trace_step(build, loss) / GIB

@@ -72,11 +72,11 @@ class ViTAutoencoder(MaskedAutoencoder):
 
 
 class HybridAutoencoder(MaskedAutoencoder):
-    """The decoder of ConvMAE for a hybrid encoder (Gao et al.; MiM, section 3.4), whose tokens hold all stages.
+    """The decoder of ConvMAE for a hybrid encoder (Gao et al.), whose tokens hold all stages.
 
     Feature maps of the three convolutional stages are projected to one token per patch and added to the tokens of the
     last stage. The transformer decoder is 1.5 x as wide and 8/11 as deep as that stage: 576 wide, 8 blocks, 16 heads
-    for the encoder of MiM.
+    for the default encoder.
 
     Args:
         encoder: the hybrid encoder.

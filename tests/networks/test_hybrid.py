@@ -56,7 +56,7 @@ def test_hidden_patches_cost_next_to_nothing():
             with FlopCounterMode(display=False) as counter:
                 encoder(crop, shown)
             giga.append(counter.get_total_flops() / 2e9)
-    assert giga == pytest.approx([15.8, 7.4], abs=0.1)
+    assert giga == pytest.approx([16.2, 7.4], abs=0.1)
 
 
 def _reference(encoder: HybridEncoder, crop: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
