@@ -420,7 +420,8 @@ def test_what_does_not_fit_is_one_sentence_and_nothing_is_overwritten(workspace,
 REFUSED = {  # arguments of study new, and what it says
     "no rows": (
         [],
-        "a study needs --rows or --preset table6, methods, mim, alice, labels; there are the rows <what the library says>",
+        "a study needs --rows or --preset table6, methods, mim, alice, labels; there are the rows "
+        "<what the library says>",
     ),
     "too many labels": (
         ["--preset", "labels", "--labelled", "4"],
