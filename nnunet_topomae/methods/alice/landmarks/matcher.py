@@ -28,7 +28,7 @@ class ByEmbedding(Matcher):
     Args:
         crop_size: voxels per axis.
         config: which matches are accepted.
-        identity: of the landmark network, bytes as a tensor; see :meth:`LandmarkStore.identity`.
+        identity: of the landmark network, bytes as a tensor, as its store tells them.
     """
 
     qualities = (ACCEPTED, TRIES, SIMILARITY, CYCLE)
