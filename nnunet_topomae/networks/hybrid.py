@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from nnunet_topomae.networks.blocks import residual_block
 from nnunet_topomae.networks.geometry import Size, grid_of, size_of
-from nnunet_topomae.networks.grids import GridTensor, Positions
 from nnunet_topomae.networks.unetr import UNETRDecoder
-from nnunet_topomae.networks.vit import LayerNorm, initial_positions, initialize_transformer, transformer_block
+from nnunet_topomae.networks.vit import HasPositions, LayerNorm, initialize_transformer, transformer_block
 
 _KERNEL, _MLP_RATIO = 5, 4  # of the convolutional blocks
 _NUM_STAGES = 4
@@ -113,7 +112,7 @@ class ConvolutionalStage(nn.ModuleList):
         return x
 
 
-class HybridEncoder(nn.Module):
+class HybridEncoder(HasPositions, nn.Module):
     """Three stages of convolutions and one of attention, each after an embedding that makes the grid coarser.
 
     If patches are hidden, everything is computed for visible patches only, save the depthwise convolutions, which run
@@ -217,22 +216,6 @@ class HybridEncoder(nn.Module):
         for block in self.blocks:
             tokens = block(tokens)
         return tokens.reshape(x.shape)
-
-    def initial_positions(self, width: int) -> Tensor:
-        """See :meth:`ViTEncoder.initial_positions`."""
-        return initial_positions(self.grid, width, self.local_start)
-
-    def no_weight_decay(self) -> set[str]:
-        """The positions."""
-        return {"pos_embed"}
-
-    def constant_parameters(self) -> set[str]:
-        """The positions, which keep their sine-cosine values in pre-training."""
-        return {"pos_embed"}
-
-    def resizing(self) -> dict[str, GridTensor]:
-        """The positions."""
-        return {"pos_embed": Positions(self.grid)}
 
     def layers(self, name: str) -> dict[str, Any]:
         """Which of its parameters belong to which layer; see :meth:`ViTEncoder.layers`.

@@ -19,7 +19,35 @@ LayerNorm: Any = partial(nn.LayerNorm, eps=1e-6)  # as in ViT and SelfMedMAE; Py
 _LOCAL_POSITIONS = 6.0, 4.0  # temperature and scale, by measurement: docs/results.md
 
 
-class ViTEncoder(nn.Module):
+class HasPositions:
+    """What encoders say of ``pos_embed``, the positions of their tokens.
+
+    Attributes:
+        grid: tokens per axis.
+        local_start: see :class:`ViTEncoder`.
+    """
+
+    grid: Size
+    local_start: bool
+
+    def initial_positions(self, width: int) -> Tensor:
+        """Sine-cosine positions on this grid for tokens of some width, (1, N, width); also those of the decoder."""
+        return initial_positions(self.grid, width, self.local_start)
+
+    def no_weight_decay(self) -> set[str]:
+        """The positions."""
+        return {"pos_embed"}
+
+    def constant_parameters(self) -> set[str]:
+        """The positions, which keep their sine-cosine values in pre-training."""
+        return {"pos_embed"}
+
+    def resizing(self) -> dict[str, GridTensor]:
+        """The positions. It matters once fine-tuning has changed them; before, a new network has its own."""
+        return {"pos_embed": Positions(self.grid)}
+
+
+class ViTEncoder(HasPositions, nn.Module):
     """Patch embedding, positions, timm's transformer blocks with the norm first, and a final norm; no class token.
 
     Positions start as fixed 3D sine-cosine values; pre-training freezes them, fine-tuning trains them.
@@ -116,22 +144,6 @@ class ViTEncoder(nn.Module):
             if index in block_indices:
                 maps.append(self._to_map(tokens))
         return [*maps, self._to_map(self.norm(tokens))]
-
-    def initial_positions(self, width: int) -> Tensor:
-        """Sine-cosine positions on this grid for tokens of some width, (1, N, width); also those of the decoder."""
-        return initial_positions(self.grid, width, self.local_start)
-
-    def no_weight_decay(self) -> set[str]:
-        """The positions."""
-        return {"pos_embed"}
-
-    def constant_parameters(self) -> set[str]:
-        """The positions, which keep their sine-cosine values in pre-training."""
-        return {"pos_embed"}
-
-    def resizing(self) -> dict[str, GridTensor]:
-        """The positions. It matters once fine-tuning has changed them; before, a new network has its own."""
-        return {"pos_embed": Positions(self.grid)}
 
     def layers(self, name: str) -> dict[str, Any]:
         """Which of its parameters belong to which layer, for timm's layer-wise learning rates.

@@ -27,10 +27,10 @@ from nnunet_topomae.methods.alice.views import KEY, PairViews, exchanged
 from nnunet_topomae.methods.base import Batch, CaseReport, ImageSource
 from nnunet_topomae.methods.gathering import gather
 from nnunet_topomae.methods.losses import compose, masked_mse, normalise_patches, patch_statistics
-from nnunet_topomae.methods.masked import NormalisedReconstruction
+from nnunet_topomae.methods.masked import ViTReconstruction
 from nnunet_topomae.methods.masking import mask_to_voxels
 from nnunet_topomae.methods.moving_average import follow
-from nnunet_topomae.networks.vit import ViTEncoder, light_decoder, visible_indices
+from nnunet_topomae.networks.vit import visible_indices
 
 _COLLAPSED = 0.01  # spread of cls below which all crops look the same to the encoder
 _FEW = 0.5  # share of accepted matches
@@ -59,7 +59,7 @@ class Encoded(NamedTuple):
     attention: Tensor | None
 
 
-class Alice(NormalisedReconstruction):
+class Alice(ViTReconstruction):
     """Pre-trains the ViT of a network; all other parts stay as they are. L = l_r + l_dv + l_st (section 4.2).
 
     Args:
@@ -73,24 +73,14 @@ class Alice(NormalisedReconstruction):
 
     config_class = AliceConfig
     config: AliceConfig
-    headings = {"vit": "ViT"}  # noqa: RUF012 - a constant
-    vit: ViTEncoder
+    planner = "AliceUNETRPlanner"
     landmarks: Tensor
     centres: Tensor
     temperature: Tensor
 
     def __init__(self, network: nn.Module, config: AliceConfig, crop_size: Sequence[int]):
-        if not isinstance(dict(network.named_children()).get("vit"), ViTEncoder):
-            raise ValueError(
-                f"Alice pre-trains the ViT of a network, but the plans name {type(network).__name__}, which has none; "
-                "plan the dataset with nnUNetv2_topomae plan_and_preprocess -pl AliceUNETRPlanner"
-            )
         super().__init__(network, config, crop_size)
-        self.requires_grad_(False)
-        self.vit.requires_grad_(True)
-        self.vit.pos_embed.requires_grad_(False)
         width = self.vit.width
-        self.vit_decoder = light_decoder(self.vit, self.vit.patch_embed.in_channels)
         self.to_width = nn.Linear(self.vit_decoder.embed.out_features, width)
         self.head = ProjectionHead(width, config.head_width)
         has_predictor, compares_cls = config.similarity == "cosine", config.l_dv or not config.casa
@@ -104,11 +94,6 @@ class Alice(NormalisedReconstruction):
             self.register_buffer("landmarks", torch.zeros(IDENTITY_BYTES, dtype=torch.uint8))
         self.register_buffer("centres", torch.zeros(2, FEATURES))  # of cls and of CASA's tokens
         self.register_buffer("temperature", torch.tensor(FIRST_TEMPERATURE))
-
-    @property
-    def patch_size(self) -> tuple[int, int, int]:
-        """The patches of the ViT, voxels per axis."""
-        return self.vit.patch_size
 
     def views(self) -> PairViews:
         """Crops of the same body part in two volumes, and two views of each."""
