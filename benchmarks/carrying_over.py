@@ -2,9 +2,9 @@
 
     python benchmarks/carrying_over.py 4 -p nnUNetTopoMAEPlans [-c 3d_fullres] [-f 0] [--batches 12]
 
-Takes a pre-training of TopoMAE that has ended, and variants of its plans with another crop, other patches or another
-stem. Prints the skill of both branches on the variant's validation crops, for fresh weights and for the weights carried
-over. Variants are written as plans beside the others and deleted afterwards. nnU-Net's environment variables name the
+Takes a pre-training of TopoMAE that has ended, and variants of its plans with another crop or other patches. Prints
+the skill of both branches on the variant's validation crops, for fresh weights and for the weights carried over.
+Variants are written as plans beside the others and deleted afterwards. nnU-Net's environment variables name the
 folders.
 """
 
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ended_pretraining import TRAINER, parser
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
 from nnunetv2.run.run_training import get_trainer_from_args
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
@@ -25,7 +26,7 @@ from nnunet_topomae.nnunet.planning.geometry import fit_strides
 from nnunet_topomae.nnunet.training.pretraining import Pretrainer
 from nnunet_topomae.nnunet.weights.checkpoints import WEIGHTS, read_checkpoint
 
-_TRAINER, _VARIANT = "TopoMAEPretrainer", "carrying_over"
+_VARIANT = "carrying_over"  # name of the plans
 
 
 def variants(configuration: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -65,39 +66,40 @@ def skills(trainer: Pretrainer, batches: int) -> dict[str, float]:
     return {branch: values[-1] for branch, values in trainer.logger.local_logger.skills().items()}
 
 
+def carry_over(options: argparse.Namespace, checkpoint: Path) -> tuple[dict[str, float], dict[str, float]]:
+    """Skills on the variant's plans, fresh and carried over, by branch."""
+    with tempfile.TemporaryDirectory() as output:
+        adapted = Path(output, "adapted.pth")
+        arguments = ["adapt", str(checkpoint), "-d", str(options.dataset), "-p", _VARIANT]
+        if status := cli.main([*arguments, "-c", options.configuration, "-o", str(adapted)]):
+            raise SystemExit(status)
+        weights = read_checkpoint(adapted)[WEIGHTS]
+    trainer = get_trainer_from_args(
+        str(options.dataset), options.configuration, options.fold, TRAINER, _VARIANT, device=torch.device("cpu")
+    )
+    trainer.initialize()
+    fresh = skills(trainer, options.batches)
+    trainer.task.load_state_dict(weights)
+    return fresh, skills(trainer, options.batches)
+
+
 def main() -> None:
     """Adapt to every variant, and print the table."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("dataset")
-    parser.add_argument("-p", "--plans", default="nnUNetTopoMAEPlans")
-    parser.add_argument("-c", "--configuration", default="3d_fullres")
-    parser.add_argument("-f", "--fold", type=int, default=0)
-    parser.add_argument("--batches", type=int, default=12)
-    options = parser.parse_args()
-    dataset = maybe_convert_to_dataset_name(int(options.dataset))
-    run = f"{_TRAINER}__{options.plans}__{options.configuration}"
+    options = parser(batches=12).parse_args()
+    dataset = maybe_convert_to_dataset_name(options.dataset)
+    run = f"{TRAINER}__{options.plans}__{options.configuration}"
     checkpoint = Path(nnUNet_results, dataset, run, f"fold_{options.fold}", "checkpoint_final.pth")
     folder = Path(nnUNet_preprocessed, dataset)
-    plans = read_json(folder / f"{options.plans}.json")
+    plans, file = read_json(folder / f"{options.plans}.json"), folder / f"{_VARIANT}.json"
     lines = []
-    for name, configuration in variants(plans["configurations"][options.configuration]).items():
-        variant = {**plans, "plans_name": _VARIANT, "configurations": {options.configuration: configuration}}
-        write_json(variant, folder / f"{_VARIANT}.json")
-        with tempfile.TemporaryDirectory() as output:
-            adapted = Path(output, "adapted.pth")
-            arguments = ["adapt", str(checkpoint), "-d", options.dataset, "-p", _VARIANT]
-            status = cli.main([*arguments, "-c", options.configuration, "-o", str(adapted)])
-            if status:
-                raise SystemExit(status)
-            trainer = get_trainer_from_args(
-                options.dataset, options.configuration, options.fold, _TRAINER, _VARIANT, device=torch.device("cpu")
-            )
-            trainer.initialize()
-            fresh = skills(trainer, options.batches)
-            trainer.task.load_state_dict(read_checkpoint(adapted)[WEIGHTS])
-            carried = skills(trainer, options.batches)
-        lines += [f"{name:<28}{branch:<10}{fresh[branch]:>10.3f}{value:>10.3f}" for branch, value in carried.items()]
-    (folder / f"{_VARIANT}.json").unlink()
+    try:
+        for name, configuration in variants(plans["configurations"][options.configuration]).items():
+            variant = {"plans_name": _VARIANT, "configurations": {options.configuration: configuration}}
+            write_json({**plans, **variant}, file)
+            fresh, carried = carry_over(options, checkpoint)
+            lines += [f"{name:<28}{b:<10}{fresh[b]:>10.3f}{value:>10.3f}" for b, value in carried.items()]
+    finally:
+        file.unlink(missing_ok=True)
     print(f"\n{'plans':<28}{'branch':<10}{'fresh':>10}{'carried':>10}", *lines, sep="\n")
 
 

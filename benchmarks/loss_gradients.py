@@ -8,13 +8,13 @@ before and after the paper's lambdas with a topology weight of 1, for several to
 the batches. nnU-Net's environment variables name the folders.
 """
 
-import argparse
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
 import torch
+from ended_pretraining import TRAINER, parser
 from nnunetv2.run.run_training import get_trainer_from_args
 from torch import Tensor
 
@@ -57,17 +57,12 @@ def collect(task: TopoMAE, batches: list[dict[str, Tensor]]) -> dict[str, list[t
 
 def main() -> None:
     """Read the run, and print the table."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("dataset")
-    parser.add_argument("-p", "--plans", default="nnUNetTopoMAEPlans")
-    parser.add_argument("-c", "--configuration", default="3d_fullres")
-    parser.add_argument("-f", "--fold", type=int, default=0)
-    parser.add_argument("--batches", type=int, default=4)
-    parser.add_argument("--untrained", action="store_true")
-    parser.add_argument("--device", default="cpu")
-    options = parser.parse_args()
+    options_of_run = parser(batches=4)
+    options_of_run.add_argument("--untrained", action="store_true", help="the network before the first step")
+    options_of_run.add_argument("--device", default="cpu")
+    options = options_of_run.parse_args()
     trainer = get_trainer_from_args(
-        options.dataset, options.configuration, options.fold, "TopoMAEPretrainer", options.plans,
+        str(options.dataset), options.configuration, options.fold, TRAINER, options.plans,
         device=torch.device(options.device),
     )  # fmt: skip
     trainer.initialize()

@@ -47,6 +47,18 @@ class Interruption(Exception):  # noqa: N818 - no error
     """Stands for a lost process."""
 
 
+def prepare(folder: Path) -> None:
+    """Let nnU-Net work in a folder, before it is imported; make the dataset in it if there is none."""
+    for name in ("raw", "preprocessed", "results"):
+        os.environ[f"nnUNet_{name}"] = str(folder / name)
+    os.environ |= {"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1", "nnUNet_compile": "f"}
+    from nnunet_topomae import trainers
+
+    os.environ["nnUNet_extTrainer"] = str(trainers.FOLDER)
+    if not folder.exists():
+        make_dataset(folder)
+
+
 def main() -> None:
     """Make the folder if need be, then train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -54,14 +66,7 @@ def main() -> None:
     parser.add_argument("--interrupt", action="store_true")
     parser.add_argument("--continue", dest="resume", action="store_true")
     options = parser.parse_args()
-    for name in ("raw", "preprocessed", "results"):
-        os.environ[f"nnUNet_{name}"] = str(options.folder / name)
-    os.environ |= {"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1", "nnUNet_compile": "f"}
-    from nnunet_topomae import trainers
-
-    os.environ["nnUNet_extTrainer"] = str(trainers.FOLDER)
-    if not options.folder.exists():
-        make_dataset(options.folder)
+    prepare(options.folder)
     os.environ["nnUNet_n_proc_DA"] = "0"  # in this process, whose seeds are set, not in nnU-Net's workers
     for trainer, plans in RUNS:
         if "Pretrainer" in trainer or not (options.interrupt or options.resume):
@@ -70,10 +75,7 @@ def main() -> None:
 
 def make_dataset(folder: Path) -> None:
     """Phantoms, planned by our planner and nnU-Net's two, with small networks."""
-    try:
-        from nnunet_topomae.commands.phantom import write_dataset
-    except ImportError:  # before version 0.2
-        from nnunet_topomae.commands.phantom import write_dataset
+    from nnunet_topomae.commands.phantom import write_dataset
     from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiments, preprocess
 
     for name in ("raw", "preprocessed", "results"):

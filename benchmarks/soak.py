@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from same_training import DATASET, RUNS, make_dataset
+from same_training import DATASET, RUNS, prepare
 
 EPOCHS = 20
 BOUNDS = {"MB": 100, "open files": 4, "threads": 2, "temporary files": 0}
@@ -22,14 +22,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=2000)
     options = parser.parse_args()
-    for name in ("raw", "preprocessed", "results"):
-        os.environ[f"nnUNet_{name}"] = str(options.folder / name)
-    os.environ |= {"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1", "nnUNet_compile": "f"}
-    from nnunet_topomae import trainers
-
-    os.environ["nnUNet_extTrainer"] = str(trainers.FOLDER)
-    if not options.folder.exists():
-        make_dataset(options.folder)
+    prepare(options.folder)
     sys.stdout.write(f"{'trainer':<26}{'plans':<24}{''.join(f'{what:>18}' for what in BOUNDS)}   (growth)\n")
     grown = [soak(name, plans, options.steps // EPOCHS) for name, plans in RUNS]
     sys.exit(any(grown))
