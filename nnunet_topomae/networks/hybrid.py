@@ -10,7 +10,7 @@ from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
 from nnunet_topomae.networks.blocks import residual_block
-from nnunet_topomae.networks.geometry import Size, grid_of, size_of
+from nnunet_topomae.networks.geometry import Size, check_switch, grid_of, size_of
 from nnunet_topomae.networks.unetr import UNETRDecoder
 from nnunet_topomae.networks.vit import HasPositions, LayerNorm, initialize_transformer, transformer_block
 
@@ -131,7 +131,8 @@ class HybridEncoder(HasPositions, nn.Module):
         local_start: see :class:`ViTEncoder`.
 
     Raises:
-        ValueError: if there are not four stages, the patches do not divide the crop, or the heads the width.
+        ValueError: if there are not four stages, the patches do not divide the crop, the heads do not divide the width,
+            or ``local_start`` is neither true nor false.
 
     Example:
         A crop of 16^3 voxels has 2 x 2 x 2 patches; two of them are visible.
@@ -168,7 +169,8 @@ class HybridEncoder(HasPositions, nn.Module):
         self.strides, self.widths = [size_of(stride) for stride in strides], tuple(widths)
         self.patch_size = size_of(map(prod, zip(*strides, strict=True)))
         self.grid = grid_of(crop_size, self.patch_size, "the product of the encoder's strides")
-        self.width, self.local_start, self.input_channels = widths[-1], local_start, input_channels
+        self.width, self.input_channels = widths[-1], input_channels
+        self.local_start = check_switch(local_start, "local_start")
         rates = iter([drop_path * n / max(sum(depths) - 1, 1) for n in range(sum(depths))])
         self.embeddings = nn.ModuleList(map(Embedding, (input_channels, *widths), widths, strides))
         self.stages = nn.ModuleList(

@@ -166,6 +166,7 @@ def test_arguments_come_from_plans():
             {"encoder": {"widths": [8, 8, 16, 25], "depths": [1] * 4, "num_heads": 2}},
             "width 25 of the last stage",
         ),
+        ({"encoder": {"local_start": "no"}}, "local_start must be true or false"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes, message):
