@@ -15,6 +15,7 @@ from nnunet_topomae.nnunet.weights.checkpoints import DRAWN_FROM, WEIGHTS, load_
 from nnunet_topomae.nnunet.weights.exporting import hashed, is_export, read_export
 
 _UNKNOWN = "unknown"
+_NAME = "plans_name"
 
 
 def inspect_file(file: Path) -> list[tuple[str, str]]:
@@ -31,9 +32,14 @@ def inspect_file(file: Path) -> list[tuple[str, str]]:
         raise FileNotFoundError(f"{file} does not exist")
     if is_export(file):
         return [("kind", "weights exported as safetensors, which cannot hold code"), *_checkpoint(read_export(file))]
+    if file.is_dir():
+        raise ValueError(f"{file} is a folder that nnUNetv2_topomae export did not write; name a file in it")
     described = [("SHA-256", hashlib.sha256(file.read_bytes()).hexdigest())]
     if file.suffix == ".json":
-        return [("kind", "plans"), *described, *_plans(read_json(file))]
+        plans = read_json(file)
+        if _NAME not in plans:
+            raise ValueError(f'{file} is no plans file: it has no "{_NAME}"')
+        return [("kind", "plans"), *described, *_plans(plans)]
     if zipfile.is_zipfile(file) and not _is_checkpoint(file):
         return [("kind", "zip of a model"), *described, *_archive(file)]
     checkpoint = read_checkpoint(file)
@@ -60,7 +66,7 @@ def _checkpoint(checkpoint: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _plans(plans: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    yield "plans", str(plans.get("plans_name", _UNKNOWN))
+    yield "plans", str(plans.get(_NAME, _UNKNOWN))
     yield "dataset", str(plans.get("dataset_name", _UNKNOWN))
     for name, configuration in _mapping(plans.get("configurations")).items():
         architecture = _mapping(_mapping(configuration).get("architecture"))

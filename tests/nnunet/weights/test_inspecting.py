@@ -31,6 +31,16 @@ def test_a_checkpoint_is_described(workspace, pretrained, capsys):
         assert hashed(case) in said
 
 
+def test_what_is_neither_weights_nor_plans_is_refused(tmp_path, capsys):
+    (tmp_path / "dataset.json").write_text('{"labels": {}}')
+    assert refused(["inspect", tmp_path], capsys) == (
+        f"Error: {tmp_path} is a folder that nnUNetv2_topomae export did not write; name a file in it\n"
+    )
+    assert refused(["inspect", tmp_path / "dataset.json"], capsys) == (
+        f'Error: {tmp_path / "dataset.json"} is no plans file: it has no "plans_name"\n'
+    )
+
+
 def test_a_file_with_code_is_refused_by_one_sentence(tmp_path, capsys):
     torch.save({"network_weights": {}, "x": _Code()}, tmp_path / "code.pth")
     said = refused(["inspect", tmp_path / "code.pth"], capsys)
