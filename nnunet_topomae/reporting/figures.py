@@ -112,6 +112,8 @@ class MatchedPoints(NamedTuple):
 def save_matches(matches: Sequence[MatchedPoints], spacing: Sequence[float], file: Path) -> None:
     """Draw the three planes through each of two points, one row a pair; crosses mark the points.
 
+    The planes of the first volume stand on the left, those of the second on the right.
+
     Args:
         matches: the pairs; each volume has a grey scale of its own.
         spacing: mm per voxel and axis, of all volumes.
@@ -125,6 +127,8 @@ def save_matches(matches: Sequence[MatchedPoints], spacing: Sequence[float], fil
             for across, axis in enumerate(side):
                 _draw_marked(axis, volume[_CHANNEL], point, across, spacing)
         row[0].set_ylabel(fill(match.title, _HEADING_WIDTH), fontsize=8)
+    for column, heading in ((1, "a place in one image"), (1 + len(_PLANES), "where it was found in another image")):
+        axes[0, column].set_title(heading, fontsize=10)
     _save(figure, file, dpi=100)
 
 

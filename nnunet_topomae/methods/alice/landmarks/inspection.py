@@ -43,7 +43,9 @@ def _picture(matcher: ByEmbedding, images: ImageSource, case: str, rng: np.rando
     volumes = [np.asarray(images.load(each)[:]) for each in (case, other)]
     place = rng.choice(np.argwhere(body(volumes[0][0]))).astype(float)
     matches = matcher.match(store, images, (case, other), store.embedding(case), place[None])
-    title = f"{case}, {other}: {matches.similarity[0]:.2f}, {matches.cycle[0] * store.spacing:.1f} mm"
-    if not matcher.accepts(store, matches)[0]:
-        title += " (not accepted)"
+    accepted = "accepted" if matcher.accepts(store, matches)[0] else "not accepted"
+    title = (
+        f"{case} in {other}: {accepted}, similarity {matches.similarity[0]:.2f}, "
+        f"cycle error {matches.cycle[0] * store.spacing:.1f} mm"
+    )
     return MatchedPoints(title, (volumes[0], volumes[1]), (place.tolist(), matches.points[0].tolist()))
