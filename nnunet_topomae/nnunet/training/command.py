@@ -10,6 +10,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
@@ -110,8 +111,5 @@ def _hint(file: str) -> str:
 
 
 def _append(text: str, log: Path) -> None:
-    try:
-        with log.open("a") as stream:
-            stream.write(text)
-    except OSError:
-        pass  # the disk is full: the sentence is shown all the same
+    with suppress(OSError), log.open("a") as stream:  # on a full disk the sentence is shown all the same
+        stream.write(text)

@@ -162,7 +162,7 @@ class Pretrainer(StageTrainer):
             for tensor in (*self.task.parameters(), *self.task.buffers()):
                 dist.broadcast(tensor.data, 0)
         if self.local_rank == 0:
-            self.report_on(validation.identifiers[0], self._validation_stream(_REPORT_STREAM))
+            self.report_on(validation.identifiers[0], self._validation_stream(training, validation, _REPORT_STREAM))
 
     def get_dataloaders(self) -> tuple[Iterator[dict], Iterator[dict]]:
         """Random items of the training cases; fixed items of the validation cases."""
@@ -179,7 +179,7 @@ class Pretrainer(StageTrainer):
         seen = (self.current_epoch * self.num_iterations_per_epoch + len(done)) * global_batch
         repeated = self.num_val_iterations_per_epoch * global_batch
         drawn = self.stream(training, _TRAINING_STREAM, mirror=True)
-        fixed = self._validation_stream(_VALIDATION_STREAM)
+        fixed = self._validation_stream(training, validation, _VALIDATION_STREAM)
         return (
             self.batches(drawn, StreamSampler(seen, **world), self.batch_size, done),
             self.batches(fixed, StreamSampler(period=repeated, **world), self.batch_size),
@@ -189,9 +189,8 @@ class Pretrainer(StageTrainer):
         cache = self.cases.dataset.cache_folder(self.configuration_name)
         return CaseImages(cases, self.configuration_manager.spacing, cache, others)
 
-    def _validation_stream(self, number: int) -> ItemStream:
+    def _validation_stream(self, training: Cases, validation: Cases, number: int) -> ItemStream:
         """Items about validation cases, which are the same in every epoch; they may use training cases beside them."""
-        training, validation = self.get_tr_and_val_datasets()
         return self.stream(validation, number, mirror=False, others=training)
 
     def stream(self, cases: Cases, number: int, *, mirror: bool, others: Cases | None = None) -> ItemStream:
@@ -412,7 +411,7 @@ class Pretrainer(StageTrainer):
 
     def _reports(self) -> Iterator[tuple[str, CaseReport]]:
         """What the method shows of one item per validation case, always the same items."""
-        stream = self._validation_stream(_REPORT_STREAM)
+        stream = self._validation_stream(*self.get_tr_and_val_datasets(), _REPORT_STREAM)
         for case in tqdm(stream.images.identifiers, "Validating", leave=False, disable=None):
             yield case, self.report_on(case, stream)
 
