@@ -218,4 +218,4 @@ def test_the_page_shows_the_answer_and_every_row(site, study):
     for row in json.loads((study / "study.json").read_text())["rows"]:
         assert f">{row['title']}</th>" in page
     assert "Worst case" in page
-    assert "with pre-trained ViT: pre-training, seed 0" in page
+    assert "ViT pre-trained: pre-training, seed 0" in page
