@@ -75,8 +75,9 @@ def main() -> None:
 
 def make_dataset(folder: Path) -> None:
     """Phantoms, planned by our planner and nnU-Net's two, with small networks."""
-    from nnunet_topomae.commands.phantom import write_dataset
     from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiments, preprocess
+
+    from nnunet_topomae.commands.phantom import write_dataset
 
     for name in ("raw", "preprocessed", "results"):
         (folder / name).mkdir(parents=True)

@@ -36,8 +36,8 @@ def main() -> None:
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(options.folder)]
     subprocess.run([*command, str(PROJECT), *missing], check=True)
     size = sum(file.stat().st_size for file in options.folder.glob("*.whl"))
-    print(f"{len(missing) + 1} wheels, {size / 1e6:.0f} MB. On the other machine:")
-    print(f"pip install --no-index --find-links {options.folder.name} nnunet-topomae")
+    sys.stdout.write(f"{len(missing) + 1} wheels, {size / 1e6:.0f} MB. On the other machine:\n\n")
+    sys.stdout.write(f"    pip install --no-index --find-links {options.folder.name} nnunet-topomae\n")
 
 
 if __name__ == "__main__":

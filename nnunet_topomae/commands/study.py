@@ -88,6 +88,12 @@ def _add_new_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labelled", type=count, nargs="+", default=[], metavar="N", help="numbers of labelled cases")
     parser.add_argument("--seeds", type=count, default=3, metavar="N", help="repetitions (default: %(default)s)")
     add_held_out_options(parser, usual_test="a fifth of all cases", seed="--split_seed")
+    parser.add_argument(
+        "--existing_split",
+        action="store_true",
+        help="take the cases of the dataset's splits_final.json, in which folds differ in how many are labelled only, "
+        "instead of drawing them",
+    )
     parser.add_argument("--iterations", type=count, metavar="N", help="steps of every fine-tuning (default: as in -p)")
     parser.add_argument(
         "--pretraining_iterations", type=count, metavar="N", help="steps of every pre-training (default: as in -p)"
@@ -103,6 +109,7 @@ def _add_new_options(parser: argparse.ArgumentParser) -> None:
         metavar="MM",
         help="tolerance of the normalised surface Dice (default: %(default)s)",
     )
+    parser.add_argument("--disable_tta", action="store_true", help="predict test cases without mirroring: faster")
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -118,6 +125,10 @@ def _new(options: argparse.Namespace) -> None:
     from nnunet_topomae.studies.presets import kinds_of
 
     kinds = kinds_of(options.rows, options.preset)
+    drawn = {"--labelled": options.labelled, "--val": options.val, "--test": options.test, "--patient": options.patient}
+    given = [name for name, value in drawn.items() if value]
+    if options.existing_split and given:
+        raise ValueError(f"--existing_split says which cases are held out and labelled; leave {given[0]} out")
     wishes = Wishes(
         configuration=options.c,
         plans=options.p,
@@ -132,6 +143,8 @@ def _new(options: argparse.Namespace) -> None:
         recipe=options.recipe,
         batch_size=options.batch,
         nsd_tolerance=options.nsd_tolerance,
+        existing_split=options.existing_split,
+        disable_tta=options.disable_tta,
     )
     study = make_study(options.folder, options.d, kinds, wishes, options.preset)
     counts = ", ".join(map(str, study.label_counts))

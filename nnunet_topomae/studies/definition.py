@@ -70,6 +70,7 @@ class Study:
         seeds: numbers of the repetitions.
         test_cases: cases that all runs are tested on.
         nsd_tolerance: of the normalised surface Dice, in mm.
+        disable_tta: whether test cases are predicted without mirroring (nnUNetv2_predict --disable_tta).
         rows: what is compared.
         version: of the file.
     """
@@ -81,6 +82,7 @@ class Study:
     seeds: Sequence[int]
     test_cases: Sequence[str]
     nsd_tolerance: float
+    disable_tta: bool
     rows: Sequence[Row] = field(default_factory=list)
     version: int = VERSION
 
@@ -182,6 +184,7 @@ _KINDS: dict[str, Flag | Number | _Text | _ListOf | _Object] = {  # of values in
     "seeds": _ListOf(Number(0, integer=True)),
     "test_cases": _ListOf(_Text()),
     "nsd_tolerance": Number(0, low_open=True),
+    "disable_tta": Flag(),
 }
 
 

@@ -21,7 +21,7 @@ from nnunet_topomae.networks import UNETRPP
 from nnunet_topomae.nnunet.data.preprocessed import PlannedDataset
 from nnunet_topomae.nnunet.data.raw import read_dataset
 from nnunet_topomae.nnunet.data.splits import SPLITS as SPLIT_FILE
-from nnunet_topomae.nnunet.data.splits import Split, as_entries, label_counts
+from nnunet_topomae.nnunet.data.splits import Split, as_entries, existing_label_counts, label_counts
 from nnunet_topomae.nnunet.finding import find_class
 from nnunet_topomae.nnunet.planning.plans import FINETUNING, PRETRAINING
 from nnunet_topomae.nnunet.training.pretraining import Pretrainer, external_folders
@@ -53,6 +53,9 @@ class Wishes:
         recipe: of all fine-tunings.
         batch_size: of all trainings.
         nsd_tolerance: of the normalised surface Dice, in mm.
+        existing_split: whether the cases are those of the dataset's split; then ``labelled``, ``num_val``,
+            ``num_test``, ``patient`` and ``split_seed`` are not used.
+        disable_tta: whether test cases are predicted without mirroring.
     """
 
     configuration: str
@@ -68,6 +71,8 @@ class Wishes:
     recipe: str
     batch_size: int | None
     nsd_tolerance: float
+    existing_split: bool
+    disable_tta: bool
 
 
 def make_study(
@@ -88,8 +93,8 @@ def make_study(
     _check_folder(folder)
     dataset = convert_id_to_dataset_name(dataset_id)
     cases = sorted(read_dataset(Path(nnUNet_raw) / dataset)[1])
-    splits = _splits(cases, wishes, preset)
     base = _PlansFiles(dataset_id, dataset, wishes.configuration)
+    splits = existing_label_counts(base.folder) if wishes.existing_split else _splits(cases, wishes, preset)
     common = _Common.of(base.read(wishes.plans), wishes)
     planned = {name: common.plan(base.read(kind.plans or wishes.plans), kind) for name, kind in kinds.items()}
     settings = {
@@ -122,6 +127,7 @@ def make_study(
         list(range(wishes.num_seeds)),
         splits[0].test,
         wishes.nsd_tolerance,
+        wishes.disable_tta,
         rows,
     )
     files = {

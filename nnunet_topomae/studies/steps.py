@@ -229,6 +229,7 @@ class Steps:
         words = (
             "nnUNetv2_predict", *model, "-tr", row.finetuner, "-i", str(self.test_images), "-o", str(step.partial),
             "-device", self.device, "-npp", str(self.num_processes), "-nps", str(self.num_processes),
+            *(("--disable_tta",) if self.study.disable_tta else ()),
         )  # fmt: skip
         return Step(step.stage, step.name, words, step.is_done, target)
 

@@ -462,6 +462,59 @@ def test_studies_that_cannot_be_made(workspace, no_split, tmp_path, capsys, argu
     assert not list(tmp_path.iterdir())
 
 
+def _folds(space, *folds):
+    cases = sorted(file.name.removesuffix(".nii.gz") for file in (space.raw / "labelsTr").iterdir())
+    return [{part: [cases[number] for number in numbers] for part, numbers in fold.items()} for fold in folds]
+
+
+ONE = {"train": [0], "val": [3], "test": [4], "unlabelled": [1, 2]}
+TWO = {**ONE, "train": [0, 2], "unlabelled": [1]}
+EXISTING = ["--rows", "scratch", "--seeds", "1", "--existing_split"]
+
+
+def test_cases_can_be_those_of_the_existing_split(workspace, no_split, tmp_path, new, marks):
+    folds = _folds(workspace, ONE, TWO)
+    no_split.write_text(json.dumps(folds))
+    folder = tmp_path / "study"
+    assert cli.main(["study", "new", str(folder), "-d", "998", *EXISTING, "--disable_tta"]) == 0
+    study = read_study(folder)
+    assert (study.label_counts, study.test_cases) == ([1, 2], folds[0]["test"])
+    assert [(each.labelled, each.fold) for each in study.rows[0].runs] == [(1, 0), (2, 1)]
+    assert json.loads(no_split.read_text()) == folds
+    assert run(folder) == 0
+    lines = (marks / "commands").read_text().splitlines()
+    assert [line.endswith(" --disable_tta") for line in lines] == ["predict" in line for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("folds", "arguments", "sentence"),
+    [
+        ([], [], "{file} does not exist; write it, or let the cases be drawn"),
+        (
+            [ONE],
+            ["--labelled", "1"],
+            "--existing_split says which cases are held out and labelled; leave --labelled out",
+        ),
+        ([{**ONE, "test": []}], [], "{file} has no test cases: add the list test to each fold"),
+        ([TWO, ONE], [], "{file}: train of fold 1 must hold train of fold 0 and more cases"),
+        (
+            [ONE, {**TWO, "unlabelled": []}],
+            [],
+            "{file}: fold 1 must have the test, validation and other cases of fold 0; only train "
+            "and unlabelled may share the others differently",
+        ),
+    ],
+)
+def test_an_existing_split_must_be_one_of_label_counts(
+    workspace, no_split, tmp_path, capsys, folds, arguments, sentence
+):
+    if folds:
+        no_split.write_text(json.dumps(_folds(workspace, *folds)))
+    said = refused(["study", "new", tmp_path / "study", "-d", 998, *EXISTING, *arguments], capsys)
+    assert said == f"Error: {sentence.format(file=no_split)}\n"
+    assert not (tmp_path / "study").exists()
+
+
 def test_what_is_there_already_is_kept(workspace, study, tmp_path, capsys):
     again = ["study", "new", study, "-d", 998, "--val", 1, "--test", 1, "--preset", "labels", "--labelled", 1, 3]
     before = snapshot(workspace.folder)

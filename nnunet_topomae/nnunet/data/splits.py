@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -282,6 +283,29 @@ def label_counts(
     val = _take(groups, num_val, "--val")
     rest = [case for group in groups for case in group]
     return [Split(sorted(rest[:n]), val, test, sorted(rest[n:]), patient) for n in counts]
+
+
+def existing_label_counts(folder: Path) -> list[Split]:
+    """The folds of a preprocessed dataset, if they are such as :func:`label_counts` makes.
+
+    Raises:
+        FileNotFoundError: if there is no split.
+        ValueError: if there are no test cases, or folds differ in more than how many cases are labelled.
+    """
+    file, splits = folder / SPLITS, read_splits(folder)
+    if not splits:
+        raise FileNotFoundError(f"{file} does not exist; write it, or let the cases be drawn")
+    if not splits[0].test:
+        raise ValueError(f"{file} has no test cases: add the list test to each fold")
+    for fold, (smaller, split) in enumerate(pairwise(splits), 1):
+        if {*split.test} != {*smaller.test} or {*split.val} != {*smaller.val} or split.images != smaller.images:
+            raise ValueError(
+                f"{file}: fold {fold} must have the test, validation and other cases of fold {fold - 1}; only train "
+                f"and unlabelled may share the others differently"
+            )
+        if not {*smaller.train} < {*split.train}:
+            raise ValueError(f"{file}: train of fold {fold} must hold train of fold {fold - 1} and more cases")
+    return splits
 
 
 def _by_patient(cases: Sequence[str], patient: str | None) -> list[list[str]]:
