@@ -33,6 +33,7 @@ from nnunet_topomae.studies.presets import LABEL_COUNTS, RowKind, baseline_of
 _FIRST_SEED = 12345  # nnU-Net's split seed, the default of both blocks
 _MOST_ITERATIONS, _LEAST_EPOCHS, _TRAINING_PER_VALIDATION = 250, 10, 5  # per epoch: nnU-Net's; ours; nnU-Net's
 _WARMUP_SHARE = 0.05  # MAE
+_IN_EPOCHS = ("warmup_epochs", "freeze_epochs")  # belong to the num_epochs that the plans had
 _OF_FUSION = ("vit", "taps", "pyramid_channels", "pyramid_blocks", "fusion_gain", "drop_path")
 _NAME = re.compile(r"[A-Za-z0-9]+(?:[-_.][A-Za-z0-9]+)*")
 
@@ -242,7 +243,8 @@ class _Common:
                 key: value for key, value in architecture["arch_kwargs"].items() if key not in _OF_FUSION
             }
         configuration[PRETRAINING] = {**configuration.get(PRETRAINING, {}), **self.pretraining}
-        configuration[FINETUNING] = {**self.finetuning, "from_scratch": kind.pretrainer is None}
+        own = {key: value for key, value in configuration.get(FINETUNING, {}).items() if key not in _IN_EPOCHS}
+        configuration[FINETUNING] = {**own, **self.finetuning, "from_scratch": kind.pretrainer is None}
         for key, value in kind.settings.items():
             *parents, last = key.split(".")
             block = configuration

@@ -67,7 +67,7 @@ def measures_table(study: Study, records: Sequence[Record]) -> Table:
     keys = {key for found in means.values() for key in found}
     rows = [
         [row.title, str(labelled),
-         *(f"{np.mean(found[row.name, labelled]):.3g}" if (row.name, labelled) in found else _NONE
+         *(f"{np.mean(found[row.name, labelled]):.3f}" if (row.name, labelled) in found else _NONE
            for found in means.values())]
         for row, labelled in _in_order(study, keys)
     ]  # fmt: skip

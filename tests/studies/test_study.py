@@ -139,6 +139,20 @@ def test_all_rows_of_the_methods_can_be_planned(workspace, new):
     }  # fmt: skip
 
 
+def test_other_keys_of_a_rows_plans_are_kept(workspace, new):
+    own = {"base_lr": 0.05, "warmup_epochs": 7, "num_epochs": 700, "recipe": "nnssl"}
+    workspace.write_plans("study_own", lambda configuration: configuration.update(finetuning=own))
+    folder = new("--rows", "scratch", "own=study_own:FusedFinetuneTrainer")
+    used = workspace.plans("study_own_seed0")["configurations"]["3d_fullres"]["finetuning"]
+    assert used == {
+        **workspace.plans("study_scratch_seed0")["configurations"]["3d_fullres"]["finetuning"], "base_lr": 0.05,
+    }  # fmt: skip
+    assert {row.name: row.differs for row in read_study(folder).rows} == {
+        "scratch": {"finetuning.base_lr": 0.1},
+        "own": {"finetuning.base_lr": 0.05},
+    }
+
+
 def test_rows_that_were_preprocessed_otherwise_are_named(workspace, new, capsys):
     workspace.write_plans("StudyOtherSpacing", lambda configuration: configuration.update(spacing=[4.0, 2.0, 2.0]))
     own = "own=StudyOtherSpacing:FusedFinetuneTrainer:TopoMAEPretrainer"
