@@ -1,0 +1,106 @@
+"""Plans with networks that a CPU can train, for the studies of docs/results.md.
+
+    python benchmarks/small_plans.py 4 [--crop 32 48 32]
+
+Reads ``nnUNetTopoMAEPlans`` of a dataset that has been planned and preprocessed, and writes ``SmallTopoMAE`` (UNETR++
+and a ViT), ``SmallUNETR`` and ``SmallUNet`` beside it. All train on the same preprocessed images, in batches of 2.
+"""
+
+import argparse
+import copy
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+
+from nnunet_topomae.files import read_json, write_json
+
+CONFIGURATION, BATCH = "3d_fullres", 2
+VIT = {"patch_size": [8, 8, 8], "width": 192, "depth": 6, "num_heads": 6, "local_start": True}
+CONV = {
+    "conv_op": "torch.nn.modules.conv.Conv3d",
+    "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+    "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+    "nonlin": "torch.nn.LeakyReLU",
+    "nonlin_kwargs": {"inplace": True},
+    "dropout_op": None,
+    "dropout_op_kwargs": None,
+    "conv_bias": True,
+}
+
+
+def strides(number: int) -> list[list[int]]:
+    """The first stage keeps the resolution, each of the others halves it."""
+    return [[1, 1, 1], *([2, 2, 2] for _ in range(number - 1))]
+
+
+def networks(crop: list[int]) -> dict[str, tuple[str, dict[str, Any], list[str]]]:
+    """Class, arguments, and arguments that nnU-Net imports, by the name of the plans."""
+    return {
+        "SmallTopoMAE": (
+            "nnunet_topomae.networks.fused.FusedViTUNETRPP",
+            {
+                "crop_size": crop,
+                "strides": strides(5),
+                "features_per_stage": [8, 16, 32, 64],
+                "vit": VIT,
+                "taps": [1, 3, 4],
+                "pyramid_channels": [8, 16, 32, None],
+                "pyramid_blocks": [1, 1, 1, 0],
+            },
+            [],
+        ),
+        "SmallUNETR": (
+            "nnunet_topomae.networks.unetr.UNETR",
+            {"crop_size": crop, "strides": strides(4), "vit": VIT, "taps": [3, 4], "features": 8},
+            [],
+        ),
+        "SmallUNet": (
+            "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+            {
+                "n_stages": 4,
+                "features_per_stage": [16, 32, 64, 128],
+                "kernel_sizes": [[3, 3, 3]] * 4,
+                "strides": strides(4),
+                "n_conv_per_stage": [2, 2, 2, 2],
+                "n_conv_per_stage_decoder": [2, 2, 2],
+                **CONV,
+            },
+            ["conv_op", "norm_op", "dropout_op", "nonlin"],
+        ),
+    }
+
+
+BLOCKS = {  # learning rates for a batch of 2: 1e-3 and 5e-4 in pre-training, 8e-4 in fine-tuning
+    "SmallTopoMAE": {"pretraining": {"base_lr": 0.128}},
+    "SmallUNETR": {"pretraining": {"base_lr": 0.064}, "finetuning": {"base_lr": 0.1}},
+    "SmallUNet": {"pretraining": {"base_lr": 0.128, "decoder_width": 64}, "finetuning": {"base_lr": 0.1}},
+}
+
+
+def main() -> None:
+    """Write the plans."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset", type=int, help="ID of the dataset")
+    parser.add_argument("--crop", type=int, nargs=3, default=[32, 48, 32], help="voxels, multiples of 16")
+    options = parser.parse_args()
+    folder = Path(nnUNet_preprocessed) / maybe_convert_to_dataset_name(options.dataset)
+    planned = read_json(folder / "nnUNetTopoMAEPlans.json")
+    for name, (network, arguments, imported) in networks(options.crop).items():
+        configuration = copy.deepcopy(planned["configurations"][CONFIGURATION])
+        architecture = {"network_class_name": network, "arch_kwargs": arguments, "_kw_requires_import": imported}
+        configuration.update(patch_size=options.crop, batch_size=BATCH, architecture=architecture)
+        blocks = BLOCKS[name]
+        if name == "SmallTopoMAE":  # whose method the planner has settings for
+            of_method = configuration["pretraining"]
+            of_method["topology"]["grid"] = [size // 2 for size in options.crop]
+            blocks = {"pretraining": {**of_method, **blocks["pretraining"]}}
+        for block in ("pretraining", "finetuning"):
+            configuration.pop(block, None)
+        plans = {"plans_name": name, "configurations": {CONFIGURATION: configuration | blocks}}
+        write_json(planned | plans, folder / f"{name}.json")
+
+
+if __name__ == "__main__":
+    main()
