@@ -26,9 +26,12 @@ FUSED = {
     "features_per_stage": [8, 8, 16, 16],
     "depths": [1, 1, 1, 1],
     "vit": VIT,
+    "taps": [0, 1, 2],
     "pyramid_channels": [8, 8, 16, None],
     "pyramid_blocks": [1, 1, 1, 0],
 }
+NESTED = {"gamma": 1, "beta": 2, "projection_width": 32}
+PAIRS = {"head_width": 32, "landmarks": {"iterations": 20}}
 UNETR = {"crop_size": CROP, "strides": [[1] * 3, *[[2] * 3] * 3], "vit": VIT, "features": 4}
 RUNS = [  # trainer and plans; fine-tuning after the pre-training that it starts from
     ("TopoMAEPretrainer", "nnUNetTopoMAEPlans"),
@@ -40,6 +43,8 @@ RUNS = [  # trainer and plans; fine-tuning after the pre-training that it starts
     ("SparKPretrainer", "nnUNetPlans"),
     ("PretrainedFinetuneTrainer", "nnUNetPlans"),
     ("AnatoMaskPretrainer", "nnUNetResEncUNetMPlans"),
+    ("MiMPretrainer", "Nested"),
+    ("AlicePretrainer", "Pairs"),
 ]
 
 
@@ -101,8 +106,10 @@ def make_dataset(folder: Path) -> None:
             write(preprocessed, "HardMasks", plans, {"pretraining": {"mask_source": "anatomask"}})
             write(preprocessed, "OnlyViT", plans, {"pretraining": {"branches": ["vit"]}})
             network = {"network_class_name": "nnunet_topomae.networks.unetr.UNETR", "arch_kwargs": UNETR}
-            changes = {"architecture": {**network, "_kw_requires_import": []}, "pretraining": None}
+            changes = {"architecture": {**network, "_kw_requires_import": []}, "pretraining": {}}
             write(preprocessed, "TinyUNETR", plans, changes)
+            write(preprocessed, "Nested", plans, {**changes, "pretraining": NESTED})
+            write(preprocessed, "Pairs", plans, {**changes, "pretraining": PAIRS})
         else:
             arguments["features_per_stage"] = [4 * 2**n for n in range(arguments["n_stages"])]
             configuration.update(pretraining={**SCHEDULE, "decoder_width": 16}, finetuning=SCHEDULE)
@@ -110,11 +117,13 @@ def make_dataset(folder: Path) -> None:
 
 
 def write(folder: Path, name: str, plans: dict, changes: dict) -> None:
-    """A copy of plans with another name and configuration; None replaces a block by the schedule alone."""
+    """A copy of plans with another name and configuration; another network drops TopoMAE's settings."""
     plans = json.loads(json.dumps({**plans, "plans_name": name}))
     configuration = plans["configurations"]["3d_fullres"]
+    if "architecture" in changes:
+        configuration["pretraining"] = SCHEDULE
     for block, values in changes.items():
-        configuration[block] = SCHEDULE if values is None else {**configuration[block], **values}
+        configuration[block] = {**configuration[block], **values}
     (folder / f"{name}.json").write_text(json.dumps(plans))
 
 
