@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
+from torch._dynamo import OptimizedModule
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
@@ -15,6 +16,25 @@ from torch.nn.parallel import DistributedDataParallel
 def world_size() -> int:
     """Number of processes that train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process among those that train together, counted from 0."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def in_any_process(here: bool, device: torch.device) -> bool:
+    """Whether something is so in any of the processes that train together; all of them have to ask.
+
+    Args:
+        here: whether it is so in this one.
+        device: of this process.
+    """
+    if world_size() == 1:
+        return here
+    anywhere = torch.tensor(float(here), device=device)
+    dist.all_reduce(anywhere, dist.ReduceOp.MAX)
+    return bool(anywhere)
 
 
 def place(trainer: nnUNetTrainer, device: torch.device) -> None:
@@ -48,6 +68,13 @@ def distribute(network: nn.Module, device: torch.device, *, sync_batch_norm: boo
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network) if on_gpu else join_batch_norm(network)
     # buffers are the same everywhere already, and evaluation must not wait for processes with fewer cases
     return DistributedDataParallel(network, device_ids=[device.index] if on_gpu else None, broadcast_buffers=False)
+
+
+def unwrap(network: nn.Module) -> Any:
+    """The module inside DDP's and torch.compile's wrappers."""
+    if isinstance(network, DistributedDataParallel):
+        network = network.module
+    return network._orig_mod if isinstance(network, OptimizedModule) else network
 
 
 def seed_step(*seed: int) -> None:
