@@ -1,5 +1,6 @@
 """Reading and writing files so that none is ever half-written."""
 
+import errno
 import fcntl
 import json
 import os
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk, or the share of it that a user has
 _TEMPORARY = re.compile(r"\..+\.\d+")
 
 
@@ -35,10 +37,8 @@ def write_file(file: Path, write: Callable[[BinaryIO], object]) -> None:
     except Exception as error:
         if (cause := _os_error(error)) is None:
             raise
-        raise OSError(
-            f"{file} cannot be written: {cause.strerror or cause}; free disk space or mend the folder's permissions. "
-            f"Whatever was there before is unchanged"
-        ) from error
+        why = f"{cause.strerror or cause}; {_remedy(cause, file)}"
+        raise OSError(f"{file} cannot be written: {why}. What was there before is unchanged") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -104,6 +104,13 @@ def _rename(temporary: Path, file: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _remedy(error: OSError, file: Path) -> str:
+    if error.errno not in _FULL:
+        return "see that the folder is there and may be written to"
+    disk = next(folder for folder in file.absolute().parents if folder.is_mount())
+    return f"free space on the disk {disk}"
 
 
 def _os_error(error: BaseException | None) -> OSError | None:

@@ -1,9 +1,10 @@
-"""What pre-training and fine-tuning share: settings from the plans, AdamW with warm-up and cosine, one loop of steps."""
+"""What pre-training and fine-tuning share: settings from the plans, AdamW, warm-up and cosine, the loop of steps."""
 
 import shlex
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from importlib.metadata import version
 from itertools import chain
@@ -40,6 +41,7 @@ from nnunet_topomae.nnunet.training.checkpointing import (
     restore_schedule,
     restore_weights,
 )
+from nnunet_topomae.nnunet.training.determinism import deterministic_algorithms
 from nnunet_topomae.nnunet.training.distribution import (
     distribute,
     in_any_process,
@@ -256,11 +258,16 @@ class StageTrainer(nnUNetTrainer, ABC):
     def run_training(self) -> None:
         """nnU-Net's training; what ends it names the case that it is about."""
         try:
-            with self.stop.listening():
+            with self.stop.listening(), self._computing():
                 super().run_training()
         except RuntimeError as error:  # PyTorch raises it wherever the program is when a loader's process dies
             explained = (loader.explained(error) for loader in self._loaders)
             raise next((better for better in explained if better is not error), error) from error
+
+    def _computing(self) -> AbstractContextManager:
+        """On GPUs deterministically, if the plans ask for it; a CPU always computes so."""
+        on_gpu = self.device.type == "cuda"
+        return deterministic_algorithms() if self.config.deterministic and on_gpu else nullcontext()
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Validate with the final checkpoint; a signal ends that, and ``--c`` begins it again."""
