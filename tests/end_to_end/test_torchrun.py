@@ -14,6 +14,7 @@ import torch
 from nnunet_topomae.nnunet.weights.checkpoints import read_checkpoint
 
 pytestmark = pytest.mark.slow
+CORES = sorted(os.sched_getaffinity(0))[:2]
 TRAINER = "FusedFinetuneTrainer"
 MODULE = "nnunet_topomae.distributed"
 SHORT_STOCK_TRAINER = """
@@ -21,8 +22,8 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 
 class nnUNetTrainerOfTwoSteps(nnUNetTrainer):
-    def __init__(self, *arguments, **options):
-        super().__init__(*arguments, **options)
+    def initialize(self):
+        super().initialize()
         self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 1, 2, 1
 """
 
@@ -36,9 +37,10 @@ class Launcher:
         options: of ``torchrun``.
         within: command that runs another one on a machine.
         interface: of the network.
+        cores: of the machine. Each process has one, as with more it adds up in another order.
     """
 
-    def __init__(self, log, arguments, options, within=(), interface="lo"):
+    def __init__(self, log, arguments, options, within=(), interface="lo", cores=None):
         self.log = log
         environment = {
             **os.environ,
@@ -55,6 +57,7 @@ class Launcher:
                 env=environment,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
+                preexec_fn=lambda: os.sched_setaffinity(0, cores or CORES),
             )
 
     def is_running(self):
@@ -90,7 +93,7 @@ def launch(tmp_path):
 
 @pytest.fixture
 def machines():
-    """Two network namespaces, joined by a cable: address, command that runs another one there, interface of each."""
+    """Two network namespaces, joined by a cable: the address of each, and how a launcher is started on it."""
     names, interfaces = ([f"{kind}{os.getpid()}{n}" for n in "ab"] for kind in ("tm", "v"))
     addresses = ["10.213.17.1", "10.213.17.2"]
 
@@ -112,8 +115,8 @@ def machines():
             for each in (interface, "lo"):
                 ip("-n", name, "link", "set", each, "up")
         yield [
-            (address, ("ip", "netns", "exec", name), interface)
-            for name, interface, address in zip(names, interfaces, addresses, strict=True)
+            (address, ("ip", "netns", "exec", name), interface, [core])
+            for name, interface, address, core in zip(names, interfaces, addresses, (CORES[0], CORES[-1]), strict=True)
         ]
     finally:
         for name in names:  # with a namespace its end of the cable goes, and with that the other end
@@ -173,14 +176,14 @@ def test_a_run_on_two_machines_of_which_one_loses_its_worker_ends_as_one_on_a_si
 ):
     plans = workspace.write_plans("ElasticMachines", like=whole)
     launchers = []
-    for number, (address, within, interface) in enumerate(machines):
+    for number, (address, *machine) in enumerate(machines):
         options = [
             *("--nnodes=2", "--nproc_per_node=1", "--max-restarts=3", "--rdzv_id=17", "--rdzv_backend=c10d"),
             f"--rdzv_endpoint={machines[0][0]}:29400",
             f"--rdzv_conf=is_host={int(number == 0)}",  # as both have the name of this machine
             f"--local_addr={address}",
         ]
-        launchers.append(launch(_arguments(workspace, TRAINER, plans), options, within, interface))
+        launchers.append(launch(_arguments(workspace, TRAINER, plans), options, *machine))
     _kill_a_worker(workspace, plans, launchers[1])
     for launcher in launchers:
         launcher.wait()

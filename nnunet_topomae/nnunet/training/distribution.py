@@ -53,7 +53,8 @@ def place(trainer: nnUNetTrainer, device: torch.device) -> None:
         trainer.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", dist.get_rank())))
         return
     trainer.device, trainer.grad_scaler = device, None
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    cores = len(os.sched_getaffinity(0))  # those that a scheduler gave, where it gave only some
+    torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 def distribute(network: nn.Module, device: torch.device, *, sync_batch_norm: bool) -> DistributedDataParallel:

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from processes import environment, make_trainer, process
 
 from nnunet_topomae.nnunet.training import stage
-from nnunet_topomae.nnunet.training.distribution import JoinedBatchNorm
+from nnunet_topomae.nnunet.training.distribution import JoinedBatchNorm, alone
 from tiny import PLANNED_CROP, PLANNED_NETWORK, SCHEDULE
 
 ONE_STEP = {**SCHEDULE, "num_epochs": 1, "num_iterations_per_epoch": 1, "warmup_epochs": 0}
@@ -168,9 +168,13 @@ def normalise(rank, world, rendezvous, _, whole, output):
     share = whole[rank::world].clone().requires_grad_()
     result = norm(share)
     (result * share.detach().cos()).sum().backward()
+    without = JoinedBatchNorm(3, track_running_stats=False).eval()
+    evaluated = without(share.detach())
     if rank == 0:
         values = {"result": result.detach(), "gradient": share.grad, "mean": norm.running_mean, "var": norm.running_var}
-        torch.save(values, output)
+        with alone(without):  # the others do nothing of the kind
+            values["alone"] = without(share.detach())
+        torch.save({**values, "evaluated": evaluated}, output)
     dist.barrier()
     dist.destroy_process_group()
 
@@ -186,6 +190,9 @@ def test_batch_norm_over_all_processes_is_that_of_the_whole_batch(tmp_path, worl
     torch.testing.assert_close(found["gradient"], whole.grad[::world], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found["mean"], norm.running_mean)
     torch.testing.assert_close(found["var"], norm.running_var)
+    without = torch.nn.BatchNorm3d(3, track_running_stats=False).eval()
+    torch.testing.assert_close(found["evaluated"], without(whole)[::world].detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found["alone"], without(whole[::world]).detach(), rtol=1e-5, atol=1e-5)
 
 
 def test_a_batch_that_cannot_be_divided_is_refused(workspace, monkeypatch):
