@@ -7,6 +7,7 @@ import os
 import re
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -40,7 +41,7 @@ def write_file(file: Path, write: Callable[[BinaryIO], object]) -> None:
         why = f"{cause.strerror or cause}; {_remedy(cause, file)}"
         raise OSError(f"{file} cannot be written: {why}. What was there before is unchanged") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
 
 
 def keep_as(file: Path, older: Path) -> None:
@@ -49,12 +50,12 @@ def keep_as(file: Path, older: Path) -> None:
     ``older`` is replaced, and ``file`` is there all the time. Where the disk knows no hard links, nothing happens.
     """
     temporary = _temporary(older)
-    temporary.unlink(missing_ok=True)
+    _remove(temporary)
     try:
         temporary.hardlink_to(file)
         _rename(temporary, older)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
 
 
 def remove_leftovers(folder: Path) -> list[Path]:
@@ -95,6 +96,11 @@ def lock(file: Path) -> BinaryIO:
 
 def _temporary(file: Path) -> Path:
     return file.with_name(f".{file.name}.{os.getpid()}")
+
+
+def _remove(temporary: Path) -> None:
+    with suppress(OSError):  # in a folder that is read-only there is none; the error that matters is that of writing
+        temporary.unlink(missing_ok=True)
 
 
 def _rename(temporary: Path, file: Path) -> None:

@@ -175,7 +175,7 @@ def test_augmentation_does_not_depend_on_what_is_faster(workspace, monkeypatch):
         trainer = workspace.trainer("FusedFinetuneTrainer", plans)
         trainer.initialize()
         loader, _ = trainer.get_dataloaders()
-        drawn.append(torch.stack([next(loader)["data"] for _ in range(8)]))
+        drawn.append(torch.stack([next(loader)["data"] for _ in range(24)]))
     assert blurs
     assert torch.equal(*drawn)
 
