@@ -23,7 +23,7 @@ def _mount(*arguments):
 
 
 def _unmount(folder):
-    subprocess.run(["umount", folder], check=False, capture_output=True)
+    subprocess.run(["umount", "--lazy", folder], check=True, capture_output=True)  # lazy: the lock is still open
 
 
 @pytest.fixture
