@@ -17,8 +17,7 @@ from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as trainer_module
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
-from nnunet_topomae.nnunet.training.distribution import distribute, place
-from nnunet_topomae.nnunet.training.stage import unwrap
+from nnunet_topomae.nnunet.training.distribution import distribute, place, unwrap
 from nnunet_topomae.nnunet.weights.checkpoints import read_checkpoint
 from nnunet_topomae.nnunet.weights.handover import hand_over
 

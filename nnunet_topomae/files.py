@@ -1,14 +1,17 @@
 """Reading and writing files so that none is ever half-written."""
 
+import errno
 import fcntl
 import json
 import os
 import re
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk, or the share of it that a user has
 _TEMPORARY = re.compile(r"\..+\.\d+")
 
 
@@ -35,12 +38,10 @@ def write_file(file: Path, write: Callable[[BinaryIO], object]) -> None:
     except Exception as error:
         if (cause := _os_error(error)) is None:
             raise
-        raise OSError(
-            f"{file} cannot be written: {cause.strerror or cause}; free disk space or mend the folder's permissions. "
-            f"Whatever was there before is unchanged"
-        ) from error
+        why = f"{cause.strerror or cause}; {_remedy(cause, file)}"
+        raise OSError(f"{file} cannot be written: {why}. What was there before is unchanged") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
 
 
 def keep_as(file: Path, older: Path) -> None:
@@ -49,12 +50,12 @@ def keep_as(file: Path, older: Path) -> None:
     ``older`` is replaced, and ``file`` is there all the time. Where the disk knows no hard links, nothing happens.
     """
     temporary = _temporary(older)
-    temporary.unlink(missing_ok=True)
+    _remove(temporary)
     try:
         temporary.hardlink_to(file)
         _rename(temporary, older)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
 
 
 def remove_leftovers(folder: Path) -> list[Path]:
@@ -97,6 +98,11 @@ def _temporary(file: Path) -> Path:
     return file.with_name(f".{file.name}.{os.getpid()}")
 
 
+def _remove(temporary: Path) -> None:
+    with suppress(OSError):  # in a folder that is read-only there is none; the error that matters is that of writing
+        temporary.unlink(missing_ok=True)
+
+
 def _rename(temporary: Path, file: Path) -> None:
     temporary.replace(file)
     folder = os.open(file.parent, os.O_RDONLY)
@@ -104,6 +110,13 @@ def _rename(temporary: Path, file: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _remedy(error: OSError, file: Path) -> str:
+    if error.errno not in _FULL:
+        return "see that the folder is there and may be written to"
+    disk = next(folder for folder in file.absolute().parents if folder.is_mount())
+    return f"free space on the disk {disk}"
 
 
 def _os_error(error: BaseException | None) -> OSError | None:

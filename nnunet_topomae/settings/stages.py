@@ -39,6 +39,13 @@ class StageConfig:
         "seed of initial weights, crops, masks and dropout",
         "nnU-Net's split seed",
     )
+    deterministic: bool = setting(
+        default=False,
+        accepted=Flag(),
+        meaning="true: a GPU computes in the same order in every run, as far as PyTorch can, which is slower; a CPU "
+        "always does",
+        source="ours",
+    )
     save_every: int | None = setting(
         None,
         Number(1, integer=True, optional=True),

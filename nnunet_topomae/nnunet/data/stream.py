@@ -17,6 +17,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
@@ -127,6 +129,7 @@ class AugmentedItems(Dataset):
         loader.batch_size = batch_size
         self._oversampled = [loader.get_do_oversample(position) for position in range(batch_size)]
         loader.batch_size = 1
+        _choose_by_rule(loader.transforms)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Item number ``index``: ``data`` (C, D, H, W), ``target`` as nnU-Net makes it, and ``case``.
@@ -152,6 +155,15 @@ class AugmentedItems(Dataset):
         """The case of item number ``index``."""
         with random_state((*self.seed, index)):
             return [str(case) for case in self.loader.get_indices()]
+
+
+def _choose_by_rule(transform: BasicTransform) -> None:
+    """Let images be blurred in one way: of two that round differently nnU-Net takes the one that it finds faster."""
+    if isinstance(transform, GaussianBlurTransform):
+        transform.benchmark = False
+    for part in (*getattr(transform, "transforms", ()), getattr(transform, "transform", None)):
+        if part is not None:
+            _choose_by_rule(part)
 
 
 class StreamSampler(Sampler[int]):

@@ -26,7 +26,8 @@ from nnunet_topomae.nnunet.planning.plans import FINETUNING, build_network
 from nnunet_topomae.nnunet.training.distribution import world_size
 from nnunet_topomae.nnunet.training.pretraining import external_folders, named_pretrainers
 from nnunet_topomae.nnunet.training.schedule import learning_rate_factor
-from nnunet_topomae.nnunet.training.stage import NotFiniteError, StageTrainer
+from nnunet_topomae.nnunet.training.skipping import NotFiniteError, agree
+from nnunet_topomae.nnunet.training.stage import StageTrainer
 from nnunet_topomae.nnunet.weights.checkpoints import drawn_from, is_pretrained
 from nnunet_topomae.nnunet.weights.handover import HandOver
 from nnunet_topomae.settings import FinetuningConfig
@@ -283,7 +284,7 @@ class FinetuneTrainer(StageTrainer):
         """
         value = loss.item()
         said = f"epoch {self.current_epoch}, cases {', '.join(self._cases)}: the loss is {value}{_DIVERGED}"
-        self.agree(None if math.isfinite(value) else NotFiniteError(said, {"total": value}))
+        agree(None if math.isfinite(value) else NotFiniteError(said, {"total": value}), self.device)
 
     def log_training(self, outputs: list[dict]) -> None:
         """Log as nnU-Net does."""

@@ -25,9 +25,10 @@ from nnunet_topomae.nnunet.data.pretraining_cases import PretrainingCases
 from nnunet_topomae.nnunet.data.stream import CaseImages, ItemStream, StreamSampler
 from nnunet_topomae.nnunet.finding import find_class
 from nnunet_topomae.nnunet.planning.plans import FINETUNING, PRETRAINING, build_network
-from nnunet_topomae.nnunet.training.distribution import world_size
+from nnunet_topomae.nnunet.training.distribution import alone, unwrap, world_size
 from nnunet_topomae.nnunet.training.logger import SKILL, PretrainingLogger
-from nnunet_topomae.nnunet.training.stage import NotFiniteError, StageTrainer, unwrap
+from nnunet_topomae.nnunet.training.skipping import NotFiniteError, agree
+from nnunet_topomae.nnunet.training.stage import StageTrainer
 from nnunet_topomae.nnunet.weights.checkpoints import DRAWN_FROM, FIXED, UNTRAINED
 from nnunet_topomae.nnunet.weights.handover import HandOver
 from nnunet_topomae.reporting.figures import Geometry, plane_names
@@ -235,7 +236,7 @@ class Pretrainer(StageTrainer):
             values = self._to_numpy(terms, cases)
         except NotFiniteError as error:
             failed = error
-        self.agree(failed)
+        agree(failed, self.device)
         return terms[_TOTAL], values
 
     def validation_step(self, batch: dict) -> dict[str, np.ndarray]:
@@ -420,7 +421,7 @@ class Pretrainer(StageTrainer):
         """What the method shows of a case."""
         self.network.eval()
         inputs = self.to_device(default_collate([stream.of_case(case)]))
-        with self.autocast():
+        with self.autocast(), alone(self.task):
             output = self.task(inputs)
         return self.task.shown(to_float32(output), inputs)
 

@@ -1,14 +1,14 @@
-"""What pre-training and fine-tuning share: settings from the plans, AdamW with warm-up and cosine, exact resuming."""
+"""What pre-training and fine-tuning share: settings from the plans, AdamW, warm-up and cosine, the loop of steps."""
 
-import json
 import shlex
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
-from time import monotonic
 from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
@@ -18,59 +18,50 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
-from torch._dynamo import OptimizedModule
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from nnunet_topomae.files import keep_as, lock, remove_leftovers
-from nnunet_topomae.nnunet.data.checking import CheckedFiles, check_finite
+from nnunet_topomae.files import lock, remove_leftovers
 from nnunet_topomae.nnunet.data.preprocessed import JoinedCases, cases_in
-from nnunet_topomae.nnunet.data.splits import SPLITS, read_fold
+from nnunet_topomae.nnunet.data.splits import read_fold
 from nnunet_topomae.nnunet.data.stream import CASE, Batches, Stream, StreamSampler
 from nnunet_topomae.nnunet.planning.plans import check_own_name, check_plans, read_config
 from nnunet_topomae.nnunet.training import command
-from nnunet_topomae.nnunet.training.distribution import distribute, place, seed_step, world_size
-from nnunet_topomae.nnunet.training.schedule import learning_rate_factor
-from nnunet_topomae.nnunet.training.stopping import STOPPED, StopRequest
-from nnunet_topomae.nnunet.weights.checkpoints import (
-    VERSIONS,
-    WEIGHTS,
-    newest_whole,
-    read_checkpoint,
-    write_checkpoint,
+from nnunet_topomae.nnunet.training.cases import check_together, present
+from nnunet_topomae.nnunet.training.checkpointing import (
+    LATEST,
+    OPTIMIZER,
+    PREVIOUS,
+    Saving,
+    check_plans_stayed,
+    checkpoints_in,
+    random_state,
+    restore_random_state,
+    restore_schedule,
+    restore_weights,
 )
+from nnunet_topomae.nnunet.training.determinism import deterministic_algorithms
+from nnunet_topomae.nnunet.training.distribution import (
+    distribute,
+    in_any_process,
+    place,
+    seed_step,
+    unwrap,
+    world_size,
+)
+from nnunet_topomae.nnunet.training.schedule import learning_rate_factor
+from nnunet_topomae.nnunet.training.skipping import FiniteSteps
+from nnunet_topomae.nnunet.training.stopping import STOPPED, StopRequest
+from nnunet_topomae.nnunet.weights.checkpoints import VERSIONS, WEIGHTS, newest_whole, read_checkpoint
 from nnunet_topomae.nnunet.weights.handover import HandOver, hand_over
 from nnunet_topomae.settings import StageConfig
 
 _LR_REFERENCE_BATCH = 256
 _PACKAGES = ("nnunet-topomae", "nnunetv2", "torch")
 
-_MUST_STAY = ("architecture", "patch_size", "normalization_schemes", "use_mask_for_norm")  # while a run goes on
-_OTHER_PLANS = (
-    "{} was written with other plans than the present ones, so the run cannot be continued; restore the plans or "
-    "delete the folder: {}"
-)
-_BEST, _LATEST, _PREVIOUS, _FINAL = (f"checkpoint_{name}.pth" for name in ("best", "latest", "previous", "final"))
-_SKIPPED = "skipped_steps.jsonl"
-_MAX_SKIPPED = 10  # steps in a row
-_SAVING_SHARE = 0.02  # of the time that may be spent on writing checkpoint_latest.pth
 _ELSEWHERE = "a signal to another process"
-_STEPS_DONE = "steps_of_epoch"  # key of checkpoints
-
-
-class NotFiniteError(ValueError):
-    """The loss of a step is NaN or inf.
-
-    Args:
-        said: a sentence that names the cases.
-        terms: of the loss, by name.
-    """
-
-    def __init__(self, said: str, terms: dict[str, float] | None = None):
-        super().__init__(said)
-        self.terms = terms or {}
+_STEPS_DONE, _RANDOM_STATE = "steps_of_epoch", "random_state"  # keys of checkpoints
 
 
 class StepDone(dict):
@@ -124,8 +115,7 @@ class StageTrainer(nnUNetTrainer, ABC):
         self.progress = tqdm(disable=True)
         self.stop = StopRequest()
         self._steps_done: list[dict] = []  # what the steps of the present epoch have returned
-        self._skipped_in_row = 0
-        self._last_saved, self._seconds_to_save = monotonic(), 0.0
+        self._saving = Saving(self.config.save_every)
         self._lock: BinaryIO | None = None
         self._loaders: list[Batches] = []
         self._plot_progress = self.logger.plot_progress_png
@@ -247,21 +237,9 @@ class StageTrainer(nnUNetTrainer, ABC):
         return training, validation
 
     def present(self, cases: Iterable[str]) -> list[str]:
-        """Those of some cases that are in the preprocessed folder.
-
-        A run that goes on does without the others: so it can after a case that cannot be read was deleted.
-
-        Raises:
-            ValueError: if one is missing at the start of a run.
-        """
+        """Those of some cases that are in the preprocessed folder, see ``present`` in ``cases.py``."""
         folder = Path(self.preprocessed_dataset_folder)
-        missing = sorted(set(cases).difference(cases_in(folder)))
-        if missing:
-            said = f"{missing[0]} is in {folder.parent / SPLITS}, but not in {folder}"
-            if not self._goes_on:
-                raise ValueError(f"{said}; preprocess the dataset again, or correct the split")
-            self.print_to_log_file(f"WARNING: {said}; going on without {', '.join(missing)}")
-        return [case for case in cases if case not in missing]
+        return present(list(cases), folder, goes_on=self._goes_on, log=self.print_to_log_file)
 
     def start_from(self, file: Path) -> None:
         """Load a file given with ``-pretrained_weights``; see ``register`` in ``command.py``.
@@ -280,11 +258,16 @@ class StageTrainer(nnUNetTrainer, ABC):
     def run_training(self) -> None:
         """nnU-Net's training; what ends it names the case that it is about."""
         try:
-            with self.stop.listening():
+            with self.stop.listening(), self._computing():
                 super().run_training()
         except RuntimeError as error:  # PyTorch raises it wherever the program is when a loader's process dies
             explained = (loader.explained(error) for loader in self._loaders)
             raise next((better for better in explained if better is not error), error) from error
+
+    def _computing(self) -> AbstractContextManager:
+        """On GPUs deterministically, if the plans ask for it; a CPU always computes so."""
+        on_gpu = self.device.type == "cuda"
+        return deterministic_algorithms() if self.config.deterministic and on_gpu else nullcontext()
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Validate with the final checkpoint; a signal ends that, and ``--c`` begins it again."""
@@ -310,7 +293,8 @@ class StageTrainer(nnUNetTrainer, ABC):
         self._check_cases()
         self.prepare()
         super().on_train_start()
-        self._last_saved = monotonic()
+        self._finite_steps = FiniteSteps(self.module, Path(self.output_folder), self.print_to_log_file)
+        self._saving.start()
         self.stop.training = True
 
     def _check_cases(self) -> None:
@@ -320,29 +304,15 @@ class StageTrainer(nnUNetTrainer, ABC):
         cases = JoinedCases(*self.get_tr_and_val_datasets())
         if self.is_ddp and self.local_rank == 0:
             dist.barrier()
-        checked = CheckedFiles(Path(self.preprocessed_dataset_folder_base), with_labels=self.needs_labels)
-        names = checked.unknown(cases)
-        check_finite(
-            cases,
-            names[self.local_rank :: world_size()],
-            with_labels=self.needs_labels,
-            timeout=self.config.timeout,
-            show_progress=self.local_rank == 0,
-        )
-        if self.is_ddp:
-            dist.barrier()
-        if self.local_rank == 0:
-            try:
-                checked.add(cases, names)
-            except OSError as error:
-                self.print_to_log_file(f"WARNING: cases are checked again at the next start: {error}")
+        folder, log = Path(self.preprocessed_dataset_folder_base), self.print_to_log_file
+        check_together(cases, folder, self.config.timeout, with_labels=self.needs_labels, log=log)
 
     def on_train_end(self) -> None:
         """Write the final checkpoint, as nnU-Net does, and remove those that are for going on."""
         super().on_train_end()
         if self.local_rank == 0:
-            (Path(self.output_folder) / _PREVIOUS).unlink(missing_ok=True)
-        if self.any_process(bool(self.stop.name)):
+            (Path(self.output_folder) / PREVIOUS).unlink(missing_ok=True)
+        if in_any_process(bool(self.stop.name), self.device):
             self._leave(f"{self.stop.name or _ELSEWHERE} received; the training is complete, --c validates")
 
     def batches(
@@ -408,15 +378,8 @@ class StageTrainer(nnUNetTrainer, ABC):
             return dict(batch)
         if self.is_ddp:
             seed_step(self.config.seed, self.lr_scheduler.last_epoch, self.local_rank)
-        before = [buffer.clone() for buffer in self.module.buffers()]  # such as the running means of BatchNorm
-        try:
-            output = self.step(batch)
-            self._skipped_in_row = 0
-        except NotFiniteError as error:
-            for buffer, values in zip(self.module.buffers(), before, strict=True):
-                buffer.data.copy_(values)
-            self._note_skipped(error, batch[CASE])
-            output = {}
+        where = {"epoch": self.current_epoch, "step": len(self._steps_done), "cases": batch[CASE]}
+        output = self._finite_steps.make(partial(self.step, batch), **where)
         self.on_iteration_end()
         self._steps_done.append(output)
         self.stop_if_asked()
@@ -430,34 +393,6 @@ class StageTrainer(nnUNetTrainer, ABC):
             NotFiniteError: if the loss is NaN or inf, before anything is changed.
         """
 
-    def agree(self, error: NotFiniteError | None) -> None:
-        """Raise an error that this process has, or another one, as either all processes make a step or none.
-
-        Raises:
-            NotFiniteError: this process's own if it has one.
-        """
-        if self.any_process(error is not None):
-            raise error or NotFiniteError("the loss is NaN or inf in another process")
-
-    def any_process(self, here: bool) -> bool:
-        """Whether something is so in any of the processes that train together; all of them have to ask."""
-        if not self.is_ddp:
-            return here
-        anywhere = torch.tensor(float(here), device=self.device)
-        dist.all_reduce(anywhere, dist.ReduceOp.MAX)
-        return bool(anywhere)
-
-    def _note_skipped(self, error: NotFiniteError, cases: list[str]) -> None:
-        """Write down the cases and the terms of the loss of a step that was not made."""
-        self._skipped_in_row += 1
-        file = Path(self.output_folder) / _SKIPPED
-        said = {"epoch": self.current_epoch, "step": len(self._steps_done), "cases": cases, "terms": error.terms}
-        with file.open("a") as stream:
-            stream.write(json.dumps(said) + "\n")
-        self.print_to_log_file(f"WARNING: a step was not made: {error}")
-        if self._skipped_in_row == _MAX_SKIPPED:
-            raise ValueError(f"{_MAX_SKIPPED} steps in a row could not be made, see {file}; the last one: {error}")
-
     def on_iteration_end(self) -> None:
         """Advance learning rate and progress bar."""
         self.lr_scheduler.step()
@@ -465,8 +400,8 @@ class StageTrainer(nnUNetTrainer, ABC):
 
     def stop_if_asked(self) -> None:
         """After a step, write a checkpoint and end the process if a signal asked for that, or asked another one."""
-        if self.stop.training and self.any_process(bool(self.stop.name)):
-            self.save_checkpoint(str(Path(self.output_folder) / _LATEST))
+        if self.stop.training and in_any_process(bool(self.stop.name), self.device):
+            self.save_checkpoint(str(Path(self.output_folder) / LATEST))
             self._leave(f"{self.stop.name or _ELSEWHERE} received; go on with --c")
 
     def _leave(self, said: str) -> None:
@@ -499,8 +434,7 @@ class StageTrainer(nnUNetTrainer, ABC):
     def plan_saving(self) -> None:
         """At the end of an epoch, set ``save_every``: that of the plans, or whether a checkpoint is due now."""
         self._steps_done = []
-        due = self._seconds_to_save <= _SAVING_SHARE * (monotonic() - self._last_saved)
-        self.save_every = self.config.save_every or (1 if due else self.num_epochs + 1)
+        self.save_every = self._saving.epochs_between(self.num_epochs)
 
     def end_epoch(self) -> None:
         """After an epoch and its checkpoints, stop if that was asked for while it was validated."""
@@ -528,7 +462,7 @@ class StageTrainer(nnUNetTrainer, ABC):
         """
         return {
             WEIGHTS: self.module.state_dict(),
-            "optimizer_state": self.optimizer.state_dict(),
+            OPTIMIZER: self.optimizer.state_dict(),
             "grad_scaler_state": self.grad_scaler.state_dict() if self.grad_scaler is not None else None,
             "logging": self.logger.get_checkpoint(),
             "_best_ema": self._best_ema,
@@ -539,10 +473,7 @@ class StageTrainer(nnUNetTrainer, ABC):
             "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
             VERSIONS: {name: version(name) for name in _PACKAGES},
             "lr_scheduler_state": {"last_epoch": self.lr_scheduler.last_epoch},
-            "random_state": {
-                "cpu": torch.get_rng_state(),
-                "cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
-            },
+            _RANDOM_STATE: random_state(self.device),
         }
 
     def save_checkpoint(self, filename: str) -> None:
@@ -557,13 +488,7 @@ class StageTrainer(nnUNetTrainer, ABC):
         if self.disable_checkpointing:
             self.print_to_log_file("No checkpoint written, checkpointing is disabled")
             return
-        file, started = Path(filename), monotonic()
-        if file.name == _LATEST and file.exists():
-            keep_as(file, file.with_name(_PREVIOUS))
-        write_checkpoint(self.checkpoint(), file)
-        if file.name == _LATEST:
-            self._last_saved = monotonic()
-            self._seconds_to_save = self._last_saved - started
+        self._saving.write(self.checkpoint(), Path(filename))
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         """Continue a run of this trainer exactly where its checkpoint was written.
@@ -575,24 +500,19 @@ class StageTrainer(nnUNetTrainer, ABC):
         """
         file = Path(filename_or_checkpoint)
         if self._goes_on and self.current_epoch == 0:
-            others = (file.with_name(name) for name in (_FINAL, _LATEST, _BEST, _PREVIOUS))
-            file, checkpoint, problems = newest_whole([other for other in others if other.is_file()], self.device)
+            file, checkpoint, problems = newest_whole(checkpoints_in(file.parent), self.device)
             for problem in problems:
                 self.print_to_log_file(f"WARNING: {problem}")
             self.print_to_log_file(f"Going on from {file}")
         else:
             checkpoint = read_checkpoint(file, self.device)
-        if "random_state" not in checkpoint:
+        if _RANDOM_STATE not in checkpoint:
             raise ValueError(f"{file} was not written by {type(self).__name__}; delete it to start a new training")
         if not self.was_initialized:
             self.initialize()
-        self._check_written_with_these_plans(checkpoint, file)
+        check_plans_stayed(checkpoint, self.configuration_manager, file)
         self.before_restoring(checkpoint)
-        try:
-            self.module.load_state_dict(checkpoint[WEIGHTS])
-            self.optimizer.load_state_dict(checkpoint["optimizer_state"])
-        except (RuntimeError, ValueError) as error:
-            raise ValueError(_OTHER_PLANS.format(file, str(error).splitlines()[0])) from error
+        restore_weights(checkpoint, self.module, self.optimizer, file)
         if self.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
             self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
         self.my_init_kwargs = checkpoint["init_args"]
@@ -604,42 +524,11 @@ class StageTrainer(nnUNetTrainer, ABC):
         self.logger.load_checkpoint(checkpoint["logging"])
         self._best_ema = checkpoint["_best_ema"]
         self.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
-        self._restore_schedule(checkpoint["lr_scheduler_state"]["last_epoch"])
-        self._restore_random_state(checkpoint["random_state"])
+        restore_schedule(self.lr_scheduler, self.optimizer, checkpoint["lr_scheduler_state"]["last_epoch"])
+        restore_random_state(checkpoint[_RANDOM_STATE], self.device)
 
     def before_restoring(self, checkpoint: dict[str, Any]) -> None:
         """What a stage has to know of a checkpoint before optimiser and schedule are restored from it."""
-
-    def _check_written_with_these_plans(self, checkpoint: dict[str, Any], file: Path) -> None:
-        """Refuse what tensors of the right shape cannot tell: another normalisation, other positions."""
-        written = checkpoint["init_args"]
-        before = PlansManager(written["plans"]).get_configuration(written["configuration"]).configuration
-        for key in _MUST_STAY:
-            if before[key] != self.configuration_manager.configuration[key]:
-                raise ValueError(_OTHER_PLANS.format(file, f"{key} was {before[key]}"))
-
-    def _restore_schedule(self, iteration: int) -> None:
-        """Go on with the schedule at an iteration, with the learning rates of the present plans."""
-        self.lr_scheduler.last_epoch = iteration
-        rates = [
-            base * f(iteration)
-            for base, f in zip(self.lr_scheduler.base_lrs, self.lr_scheduler.lr_lambdas, strict=True)
-        ]
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
-        self.lr_scheduler._last_lr = rates
-
-    def _restore_random_state(self, state: dict[str, Any]) -> None:
-        torch.set_rng_state(state["cpu"].cpu())
-        if state["cuda"] is not None and self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda"].cpu(), self.device)
-
-
-def unwrap(network: nn.Module) -> Any:
-    """The module inside DDP's and torch.compile's wrappers."""
-    if isinstance(network, DistributedDataParallel):
-        network = network.module
-    return network._orig_mod if isinstance(network, OptimizedModule) else network
 
 
 command.answer_in_one_sentence(StageTrainer)

@@ -117,7 +117,7 @@ def load_plain(
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{file} is no checkpoint, or holds more than tensors and plain Python types, which is not loaded "
-            f"because it could execute code: {_first_line(error)}"
+            f"because it could execute code: {_reason(error)}"
         ) from error
 
 
@@ -190,7 +190,7 @@ def _check_sums(file: Path) -> None:
         with zipfile.ZipFile(file) as archive:
             damaged = archive.testzip()
     except _DAMAGES as error:
-        damaged = _first_line(error)
+        damaged = _reason(error)
     if damaged:
         raise ValueError(f"{file} is damaged, truncated or no checkpoint: bytes have changed in {damaged}")
 
@@ -206,8 +206,10 @@ def _load(stream: Any, file: Path | str, device: torch.device | str = "cpu", *, 
         with torch.serialization.safe_globals(_PLAIN):
             return torch.load(stream, map_location=device, weights_only=True, mmap=mmap)
     except _DAMAGES as error:
-        raise ValueError(f"{file} is damaged, truncated or no checkpoint: {_first_line(error)}") from error
+        raise ValueError(f"{file} is damaged, truncated or no checkpoint: {_reason(error)}") from error
 
 
-def _first_line(error: Exception) -> str:
+def _reason(error: Exception) -> str:
+    if isinstance(error, LookupError | AttributeError):  # their text is a mere key, or is about the reader
+        return "its parts do not fit together"
     return next(iter(str(error).splitlines()), type(error).__name__)

@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from batchgeneratorsv2.transforms.noise import gaussian_blur
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.run.run_training import maybe_load_checkpoint
 
@@ -155,6 +156,28 @@ def test_optimiser_and_deep_supervision(workspace):
     assert trainer.network.vit.blocks[-1].drop_path1.drop_prob == pytest.approx(0.1)
     assert [round(w * 1.75, 3) for w in trainer.loss.weight_factors] == [1, 0.5, 0.25, 0]
     assert len(trainer.network(torch.rand(1, 1, *trainer.configuration_manager.patch_size))) == 4
+
+
+def test_augmentation_does_not_depend_on_what_is_faster(workspace, monkeypatch):
+    plans = workspace.write_plans("Blurred", lambda c: c["finetuning"].update(from_scratch=True))
+    blurs, drawn = [], []
+    blur = gaussian_blur.blur_dimension
+    for fft_is_faster in (True, False):
+        now = [0.0]
+
+        def timed(*arguments, force_use_fft=None, now=now, fft_is_faster=fft_is_faster):
+            blurs.append(force_use_fft)
+            now[0] += 1 if bool(force_use_fft) == fft_is_faster else 2
+            return blur(*arguments, force_use_fft=force_use_fft)
+
+        monkeypatch.setattr(gaussian_blur, "blur_dimension", timed)
+        monkeypatch.setattr(gaussian_blur, "time", lambda now=now: now[0])
+        trainer = workspace.trainer("FusedFinetuneTrainer", plans)
+        trainer.initialize()
+        loader, _ = trainer.get_dataloaders()
+        drawn.append(torch.stack([next(loader)["data"] for _ in range(24)]))
+    assert blurs
+    assert torch.equal(*drawn)
 
 
 def test_training_resumes_and_writes_nnunets_checkpoints(workspace, pretrained):

@@ -14,8 +14,8 @@ import pytest
 import torch
 from nnunetv2.run.run_training import maybe_load_checkpoint
 
-from nnunet_topomae.nnunet.training import stage
-from nnunet_topomae.nnunet.training.stage import NotFiniteError
+from nnunet_topomae.nnunet.training import checkpointing
+from nnunet_topomae.nnunet.training.skipping import NotFiniteError
 from nnunet_topomae.nnunet.weights.checkpoints import read_checkpoint
 from workspace import truncate
 
@@ -284,7 +284,7 @@ def test_a_checkpoint_is_written_every_epoch_where_that_costs_under_2_percent(
         configuration["pretraining"] |= {"num_epochs": 8, "save_every": save_every}
 
     now, epochs = [0.0], []
-    monkeypatch.setattr(stage, "monotonic", lambda: now[0])
+    monkeypatch.setattr(checkpointing, "monotonic", lambda: now[0])
     plans = workspace.write_plans(f"Save{seconds_to_write}{save_every}", edit)
     trainer = workspace.trainer("TopoMAEPretrainer", plans)
     step = trainer.step
@@ -300,6 +300,6 @@ def test_a_checkpoint_is_written_every_epoch_where_that_costs_under_2_percent(
             epochs.append(trainer.current_epoch)
 
     trainer.step = ten_seconds
-    monkeypatch.setattr(stage, "write_checkpoint", writing)
+    monkeypatch.setattr(checkpointing, "write_checkpoint", writing)
     trainer.run_training()
     assert epochs == saved

@@ -109,6 +109,14 @@ def test_a_checkpoint_of_nnunets_own_trainers_is_read(tmp_path):
     assert read_checkpoint(tmp_path / "checkpoint.pth")["logging"] == content["logging"]
 
 
+@pytest.mark.parametrize("content", [b"\x80\x02h\x65.", b"\x80\x02."], ids=["reference to nothing", "empty stack"])
+def test_damage_is_described_in_words(tmp_path, content):
+    file = tmp_path / "checkpoint.pth"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"^.* is damaged, truncated or no checkpoint: its parts do not fit together$"):
+        read_checkpoint(file)
+
+
 def test_bytes_that_have_changed_are_noticed(tmp_path):
     file = _write(tmp_path, {"network_weights": {"a": torch.rand(100_000)}})
     content = bytearray(file.read_bytes())
