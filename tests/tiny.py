@@ -104,6 +104,7 @@ METHODS = {  # by name: network, task, settings
     "MiM of a ResidualEncoderUNet": ("residual", MiM, MiMConfig(levels=2, decoder_width=16, projection_width=32)),
     "Alice": ("unetr", Alice, AliceConfig(**_ALICE)),
     "Alice of the fused network": ("fused", Alice, AliceConfig(**_ALICE)),
+    "Alice of the hybrid network": ("hybrid", Alice, AliceConfig(**_ALICE)),
     "Alice, one volume, without CASA": ("unetr", Alice, AliceConfig(**_ONE_VOLUME)),
     "CropContrast, the worked example": ("plain", CropContrast, CropContrastConfig()),
 }
