@@ -202,7 +202,7 @@ def test_without_any_pretraining_all_commands_are_named(workspace, plans):
         (
             "AlicePretrainer",
             "nnUNetPlans",
-            "Alice pre-trains a ViT or a hybrid encoder, but the plans name PlainConvUNet",
+            "Alice pre-trains a ViT or a hybrid encoder, but the plans name Plain",
         ),
         ("MAEPretrainer", "nnUNetPlans", "MAE pre-trains the ViT of a network, but the plans name PlainConvUNet"),
         ("AnatoMaskPretrainer", "TinyUNETR", "AnatoMask pre-trains a PlainConvUNet or ResidualEncoderUNet, but"),
