@@ -101,7 +101,9 @@ METHODS = {  # by name: network, task, settings
     "MiM of the fused network, likeness alone": ("fused", MiM, MiMConfig(alignment="byol", gamma=1, beta=2)),
     "MiM of the hybrid network": ("hybrid", MiM, MiMConfig(gamma=1, beta=2, projection_width=32)),
     "MiM of a PlainConvUNet": (
-        "plain", MiM, MiMConfig(gamma=1, beta=2, recompute=False, decoder_width=16, projection_width=32)
+        "plain",
+        MiM,
+        MiMConfig(gamma=1, beta=2, recompute=False, decoder_width=16, projection_width=32),
     ),
     "MiM of a ResidualEncoderUNet": ("residual", MiM, MiMConfig(levels=2, decoder_width=16, projection_width=32)),
     "Alice": ("unetr", Alice, AliceConfig(**_ALICE)),

@@ -21,7 +21,7 @@ TERMS = {  # what the log of a pre-training names
     "mimr3": _THREE,
     "mimc12": [*_THREE, *_BOTH],
     "mimtwolevels": [*_TWO, *_FIRST],
-    **dict.fromkeys(["mimvisible", "mimbyol", "mimcoarse", "mimfine", "mim"], [*_THREE, *_BOTH]),
+    **{row: [*_THREE, *_BOTH] for row in ("mimvisible", "mimbyol", "mimcoarse", "mimfine", "mim")},
     "alice": ["l_r", "l_dv", "l_st", "cls_std", "pairs_accepted", "pairs_similarity", "pairs_cycle_mm"],
     "aliceposition": ["l_r", "l_dv", "l_st", "cls_std"],
     "aliceonevolume": ["l_r", "l_st", "cls_std"],
