@@ -157,8 +157,9 @@ class ConvolutionalAutoencoder(MaskedAutoencoder):
 def token_autoencoder_of(network: nn.Module) -> TokenAutoencoder | None:
     """The autoencoder for a network with a ViT or a hybrid encoder; None for another one.
 
-    The decoder is that of He et al. for a ViT (:func:`light_decoder`). For a hybrid encoder it is that of ConvMAE,
-    1.5 x as wide and 8/11 as deep as the last stage: 576 wide, 8 blocks, 16 heads for the default encoder.
+    The decoder is that of He et al. for a ViT (:func:`~nnunet_topomae.networks.vit.light_decoder`). For a hybrid
+    encoder it is that of ConvMAE, 1.5 x as wide and 8/11 as deep as the last stage: 576 wide, 8 blocks, 16 heads for
+    the default encoder.
 
     Args:
         network: built with as many classes as the crop has channels.
