@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar
 
+from nnunet_topomae.methods.base import PretextTask
 from nnunet_topomae.methods.mim import MiM
 from nnunet_topomae.networks import HybridUNETR
 from nnunet_topomae.networks.geometry import Size
@@ -31,7 +32,7 @@ class TopoMAEHybridPlanner(PretrainingPlanner):
     """
 
     network_class = HybridUNETR
-    task_class = MiM
+    task_class: ClassVar[type[PretextTask]] = MiM
     pretrainer = "MiMPretrainer"
     finetuner = "PretrainedFinetuneTrainer"
     default_plans_name = "nnUNetTopoMAEHybridPlans"

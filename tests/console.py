@@ -26,15 +26,15 @@ class Site:
         if with_trainers:
             self.environment["nnUNet_extTrainer"] = str(trainers.FOLDER)
 
-    def run(self, command: str, *arguments, status: int = 0, **environment: str) -> str:
-        """Output of a command, which must end with ``status``."""
+    def run(self, command: str, *arguments, status: int = 0, patience: float = 600, **environment: str) -> str:
+        """Output of a command, which must end with ``status``, within ``patience`` seconds."""
         script = Path(sys.executable).parent / command
         result = subprocess.run(
             [str(script), *map(str, arguments)],
             env={**self.environment, **environment},
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=patience,
             check=False,
         )
         output = result.stdout + result.stderr

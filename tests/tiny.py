@@ -100,10 +100,15 @@ METHODS = {  # by name: network, task, settings
     "MiM": ("unetr", MiM, MiMConfig(projection_width=32)),
     "MiM of the fused network, likeness alone": ("fused", MiM, MiMConfig(alignment="byol", gamma=1, beta=2)),
     "MiM of the hybrid network": ("hybrid", MiM, MiMConfig(gamma=1, beta=2, projection_width=32)),
-    "MiM of a PlainConvUNet": ("plain", MiM, MiMConfig(gamma=1, beta=2, decoder_width=16, projection_width=32)),
+    "MiM of a PlainConvUNet": (
+        "plain",
+        MiM,
+        MiMConfig(gamma=1, beta=2, recompute=False, decoder_width=16, projection_width=32),
+    ),
     "MiM of a ResidualEncoderUNet": ("residual", MiM, MiMConfig(levels=2, decoder_width=16, projection_width=32)),
     "Alice": ("unetr", Alice, AliceConfig(**_ALICE)),
     "Alice of the fused network": ("fused", Alice, AliceConfig(**_ALICE)),
+    "Alice of the hybrid network": ("hybrid", Alice, AliceConfig(**_ALICE)),
     "Alice, one volume, without CASA": ("unetr", Alice, AliceConfig(**_ONE_VOLUME)),
     "CropContrast, the worked example": ("plain", CropContrast, CropContrastConfig()),
 }

@@ -152,8 +152,9 @@ def _new(options: argparse.Namespace) -> None:
         f"{study.folder}: {len(study.rows)} rows, {counts} labelled cases, {len(study.seeds)} seeds, "
         f"{len(study.test_cases)} test cases"
     )
+    width = max(len(row.name) for row in study.rows)
     for row in study.rows:
-        say(f"  {row.name:<14}{row.title}")
+        say(f"  {row.name:<{width}}  {row.title}")
     for warning in study.warnings:
         say(f"WARNING: {warning}")
     say(f"\nNext:\n\n    nnUNetv2_topomae study run {options.folder}")

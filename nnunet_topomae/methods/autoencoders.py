@@ -12,7 +12,15 @@ from nnunet_topomae.methods.masked_convolution import choose_patch_size, hide_in
 from nnunet_topomae.methods.masking import mask_to_voxels
 from nnunet_topomae.networks.geometry import Size, size_of
 from nnunet_topomae.networks.hybrid import HybridEncoder
-from nnunet_topomae.networks.vit import LayerNorm, ViTDecoder, ViTEncoder, light_decoder, visible_indices
+from nnunet_topomae.networks.traits import constant_parameters
+from nnunet_topomae.networks.vit import (
+    LayerNorm,
+    TokenEncoder,
+    ViTDecoder,
+    ViTEncoder,
+    light_decoder,
+    visible_indices,
+)
 
 _HEAD_WIDTH = 36  # of the decoder for a hybrid encoder
 
@@ -48,62 +56,73 @@ class MaskedAutoencoder(nn.Module, ABC):
         """
 
 
-class ViTAutoencoder(MaskedAutoencoder):
-    """The light transformer decoder of He et al. for a ViT, which sees visible patches only.
+class ViTTokens(nn.Module):
+    """The tokens of a ViT, to which nothing is added."""
 
-    Args:
-        encoder: the ViT.
-        channels: of the crop.
-    """
+    def forward(self, encoder: ViTEncoder, crop: Tensor, visible: Tensor | None) -> Tensor:
+        """Tokens of visible patches.
 
-    encoder_name = "vit"
+        Args:
+            encoder: of the network.
+            crop: (B, C, D, H, W).
+            visible: (B, M) raster indices of visible patches; None shows everything.
 
-    def __init__(self, encoder: ViTEncoder, channels: int):
-        super().__init__()
-        self.patch_size = encoder.patch_size
-        self.decoder = light_decoder(encoder, channels)
-        self.width = self.decoder.embed.out_features
-
-    def forward(self, encoder: nn.Module, crop: Tensor, mask: Tensor, num_visible: int) -> tuple[Tensor, Tensor]:
-        """See :meth:`MaskedAutoencoder.forward`."""
-        visible = visible_indices(mask, num_visible)
-        features = self.decoder.decode(encoder(crop, visible), visible)
-        return self.decoder.predict(features), features.transpose(1, 2).unflatten(2, mask.shape[1:])
+        Returns:
+            (B, M, width), in the order of the indices.
+        """
+        return encoder(crop, visible)
 
 
-class HybridAutoencoder(MaskedAutoencoder):
-    """The decoder of ConvMAE for a hybrid encoder (Gao et al.), whose tokens hold all stages.
+class StageTokens(nn.Module):
+    """Tokens that hold all stages of a hybrid encoder (ConvMAE, Gao et al., section 3.3).
 
     Feature maps of the three convolutional stages are projected to one token per patch and added to the tokens of the
-    last stage. The transformer decoder is 1.5 x as wide and 8/11 as deep as that stage: 576 wide, 8 blocks, 16 heads
-    for the default encoder.
+    last stage; then a norm.
 
     Args:
         encoder: the hybrid encoder.
-        channels: of the crop.
     """
 
-    encoder_name = "encoder"
-
-    def __init__(self, encoder: HybridEncoder, channels: int):
+    def __init__(self, encoder: HybridEncoder):
         super().__init__()
-        self.patch_size = encoder.patch_size
         self.projections = nn.ModuleList()
         for stage, width in enumerate(encoder.widths[:-1], start=1):
             stride = size_of(map(prod, zip(*encoder.strides[stage:], strict=True)))
             self.projections.append(nn.Conv3d(width, encoder.width, stride, stride))
         self.norm = LayerNorm(encoder.width)
-        self.width = encoder.width * 3 // 2
-        depth = max(round(len(encoder.blocks) * 8 / 11), 1)
-        self.decoder = ViTDecoder(encoder, channels, self.width, depth, max(self.width // _HEAD_WIDTH, 1))
+
+    def forward(self, encoder: HybridEncoder, crop: Tensor, visible: Tensor | None) -> Tensor:
+        """See :meth:`ViTTokens.forward`."""
+        *stages, tokens = encoder(crop, visible)
+        for projection, stage in zip(self.projections, stages, strict=True):
+            tokens = tokens + projection(stage)
+        by_crop = tokens.flatten(2).transpose(1, 2).reshape(len(crop), -1, tokens.shape[1])  # of maps and of stacks
+        return self.norm(by_crop)
+
+
+class TokenAutoencoder(MaskedAutoencoder):
+    """A transformer decoder for an encoder that makes one token of each visible patch, and computes nothing else.
+
+    Args:
+        encoder_name: under which the network holds its encoder.
+        encoder: a ViT or a hybrid encoder.
+        tokens: makes the tokens: :class:`ViTTokens` or :class:`StageTokens`.
+        decoder: of these tokens.
+
+    Attributes:
+        token_width: channels of a token.
+    """
+
+    def __init__(self, encoder_name: str, encoder: TokenEncoder, tokens: nn.Module, decoder: ViTDecoder):
+        super().__init__()
+        self.encoder_name, self.patch_size, self.token_width = encoder_name, encoder.patch_size, encoder.width
+        self.tokens, self.decoder = tokens, decoder
+        self.width = decoder.embed.out_features
 
     def forward(self, encoder: nn.Module, crop: Tensor, mask: Tensor, num_visible: int) -> tuple[Tensor, Tensor]:
         """See :meth:`MaskedAutoencoder.forward`."""
         visible = visible_indices(mask, num_visible)
-        *stages, tokens = encoder(crop, visible)
-        for projection, stage in zip(self.projections, stages, strict=True):
-            tokens = tokens + projection(stage)
-        features = self.decoder.decode(self.norm(tokens.flatten(1).unflatten(0, visible.shape)), visible)
+        features = self.decoder.decode(self.tokens(encoder, crop, visible), visible)
         return self.decoder.predict(features), features.transpose(1, 2).unflatten(2, mask.shape[1:])
 
 
@@ -135,6 +154,26 @@ class ConvolutionalAutoencoder(MaskedAutoencoder):
         return self.decoder.output(features), patch_means(features, self.patch_size)
 
 
+def token_autoencoder_of(network: nn.Module) -> TokenAutoencoder | None:
+    """The autoencoder for a network with a ViT or a hybrid encoder; None for another one.
+
+    The decoder is that of He et al. for a ViT (:func:`~nnunet_topomae.networks.vit.light_decoder`). For a hybrid
+    encoder it is that of ConvMAE, 1.5 x as wide and 8/11 as deep as the last stage: 576 wide, 8 blocks, 16 heads for
+    the default encoder.
+
+    Args:
+        network: built with as many classes as the crop has channels.
+    """
+    parts = dict(network.named_children())
+    if isinstance(vit := parts.get("vit"), ViTEncoder):
+        return TokenAutoencoder("vit", vit, ViTTokens(), light_decoder(vit, vit.patch_embed.in_channels))
+    if isinstance(hybrid := parts.get("encoder"), HybridEncoder):
+        width, depth = hybrid.width * 3 // 2, max(round(len(hybrid.blocks) * 8 / 11), 1)
+        decoder = ViTDecoder(hybrid, hybrid.input_channels, width, depth, max(width // _HEAD_WIDTH, 1))
+        return TokenAutoencoder("encoder", hybrid, StageTokens(hybrid), decoder)
+    return None
+
+
 def autoencoder_of(network: nn.Module, decoder_width: int) -> MaskedAutoencoder | None:
     """The autoencoder for a network of any kind that can hide patches; None for another one.
 
@@ -144,9 +183,12 @@ def autoencoder_of(network: nn.Module, decoder_width: int) -> MaskedAutoencoder 
     """
     if isinstance(network, PlainConvUNet | ResidualEncoderUNet):
         return ConvolutionalAutoencoder(network, decoder_width)
-    parts = dict(network.named_children())
-    if isinstance(vit := parts.get("vit"), ViTEncoder):
-        return ViTAutoencoder(vit, vit.patch_embed.in_channels)
-    if isinstance(hybrid := parts.get("encoder"), HybridEncoder):
-        return HybridAutoencoder(hybrid, hybrid.input_channels)
-    return None
+    return token_autoencoder_of(network)
+
+
+def train_only(encoder: nn.Module, task: nn.Module) -> None:
+    """Let an encoder learn, save its constant positions, and nothing else that a task holds so far."""
+    task.requires_grad_(False)
+    constant = constant_parameters(encoder)
+    for name, parameter in encoder.named_parameters():
+        parameter.requires_grad_(name not in constant)

@@ -1,12 +1,15 @@
 """MAE: a ViT reconstructs hidden patches from visible ones (He et al.; in 3D as SelfMedMAE)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from nnunet_topomae.methods.autoencoders import train_only
 from nnunet_topomae.methods.base import Batch
-from nnunet_topomae.methods.masked import MaskedConfig, ViTReconstruction
-from nnunet_topomae.networks.vit import visible_indices
+from nnunet_topomae.methods.masked import MaskedConfig, NormalisedReconstruction
+from nnunet_topomae.networks.geometry import Size
+from nnunet_topomae.networks.vit import ViTEncoder, light_decoder, visible_indices
 from nnunet_topomae.settings.schema import with_default
 
 
@@ -17,11 +20,38 @@ class MAEConfig(MaskedConfig):
     mask_ratio: float = with_default(MaskedConfig, "mask_ratio", 0.75, "SelfMedMAE's configuration file")
 
 
-class MAE(ViTReconstruction):
-    """The ViT sees visible patches only, and a light decoder reconstructs the hidden ones."""
+class MAE(NormalisedReconstruction):
+    """Pre-trains the ViT of a network with a light decoder; all other parts stay as they are.
+
+    The ViT sees visible patches only, and the decoder reconstructs the hidden ones.
+
+    Args:
+        network: with a :class:`ViTEncoder` as ``vit``.
+        config: the plans' ``pretraining`` block.
+        crop_size: voxels per axis.
+
+    Raises:
+        ValueError: for another network.
+    """
 
     config_class = MAEConfig
-    planner = "TopoMAEUNETRPlanner"
+    headings = {"vit": "ViT"}  # noqa: RUF012 - a constant
+    vit: ViTEncoder
+
+    def __init__(self, network: nn.Module, config: MAEConfig, crop_size: Sequence[int]):
+        if not isinstance(dict(network.named_children()).get("vit"), ViTEncoder):
+            raise ValueError(
+                f"MAE pre-trains the ViT of a network, but the plans name {type(network).__name__}, which has none; "
+                f"plan the dataset with nnUNetv2_topomae plan_and_preprocess -pl TopoMAEUNETRPlanner"
+            )
+        super().__init__(network, config, crop_size)
+        train_only(self.vit, self)
+        self.vit_decoder = light_decoder(self.vit, self.vit.patch_embed.in_channels)
+
+    @property
+    def patch_size(self) -> Size:
+        """The patches of the ViT, voxels per axis."""
+        return self.vit.patch_size
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """See :meth:`PretextTask.forward`; the ViT sees visible patches only."""

@@ -5,7 +5,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,8 +24,6 @@ from nnunet_topomae.methods.losses import (
 )
 from nnunet_topomae.methods.masking import hardest_patches_mask, mask_to_voxels, num_hidden_patches, random_patch_mask
 from nnunet_topomae.methods.moving_average import follow
-from nnunet_topomae.networks.geometry import Size
-from nnunet_topomae.networks.vit import ViTEncoder, light_decoder
 from nnunet_topomae.reporting.metrics import reconstruction_metrics
 from nnunet_topomae.settings import PretrainingConfig
 from nnunet_topomae.settings.schema import Choice, Number, block, setting
@@ -276,40 +274,3 @@ class NormalisedReconstruction(MaskedReconstruction):
         crop, normalised = batch["crop"], self.config.anatomask.hardness == "normalised"
         target = normalise_patches(crop, self.patch_size) if normalised else crop
         return patch_means((prediction - target).square(), self.patch_size).mean(dim=1)
-
-
-class ViTReconstruction(NormalisedReconstruction):
-    """A task that pre-trains the ViT of a network with a light decoder; all other parts stay as they are.
-
-    Args:
-        network: with a :class:`ViTEncoder` as ``vit``.
-        config: the plans' ``pretraining`` block.
-        crop_size: voxels per axis.
-
-    Attributes:
-        planner: name of the planner that plans such a network, set by subclasses.
-
-    Raises:
-        ValueError: for another network.
-    """
-
-    headings = {"vit": "ViT"}  # noqa: RUF012 - a constant
-    planner: ClassVar[str]
-    vit: ViTEncoder
-
-    def __init__(self, network: nn.Module, config: MaskedConfig, crop_size: Sequence[int]):
-        if not isinstance(dict(network.named_children()).get("vit"), ViTEncoder):
-            raise ValueError(
-                f"{type(self).__name__} pre-trains the ViT of a network, but the plans name {type(network).__name__}, "
-                f"which has none; plan the dataset with nnUNetv2_topomae plan_and_preprocess -pl {self.planner}"
-            )
-        super().__init__(network, config, crop_size)
-        self.requires_grad_(False)
-        self.vit.requires_grad_(True)
-        self.vit.pos_embed.requires_grad_(False)
-        self.vit_decoder = light_decoder(self.vit, self.vit.patch_embed.in_channels)
-
-    @property
-    def patch_size(self) -> Size:
-        """The patches of the ViT, voxels per axis."""
-        return self.vit.patch_size

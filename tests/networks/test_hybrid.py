@@ -180,7 +180,7 @@ def test_the_decoder_of_pre_training_has_the_published_size():
     decoder = autoencoder.decoder
     assert (decoder.embed.out_features, len(decoder.blocks), decoder.blocks[0].attn.num_heads) == (576, 8, 16)
     assert decoder.to_voxels.out_features == 4096
-    assert [projection.stride for projection in autoencoder.projections] == [(8,) * 3, (4,) * 3, (2,) * 3]
+    assert [projection.stride for projection in autoencoder.tokens.projections] == [(8,) * 3, (4,) * 3, (2,) * 3]
 
 
 def test_tokens_of_pre_training_hold_all_stages():
@@ -188,7 +188,7 @@ def test_tokens_of_pre_training_hold_all_stages():
     mask = make_visible(1)[0]
     crop = torch.rand(1, 1, *TINY_CROP)
     _, before = task.autoencoder(task.encoder, crop, mask, 26)
-    nn.init.zeros_(task.autoencoder.projections[0].weight)
+    nn.init.zeros_(task.autoencoder.tokens.projections[0].weight)
     _, after = task.autoencoder(task.encoder, crop, mask, 26)
     assert not torch.allclose(before, after)
 

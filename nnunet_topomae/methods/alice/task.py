@@ -24,17 +24,19 @@ from nnunet_topomae.methods.alice.similarity import (
     teacher_temperature,
 )
 from nnunet_topomae.methods.alice.views import KEY, PairViews, exchanged
+from nnunet_topomae.methods.autoencoders import TokenAutoencoder, token_autoencoder_of, train_only
 from nnunet_topomae.methods.base import Batch, CaseReport, ImageSource
 from nnunet_topomae.methods.gathering import gather
 from nnunet_topomae.methods.losses import compose, masked_mse, normalise_patches, patch_statistics
-from nnunet_topomae.methods.masked import ViTReconstruction
+from nnunet_topomae.methods.masked import NormalisedReconstruction
 from nnunet_topomae.methods.masking import mask_to_voxels
 from nnunet_topomae.methods.moving_average import follow
+from nnunet_topomae.networks.geometry import Size
 from nnunet_topomae.networks.vit import visible_indices
 
 _COLLAPSED = 0.01  # spread of cls below which all crops look the same to the encoder
 _FEW = 0.5  # share of accepted matches
-_SPREAD, _PAIRS = "cls_std", "pairs_"
+_BRANCH, _SPREAD, _PAIRS = "alice", "cls_std", "pairs_"
 
 
 class Encoded(NamedTuple):
@@ -59,11 +61,11 @@ class Encoded(NamedTuple):
     attention: Tensor | None
 
 
-class Alice(ViTReconstruction):
-    """Pre-trains the ViT of a network; all other parts stay as they are. L = l_r + l_dv + l_st (section 4.2).
+class Alice(NormalisedReconstruction):
+    """Pre-trains the encoder of a network; all other parts stay as they are. L = l_r + l_dv + l_st (section 4.2).
 
     Args:
-        network: with a :class:`ViTEncoder` as ``vit``.
+        network: with a ViT or a hybrid encoder, as :func:`token_autoencoder_of` knows them.
         config: the plans' ``pretraining`` block.
         crop_size: voxels per axis.
 
@@ -73,27 +75,47 @@ class Alice(ViTReconstruction):
 
     config_class = AliceConfig
     config: AliceConfig
-    planner = "AliceUNETRPlanner"
+    headings = {_BRANCH: "reconstruction"}  # noqa: RUF012 - a constant
+    autoencoder: TokenAutoencoder
     landmarks: Tensor
     centres: Tensor
     temperature: Tensor
 
     def __init__(self, network: nn.Module, config: AliceConfig, crop_size: Sequence[int]):
+        autoencoder = token_autoencoder_of(network)
+        if autoencoder is None:
+            raise ValueError(
+                f"Alice pre-trains a ViT or a hybrid encoder, but the plans name {type(network).__name__}, which has "
+                f"neither; plan the dataset with nnUNetv2_topomae plan_and_preprocess -pl AliceUNETRPlanner or "
+                f"-pl AliceHybridPlanner"
+            )
         super().__init__(network, config, crop_size)
-        width = self.vit.width
-        self.to_width = nn.Linear(self.vit_decoder.embed.out_features, width)
+        train_only(self.get_submodule(autoencoder.encoder_name), self)
+        self.autoencoder = autoencoder
+        width = autoencoder.token_width
+        self.to_width = nn.Linear(autoencoder.width, width)
         self.head = ProjectionHead(width, config.head_width)
         has_predictor, compares_cls = config.similarity == "cosine", config.l_dv or not config.casa
         self.cls_predictor = Predictor() if has_predictor and compares_cls else nn.Identity()
         if config.casa:
             self.casa = CASA(width)
             self.casa_predictor = Predictor() if has_predictor else nn.Identity()
-        self.target = nn.ModuleDict({"encoder": copy.deepcopy(self.vit), "head": copy.deepcopy(self.head)})
-        self.target.requires_grad_(False)
+        self.target = copy.deepcopy(nn.ModuleDict(self._followed)).requires_grad_(False)
         if config.matcher == "embedding":
             self.register_buffer("landmarks", torch.zeros(IDENTITY_BYTES, dtype=torch.uint8))
         self.register_buffer("centres", torch.zeros(2, FEATURES))  # of cls and of CASA's tokens
         self.register_buffer("temperature", torch.tensor(FIRST_TEMPERATURE))
+
+    @property
+    def patch_size(self) -> Size:
+        """The patches of the encoder, voxels per axis."""
+        return self.autoencoder.patch_size
+
+    @property
+    def _followed(self) -> dict[str, nn.Module]:
+        """What the target is a moving average of."""
+        encoder = self.get_submodule(self.autoencoder.encoder_name)
+        return {"encoder": encoder, "tokens": self.autoencoder.tokens, "head": self.head}
 
     def views(self) -> PairViews:
         """Crops of the same body part in two volumes, and two views of each."""
@@ -122,11 +144,11 @@ class Alice(ViTReconstruction):
         """See :meth:`PretextTask.forward`; the online encoder sees visible patches only, the target encoder all."""
         crop, mask, whole = (torch.cat([batch[name], batch[f"{KEY}{name}"]]) for name in ("crop", "mask", "target"))
         visible = visible_indices(mask, self.num_visible)
-        tokens = self.vit(crop, visible)
-        decoded = self.vit_decoder.decode(tokens, visible)
+        tokens = self.autoencoder.tokens(self._followed["encoder"], crop, visible)
+        decoded = self.autoencoder.decoder.decode(tokens, visible)
         projected = self.head(self.to_width(decoded))
         with torch.no_grad():
-            targets = self.target["head"](self.target["encoder"](whole))
+            targets = self.target["head"](self.target["tokens"](self.target["encoder"], whole, None))
         student = teacher = attention = None
         if self.config.casa:
             found, weights = self.casa(tokens, projected)
@@ -135,7 +157,7 @@ class Alice(ViTReconstruction):
                 teacher, _ = self.casa(tokens, targets)
         cls = projected.mean(dim=1)
         return Encoded(
-            self.vit_decoder.predict(decoded),
+            self.autoencoder.decoder.predict(decoded),
             cls,
             self.cls_predictor(cls),
             targets.mean(dim=1),
@@ -187,8 +209,7 @@ class Alice(ViTReconstruction):
         """Let the target follow, and move the centres; see :meth:`PretextTask.after_step`."""
         super().after_step(output, batch, progress)
         momentum = target_momentum(self.config.momentum, progress)
-        follow(self.target["encoder"], self.vit, momentum)
-        follow(self.target["head"], self.head, momentum)
+        follow(self.target, nn.ModuleDict(self._followed), momentum)
         self.temperature.fill_(teacher_temperature(progress))
         self.centres[0] = moved_centre(self.centres[0], gather(output.target_cls))
         if output.teacher is not None:
@@ -212,7 +233,7 @@ class Alice(ViTReconstruction):
 
     def images(self, output: Encoded, batch: Batch) -> dict[str, Tensor]:
         """The reconstructions of the queries, with the mean and the deviation of the crop's patches put back."""
-        return {"vit": self._denormalised(output.prediction.chunk(2)[0], batch["crop"])}
+        return {_BRANCH: self._denormalised(output.prediction.chunk(2)[0], batch["crop"])}
 
     def _denormalised(self, prediction: Tensor, crop: Tensor) -> Tensor:
         mean, deviation = patch_statistics(crop, self.patch_size)
@@ -227,7 +248,7 @@ class Alice(ViTReconstruction):
         columns = {
             "same part, other volume": keys["crop"],
             "masked (other volume)": keys["crop"].masked_fill(hidden, torch.nan),
-            "ViT (other volume)": compose(keys["crop"], reconstruction, hidden),
+            "reconstruction (other volume)": compose(keys["crop"], reconstruction, hidden),
         }
         if output.attention is not None:
             columns = {"attention of CASA": self._attention(output.attention[:1], batch["crop"]), **columns}

@@ -13,7 +13,7 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nnunet_topomae.methods.autoencoders import MaskedAutoencoder, autoencoder_of
+from nnunet_topomae.methods.autoencoders import MaskedAutoencoder, autoencoder_of, train_only
 from nnunet_topomae.methods.base import Batch, CaseReport, PretextTask
 from nnunet_topomae.methods.inpainting import harmonic_inpainting
 from nnunet_topomae.methods.losses import (
@@ -30,7 +30,6 @@ from nnunet_topomae.methods.mim.pictures import outlined
 from nnunet_topomae.methods.mim.settings import SCHEDULES, MiMConfig
 from nnunet_topomae.methods.mim.views import Level, NestedViews
 from nnunet_topomae.networks.geometry import Size, grid_of, size_of
-from nnunet_topomae.networks.traits import constant_parameters
 from nnunet_topomae.networks.vit import initialize_linear_layers
 from nnunet_topomae.reporting.metrics import SKILL, reconstruction_metrics, with_skills
 
@@ -114,11 +113,8 @@ class MiM(PretextTask):
         super().__init__(network, config, crop_size)
         self.patch_grid = grid_of(crop_size, autoencoder.patch_size, "patch size")
         self.level_plans = plan_levels(config, self.patch_grid)
-        self.requires_grad_(False)
+        train_only(self.get_submodule(autoencoder.encoder_name), self)
         self.autoencoder = autoencoder
-        constant = constant_parameters(self._shared_encoder)
-        for name, parameter in self._shared_encoder.named_parameters():
-            parameter.requires_grad_(name not in constant)
         if self.is_aligned:
             self._add_heads(autoencoder.width)
 

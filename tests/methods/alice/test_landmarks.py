@@ -249,7 +249,7 @@ def test_views_are_a_part_of_the_median_image():
 def test_the_same_place_is_found_in_another_copy(tmp_path):
     """Quick, on a phantom: benchmarks/matcher.py does it on a CT."""
     images = Phantoms(tmp_path, count=4)
-    store = prepare_landmarks(images, LandmarkConfig(iterations=50, batch_size=2, spacing=3.0), CPU, ignore)
+    store = prepare_landmarks(images, LandmarkConfig(iterations=50, batch_size=2, spacing=2.0), CPU, ignore)
     query, key = images.partners[0], images.partners[-1]  # of which the second was not seen
     rng = np.random.default_rng(0)
     scale = SPACING[0] / store.spacing
@@ -260,5 +260,5 @@ def test_the_same_place_is_found_in_another_copy(tmp_path):
     matches = find(store.embedding(query), store.embedding(key), (points + 0.5) * scale - 0.5)
     errors = np.linalg.norm((matches.points + 0.5) / scale - 0.5 - expected, axis=1)[seen] * SPACING[0]
     by_chance = np.linalg.norm(np.roll(expected, 1, axis=0) - expected, axis=1)[seen] * SPACING[0]
-    assert np.median(errors) < 10  # mm, after seconds of training
+    assert np.median(errors) < 8  # mm, after seconds of training
     assert np.median(by_chance) > 25

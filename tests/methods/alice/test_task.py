@@ -17,8 +17,15 @@ from tiny import TINY_CROP, Volumes, draw_batch, make_network
 CONFIG = AliceConfig(matcher="position", head_width=32)
 
 
-def make_alice(**settings) -> Alice:
-    return Alice.build(make_network("unetr"), replace(CONFIG, **settings), TINY_CROP)
+KINDS = ["unetr", "hybrid"]
+
+
+def make_alice(kind: str = "unetr", **settings) -> Alice:
+    return Alice.build(make_network(kind), replace(CONFIG, **settings), TINY_CROP)
+
+
+def encoder_of(task: Alice) -> nn.Module:
+    return task.get_submodule(task.autoencoder.encoder_name)
 
 
 def terms_of(task: Alice, batch: dict) -> dict[str, torch.Tensor]:
@@ -44,18 +51,20 @@ def test_the_loss_is_the_sum_of_its_terms_and_all_that_is_trained_gets_a_gradien
     assert [n for n, p in task.named_parameters() if p.grad is None] == task.untrained_parameters()
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("similarity", ["cosine", "dino"])
-def test_no_gradient_reaches_the_target_even_if_it_could(similarity):
-    task, images = make_alice(similarity=similarity), Volumes()
+def test_no_gradient_reaches_the_target_even_if_it_could(kind, similarity):
+    task, images = make_alice(kind, similarity=similarity), Volumes()
     task.target.requires_grad_(True)
     terms_of(task, draw_batch(task, images))["total"].backward()
     assert all(parameter.grad is None for parameter in task.target.parameters())
-    assert task.vit.blocks[0].mlp.fc1.weight.grad.abs().sum() > 0
+    assert encoder_of(task).blocks[0].mlp.fc1.weight.grad.abs().sum() > 0
 
 
-def test_l_st_teaches_casa_through_the_student_alone():
+@pytest.mark.parametrize("kind", KINDS)
+def test_l_st_teaches_casa_through_the_student_alone(kind):
     """Its gradient is the same if the teacher's features are constants."""
-    task, images = make_alice(), Volumes()
+    task, images = make_alice(kind), Volumes()
     batch = draw_batch(task, images)
     gradients = []
     for constant in (False, True):
@@ -121,19 +130,19 @@ def test_queries_and_keys_can_change_places():
         torch.testing.assert_close(others[name], term)
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("progress", "momentum"), [(0.0, 0.996), (0.5, 0.998), (1.0, 1.0)])
-def test_the_target_follows_with_the_stated_momentum(progress, momentum):
-    task, images = make_alice(), Volumes()
+def test_the_target_follows_with_the_stated_momentum(kind, progress, momentum):
+    task, images = make_alice(kind), Volumes()
     batch = draw_batch(task, images)
     before = {name: value.clone() for name, value in task.target.named_parameters()}
     with torch.no_grad():
-        for parameter in (*task.vit.parameters(), *task.head.parameters()):
-            parameter += torch.randn_like(parameter)
+        for parameter in task.parameters():
+            if parameter.requires_grad:
+                parameter += torch.randn_like(parameter)
         task.after_step(task(batch), batch, progress)
-    online = {
-        **{f"encoder.{name}": value for name, value in task.vit.named_parameters()},
-        **{f"head.{name}": value for name, value in task.head.named_parameters()},
-    }
+    parts = {"encoder": encoder_of(task), "tokens": task.autoencoder.tokens, "head": task.head}
+    online = {f"{part}.{name}": value for part in parts for name, value in parts[part].named_parameters()}
     assert online.keys() == before.keys()
     for name, value in task.target.named_parameters():
         torch.testing.assert_close(value, momentum * before[name] + (1 - momentum) * online[name])
@@ -205,6 +214,19 @@ def test_centre_temperature_and_spread():
     assert spread(torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])).item() == pytest.approx(1)
 
 
-def test_another_network_is_refused():
-    with pytest.raises(ValueError, match="Alice pre-trains the ViT of a network, but the plans name PlainConvUNet"):
-        Alice.build(make_network("plain"), CONFIG, TINY_CROP)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_target_sees_the_whole_crop_as_the_encoder_would(kind):
+    """At the start it is the online encoder, which is shown every patch."""
+    task = make_alice(kind).eval()
+    batch = draw_batch(task, Volumes())
+    whole = torch.cat([batch["target"], batch["key_target"]])
+    every = torch.arange(64).expand(len(whole), -1)
+    with torch.no_grad():
+        tokens = task.autoencoder.tokens(encoder_of(task), whole, every)
+        torch.testing.assert_close(task(batch).target_cls, task.head(tokens).mean(dim=1))
+
+
+@pytest.mark.parametrize(("kind", "name"), [("plain", "PlainConvUNet"), ("residual", "ResidualEncoderUNet")])
+def test_another_network_is_refused(kind, name):
+    with pytest.raises(ValueError, match=f"Alice pre-trains a ViT or a hybrid encoder, but the plans name {name}"):
+        Alice.build(make_network(kind), CONFIG, TINY_CROP)

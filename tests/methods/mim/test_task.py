@@ -223,6 +223,17 @@ def test_the_planner_sees_what_levels_take_and_recomputing_saves():
     assert three - two < 0.3 * (at_once - two)
 
 
+def test_the_planner_sees_the_doubled_crop():
+    """A step takes that much more than one of MAE, where images have so many channels that nothing else counts."""
+
+    class OneLevel(MiM):
+        config_class = staticmethod(lambda: MiMConfig(levels=1))
+
+    sizes = StepSizes(UNETR, json.dumps(TINY_UNETR), num_channels=64, num_classes=3, batch_size=8, cuda=False)
+    mae, mim = (trace_pretraining(method, sizes) for method in (MAE, OneLevel))
+    assert mim - mae > 4 * 8 * 64 * (32 * 32 * 64)
+
+
 @pytest.mark.parametrize(
     ("schedule", "start", "end"),
     [

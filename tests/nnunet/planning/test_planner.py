@@ -1,4 +1,5 @@
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -7,7 +8,6 @@ import torch
 from nnunet_topomae.commands.cli import find_planner
 from nnunet_topomae.methods.topomae import TopoMAEConfig
 from nnunet_topomae.networks import FusedViTUNETRPP
-from nnunet_topomae.nnunet.planning import planner as planner_module
 from nnunet_topomae.nnunet.planning.geometry import choose_patch_size, fit_strides, shrinking_crops
 from nnunet_topomae.nnunet.planning.memory import GIB
 from nnunet_topomae.nnunet.planning.planner import epochs_for
@@ -16,19 +16,12 @@ from nnunet_topomae.trainers.alice_pretrainer import AlicePretrainer
 from nnunet_topomae.trainers.mae_pretrainer import MAEPretrainer
 from nnunet_topomae.trainers.pretrained_finetune_trainer import PretrainedFinetuneTrainer
 from nnunet_topomae.trainers.topomae_pretrainer import TopoMAEPretrainer
-
-DATASET = "Dataset777_Planned"
+from unplanned import DATASET, make_planner, trace_quickly
 
 
 @pytest.fixture(autouse=True)
 def _quick_traces(monkeypatch):
-    """About what a trace gives; tests/nnunet/test_memory.py has real ones."""
-
-    def trace(sizes):
-        return 1.5 * GIB + 1100 * sizes.batch_size * np.prod(sizes.crop_size)
-
-    monkeypatch.setattr(planner_module, "trace_pretraining", lambda task_class, sizes: trace(sizes))
-    monkeypatch.setattr(planner_module, "trace_finetuning", trace)
+    trace_quickly(monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -80,45 +73,7 @@ class SmallPlanner(TopoMAEPlanner):
     features_per_stage = (8, 16, 32, 64)
 
 
-def _planner(
-    tmp_path,
-    monkeypatch,
-    shape=(96, 128, 128),
-    spacing=(1.5, 1.0, 1.0),
-    channels=("CT",),
-    planner_class=SmallPlanner,
-    num_labels=1,
-    num_cases=30,
-    **kwargs,
-):
-    """A dataset that has a fingerprint and file names, but no image."""
-    raw, preprocessed = tmp_path / "raw", tmp_path / "preprocessed"
-    images, labels = raw / DATASET / "imagesTr", raw / DATASET / "labelsTr"
-    for folder in (images, labels, preprocessed / DATASET):
-        folder.mkdir(parents=True, exist_ok=True)
-    for case in range(num_cases):
-        for channel in range(len(channels)):
-            (images / f"c{case:03d}_{channel:04d}.nii.gz").touch()
-        (labels / f"c{case:03d}.nii.gz").touch()
-    dataset = {
-        "channel_names": {str(i): name for i, name in enumerate(channels)},
-        "labels": {"background": 0, **{f"organ {i}": i for i in range(1, num_labels + 1)}},
-        "numTraining": num_cases,
-        "file_ending": ".nii.gz",
-        "overwrite_image_reader_writer": "SimpleITKIO",
-    }
-    (raw / DATASET / "dataset.json").write_text(json.dumps(dataset))
-    intensities = {"percentile_00_5": -175.0, "percentile_99_5": 250.0, "mean": 40.0, "std": 70.0}
-    fingerprint = {
-        "spacings": [list(spacing)] * num_cases,
-        "shapes_after_crop": [list(shape)] * num_cases,
-        "foreground_intensity_properties_per_channel": {str(i): dict(intensities) for i in range(len(channels))},
-        "median_relative_size_after_cropping": 1.0,
-    }
-    (preprocessed / DATASET / "dataset_fingerprint.json").write_text(json.dumps(fingerprint))
-    monkeypatch.setenv("nnUNet_raw", str(raw))
-    monkeypatch.setenv("nnUNet_preprocessed", str(preprocessed))
-    return planner_class(777, **kwargs)
+_planner = partial(make_planner, planner_class=SmallPlanner)
 
 
 @pytest.mark.parametrize(
@@ -304,7 +259,7 @@ def _paper_plans(tmp_path, monkeypatch, name, num_cases=30):
         shape,
         spacing,
         (channel,),
-        planner_class,
+        planner_class=planner_class,
         num_labels=NUM_LABELS[name],
         num_cases=num_cases,
     ).plan_experiment()

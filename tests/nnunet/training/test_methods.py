@@ -16,6 +16,7 @@ TRAINERS = {  # by name: trainer, plans
     "TopoMAE, AnatoMask's masks": ("TopoMAEPretrainer", "AnatoMaskMasks"),
     "MAE": ("MAEPretrainer", "TinyUNETR"),
     "Alice": ("AlicePretrainer", "TinyAlice"),
+    "Alice, hybrid network": ("AlicePretrainer", "TinyHybridAlice"),
     "SparK, default plans": ("SparKPretrainer", "nnUNetPlans"),
     "AnatoMask, default plans": ("AnatoMaskPretrainer", "nnUNetPlans"),
     "AnatoMask, ResEnc M": ("AnatoMaskPretrainer", "nnUNetResEncUNetMPlans"),
@@ -66,6 +67,7 @@ def plans(workspace):
         configuration["pretraining"] = {**SCHEDULE, "gamma": 2, "beta": 2, "projection_width": 32}
 
     workspace.write_plans("TinyHybrid", hybrid)
+    workspace.write_plans("TinyHybridAlice", lambda c: c.update(pretraining={**SCHEDULE, **alice}), like="TinyHybrid")
     few = {"gamma": 2, "beta": 2, "projection_width": 32}
     workspace.write_plans("ResEncMiM", lambda c: c["pretraining"].update(few), like="nnUNetResEncUNetMPlans")
 
@@ -197,7 +199,11 @@ def test_without_any_pretraining_all_commands_are_named(workspace, plans):
     ("trainer", "plans_name", "message"),
     [
         ("TopoMAEPretrainer", "nnUNetPlans", "TopoMAE pre-trains a FusedViTUNETRPP, but the plans name PlainConvUNet"),
-        ("AlicePretrainer", "nnUNetPlans", "Alice pre-trains the ViT of a network, but the plans name PlainConvUNet"),
+        (
+            "AlicePretrainer",
+            "nnUNetPlans",
+            "Alice pre-trains a ViT or a hybrid encoder, but the plans name Plain",
+        ),
         ("MAEPretrainer", "nnUNetPlans", "MAE pre-trains the ViT of a network, but the plans name PlainConvUNet"),
         ("AnatoMaskPretrainer", "TinyUNETR", "AnatoMask pre-trains a PlainConvUNet or ResidualEncoderUNet, but"),
         ("SparKPretrainer", "nnUNetTopoMAEPlans", "SparK pre-trains a PlainConvUNet or ResidualEncoderUNet, but"),
