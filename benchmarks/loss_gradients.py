@@ -57,10 +57,10 @@ def collect(task: TopoMAE, batches: list[dict[str, Tensor]]) -> dict[str, list[t
 
 def main() -> None:
     """Read the run, and print the table."""
-    options_of_run = parser(batches=4)
-    options_of_run.add_argument("--untrained", action="store_true", help="the network before the first step")
-    options_of_run.add_argument("--device", default="cpu")
-    options = options_of_run.parse_args()
+    arguments = parser(batches=4)
+    arguments.add_argument("--untrained", action="store_true", help="the network before the first step")
+    arguments.add_argument("--device", default="cpu")
+    options = arguments.parse_args()
     trainer = get_trainer_from_args(
         str(options.dataset), options.configuration, options.fold, TRAINER, options.plans,
         device=torch.device(options.device),

@@ -61,7 +61,7 @@ def define(folder: Path) -> Study:
         for name, (title, pretrainer, _) in ROWS.items()
     ]
     cases = [f"phantom_{case:03d}" for case in range(NUM_CASES)]
-    return Study(folder, DATASET, "3d_fullres", COUNTS, SEEDS, cases, 1.0, False, rows)
+    return Study(folder, DATASET, "3d_fullres", COUNTS, SEEDS, cases, 1.0, rows)
 
 
 def _records() -> Iterator[Record]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from nnunet_topomae import __version__, planners, trainers
 from nnunet_topomae.commands import study
-from nnunet_topomae.commands.terminal import NUM_VAL, add_held_out_options, positive, say
+from nnunet_topomae.commands.terminal import NUM_VAL, SPLIT_SEED, add_held_out_options, positive, say
 
 if TYPE_CHECKING:  # nnU-Net takes seconds to import, which --help and trainers can do without
     from nnunet_topomae.nnunet.data.preprocessed import PlannedDataset
@@ -383,12 +383,13 @@ def _splits(options: argparse.Namespace) -> None:
             "splits takes either -s SHARES, or --labelled N or --nested N N ..., and only with these --val, --test and "
             "--patient"
         )
+    seed = SPLIT_SEED if options.seed is None else options.seed
     if options.s:
-        file, folds = splits.write_split(options.d, options.s, options.seed, overwrite=options.overwrite)
+        file, folds = splits.write_split(options.d, options.s, seed, overwrite=options.overwrite)
     else:
         num_val, num_test = options.val or NUM_VAL, options.test or 0
         file, folds = splits.write_label_counts(
-            options.d, counts, num_val, num_test, options.seed, options.patient, overwrite=options.overwrite
+            options.d, counts, num_val, num_test, seed, options.patient, overwrite=options.overwrite
         )
     for fold, split in enumerate(folds):
         say(f"{file}: {split}; train with fold {fold}")

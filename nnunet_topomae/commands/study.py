@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnunet_topomae.commands.terminal import NUM_VAL, add_held_out_options, positive, say
+from nnunet_topomae.commands.terminal import NUM_VAL, SPLIT_SEED, add_held_out_options, positive, say
 from nnunet_topomae.settings.recipes import RECIPES
 from nnunet_topomae.studies.presets import KINDS, PRESETS, TOPOMAE_PLANS
 
@@ -82,10 +82,18 @@ def _add_new_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="ROW",
-        help=f"what is compared: {', '.join(KINDS)}, or your own, NAME=PLANS:FINETUNER[:PRETRAINER]",
+        help=f"what is compared (this, --preset or both): {', '.join(KINDS)}, or your own, "
+        f"NAME=PLANS:FINETUNER[:PRETRAINER]",
     )
     parser.add_argument("--preset", choices=sorted(PRESETS), help="rows that belong together")
-    parser.add_argument("--labelled", type=count, nargs="+", default=[], metavar="N", help="numbers of labelled cases")
+    parser.add_argument(
+        "--labelled",
+        type=count,
+        nargs="+",
+        default=[],
+        metavar="N",
+        help="numbers of labelled cases (default: all that are left; with --preset labels 5 10 20 40)",
+    )
     parser.add_argument("--seeds", type=count, default=3, metavar="N", help="repetitions (default: %(default)s)")
     add_held_out_options(parser, usual_test="a fifth of all cases", seed="--split_seed")
     parser.add_argument(
@@ -125,8 +133,8 @@ def _new(options: argparse.Namespace) -> None:
     from nnunet_topomae.studies.presets import kinds_of
 
     kinds = kinds_of(options.rows, options.preset)
-    drawn = {"--labelled": options.labelled, "--val": options.val, "--test": options.test, "--patient": options.patient}
-    given = [name for name, value in drawn.items() if value]
+    of_drawing = ("labelled", "val", "test", "patient", "split_seed")
+    given = [f"--{name}" for name in of_drawing if getattr(options, name) not in (None, [])]
     if options.existing_split and given:
         raise ValueError(f"--existing_split says which cases are held out and labelled; leave {given[0]} out")
     wishes = Wishes(
@@ -137,7 +145,7 @@ def _new(options: argparse.Namespace) -> None:
         num_val=options.val or NUM_VAL,
         num_test=options.test,
         patient=options.patient,
-        split_seed=options.split_seed,
+        split_seed=SPLIT_SEED if options.split_seed is None else options.split_seed,
         iterations=options.iterations,
         pretraining_iterations=options.pretraining_iterations,
         recipe=options.recipe,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TextIO
 
 NUM_VAL = 5  # validation cases, unless asked for otherwise
+SPLIT_SEED = 12345  # nnU-Net's, unless asked for otherwise
 
 
 def say(text: object, file: TextIO | None = None) -> None:
@@ -45,6 +46,4 @@ def add_held_out_options(parser: argparse.ArgumentParser, usual_test: str, seed:
         help="regular expression that finds the patient in the name of a case; validation and test patients are kept "
         "whole (default: every case is another patient)",
     )
-    parser.add_argument(
-        seed, type=int, default=12345, metavar="N", help="seed of the random split (default: %(default)s)"
-    )
+    parser.add_argument(seed, type=int, metavar="N", help=f"seed of the random split (default: {SPLIT_SEED})")

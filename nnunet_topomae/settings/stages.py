@@ -42,7 +42,7 @@ class StageConfig:
     deterministic: bool = setting(
         default=False,
         accepted=Flag(),
-        meaning="true: a GPU computes in the same order in every run, as far as PyTorch can, which is slower; a CPU "
+        meaning="true: a GPU computes every training in the same order, as far as PyTorch can, which is slower; a CPU "
         "always does",
         source="ours",
     )

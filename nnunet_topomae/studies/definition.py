@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -70,9 +70,9 @@ class Study:
         seeds: numbers of the repetitions.
         test_cases: cases that all runs are tested on.
         nsd_tolerance: of the normalised surface Dice, in mm.
-        disable_tta: whether test cases are predicted without mirroring (nnUNetv2_predict --disable_tta).
         rows: what is compared.
         version: of the file.
+        disable_tta: whether test cases are predicted without mirroring (nnUNetv2_predict --disable_tta).
     """
 
     folder: Path
@@ -82,9 +82,9 @@ class Study:
     seeds: Sequence[int]
     test_cases: Sequence[str]
     nsd_tolerance: float
-    disable_tta: bool
     rows: Sequence[Row] = field(default_factory=list)
     version: int = VERSION
+    disable_tta: bool = False
 
     @property
     def baselines(self) -> dict[str, str]:
@@ -230,12 +230,12 @@ def _objects(content: Mapping[str, Any], key: str, where: str = "") -> list[tupl
 
 
 def _read(part: type[_Part], values: Mapping[str, Any], where: str = "") -> _Part:
-    """Make a part of a study from the keys that it has; others are left alone.
+    """Make a part of a study from the keys that it has and defaults of others; keys of other names are left alone.
 
     Raises:
         ValueError: names a key that is missing, or whose value is of another kind.
     """
-    names = [each.name for each in fields(part)]
+    names = [each.name for each in fields(part) if each.name in values or each.default is MISSING]
     for name in names:
         if name not in values:
             raise ValueError(f"{where}{name} is missing")

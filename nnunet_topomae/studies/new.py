@@ -95,7 +95,7 @@ def make_study(
     dataset = convert_id_to_dataset_name(dataset_id)
     cases = sorted(read_dataset(Path(nnUNet_raw) / dataset)[1])
     base = _PlansFiles(dataset_id, dataset, wishes.configuration)
-    splits = existing_label_counts(base.folder) if wishes.existing_split else _splits(cases, wishes, preset)
+    splits = existing_label_counts(base.folder, cases) if wishes.existing_split else _splits(cases, wishes, preset)
     common = _Common.of(base.read(wishes.plans), wishes)
     planned = {name: common.plan(base.read(kind.plans or wishes.plans), kind) for name, kind in kinds.items()}
     settings = {
@@ -128,8 +128,8 @@ def make_study(
         list(range(wishes.num_seeds)),
         splits[0].test,
         wishes.nsd_tolerance,
-        wishes.disable_tta,
         rows,
+        disable_tta=wishes.disable_tta,
     )
     files = {
         base.file(run.plans): seeded(planned[row.name], run.plans, wishes.configuration, run.seed)

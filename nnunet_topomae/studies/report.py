@@ -12,7 +12,7 @@ from nnunet_topomae.reporting.page import Charts, Table, plain
 from nnunet_topomae.studies.definition import Row, Study
 from nnunet_topomae.studies.measures import MEASURES
 from nnunet_topomae.studies.records import Record
-from nnunet_topomae.studies.statistics import Comparison, Equivalent, case_means, seed_means
+from nnunet_topomae.studies.statistics import Comparison, Equivalent, case_means, labels_interval, seed_means
 
 _MAIN = "dice"  # which rows are compared by
 _NONE = "–"
@@ -25,17 +25,17 @@ def styles_of(study: Study) -> dict[str, Style]:
 
 
 def main_table(study: Study, records: Sequence[Record], compared: Iterable[Comparison]) -> Table:
-    """Mean Dice, deviation over seeds, difference from the baseline, interval and p-values: a line a row and count."""
+    """Mean Dice, deviation over seeds, and the comparison with the row from scratch: a line a row and count."""
     found = {(each.row, each.labelled): each for each in compared}
     name, means = MEASURES[_MAIN], seed_means(records, _MAIN)
     rows = [
         [row.title, str(labelled), *_mean_and_deviation(means[row.name, labelled]),
-         *_comparison(found.get((row.name, labelled)))]
+         *_comparison(study, found.get((row.name, labelled)))]
         for row, labelled in _in_order(study, means)
     ]  # fmt: skip
     return Table(
         f"{name} of the test cases",
-        ["row", "labelled cases", "seeds", f"mean {name}", "sd over seeds", "difference from the baseline",
+        ["row", "labelled cases", "seeds", f"mean {name}", "sd over seeds", "compared with", "difference",
          "95 % interval", "p, t-test", "p, Wilcoxon", "p, Holm"],
         rows,
         "Mean over cases of the mean over structures. The difference is paired over cases, with seeds averaged per "
@@ -48,11 +48,16 @@ def _mean_and_deviation(seeds: Sequence[float]) -> list[str]:
     return [str(len(seeds)), f"{np.mean(seeds):.3f}", deviation]
 
 
-def _comparison(each: Comparison | None) -> list[str]:
+def _comparison(study: Study, each: Comparison | None) -> list[str]:
     if each is None:
-        return [_NONE] * 5
+        return [_NONE] * 6
     interval = f"{each.low:+.3f} to {each.high:+.3f}"
-    return [f"{each.difference:+.3f}", interval, *map(_p, (each.t_p, each.wilcoxon_p, each.holm_p))]
+    return [
+        study.titles[each.baseline],
+        f"{each.difference:+.3f}",
+        interval,
+        *map(_p, (each.t_p, each.wilcoxon_p, each.holm_p)),
+    ]
 
 
 def _p(value: float) -> str:
@@ -103,24 +108,25 @@ def _in_order(study: Study, keys: Iterable[tuple[str, int]]) -> list[tuple[Row, 
 
 
 def labels_saved(study: Study, equivalents: Iterable[Equivalent]) -> list[str]:
-    """How many labels from scratch each row is worth, as sentences; none where the curve does not reach it."""
+    """How many labels from scratch each row is worth, as sentences; none where the curve does not pass its Dice."""
     return [
-        f"{study.titles[each.row]} with {each.labelled} labelled cases does as well as the baseline with about "
-        f"{each.equivalent:.3g}{_interval(each)}."
+        f"{study.titles[each.row]} with {each.labelled} labelled cases does as well as {_baseline(study, each.row)}, "
+        f"with about {each.equivalent:.0f} (95 % interval {labels_interval(each)})."
         for each in equivalents
-        if math.isfinite(each.equivalent)
+        if each.equivalent and math.isfinite(each.equivalent)
     ]
 
 
-def _interval(each: Equivalent) -> str:
-    high = f"{each.high:.3g}" if math.isfinite(each.high) else "more than were tried"
-    return f" (95 % interval {each.low:.3g} to {high})"
+def _baseline(study: Study, row: str) -> str:
+    return study.titles[study.baselines[row]]
 
 
 def curves(study: Study, records: Sequence[Record]) -> Charts:
     """Dice, surface Dice and HD95 over the number of labelled cases."""
     charts = [chart for name in (_MAIN, "nsd", "hd95") if (chart := _curve(study, records, name))]
-    return Charts("Over the number of labelled cases", charts, list(styles_of(study).values()), "Small dots are seeds.")
+    return Charts(
+        "Over the number of labelled cases", charts, list(styles_of(study).values()), "Small dots are single seeds."
+    )
 
 
 def _curve(study: Study, records: Sequence[Record], measure: str) -> Chart | None:
@@ -142,7 +148,12 @@ def box_plots(study: Study, records: Sequence[Record]) -> Charts:
         )
         for labelled in sorted({labelled for _, labelled in values})
     ]
-    return Charts("Over the test cases", charts, note="A dot is a test case, its seeds averaged.")
+    return Charts(
+        "Over the test cases",
+        charts,
+        note="A dot is a test case, its seeds averaged. The line in a box is the median, the box holds the middle half "
+        "of the cases, and its whiskers reach to cases within 1.5 times its length.",
+    )
 
 
 def settings_table(study: Study) -> Table:

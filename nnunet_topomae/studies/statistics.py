@@ -57,7 +57,7 @@ class Equivalent:
         row: its name.
         labelled: number of labelled cases of the row.
         equivalent: number of labelled cases from scratch that reach the same mean; infinite if the curve from scratch
-            does not reach it.
+            does not reach it, 0 if the row is worse than from scratch with the fewest labels.
         low: lower end of the 95 % bootstrap interval over test cases.
         high: its upper end.
     """
@@ -172,7 +172,7 @@ def equivalent_labels(records: Sequence[Record], baselines: Mapping[str, str]) -
     """For every pre-trained row, how many labels from scratch give the same Dice.
 
     The curve from scratch is made to rise (isotonic regression of the means over cases), and is read between its points
-    on a logarithmic axis of labels. A row below the curve has the smallest number of labels that was tried. Rows whose
+    on a logarithmic axis of labels; see :func:`read_curve`. Rows whose
     baseline was measured with one number of labels only have no answer.
     """
     found, by_run = [], scores(records, "dice")
@@ -195,7 +195,7 @@ def _equivalent(row: str, labelled: int, with_row: Floats, counts: Sequence[int]
 
 
 def read_curve(counts: Sequence[int], means: Floats, target: float) -> float:
-    """The smallest number of labels at which a curve reaches a target; infinite if it does not.
+    """The smallest number of labels at which a curve reaches a target; infinite if it stays below, 0 if it is above.
 
     Args:
         counts: numbers of labels, rising.
@@ -209,6 +209,8 @@ def read_curve(counts: Sequence[int], means: Floats, target: float) -> float:
     rising = isotonic_regression(means).x
     if target > rising[-1]:
         return float("inf")
+    if target < rising[0]:
+        return 0.0
     first = np.unique(rising, return_index=True)[1]  # of each level
     return float(np.round(np.exp(np.interp(target, rising[first], np.log(np.asarray(counts)[first]))), 6))
 
@@ -249,14 +251,17 @@ def sentence(
     if not rows:
         return "No row has been measured beside its baseline yet, so there is no answer."
     of_row = [comparison for comparison in by_dice if comparison.row == rows[-1]]
-    gains = [each for each in of_row if each.holm_p < LEVEL and each.difference > 0]
-    shown = gains[0] if gains else max(of_row, key=lambda each: each.difference)
+    certain = [each for each in of_row if each.holm_p < LEVEL]
+    gains = [each for each in certain if each.difference > 0]
+    shown = next(iter([*gains, *certain]), max(of_row, key=lambda each: each.difference))
     title, baseline = titles[shown.row], titles[shown.baseline]
     figures = f"Dice {shown.difference:+.3f}, 95 % interval {shown.low:+.3f} to {shown.high:+.3f}, {_p(shown.holm_p)}"
     with_labels = f"with {shown.labelled} labelled case{'s' * (shown.labelled > 1)}"
+    if not certain:
+        which = "the largest difference is that " if len(of_row) > 1 else ""
+        return f"No gain seen: {title} against {baseline}, {which}{with_labels}: {figures}, {shown.cases} test cases."
     if not gains:
-        most = " at most" if len(of_row) > 1 else ""
-        return f"No gain seen: {with_labels}, {title} against {baseline} is{most} {figures}, {shown.cases} test cases."
+        return f"{with_labels.capitalize()}, {title} is worse than {baseline} ({figures}, {shown.cases} test cases)."
     gain = f"{with_labels.capitalize()}, {title} is better than {baseline} ({figures}, {shown.cases} test cases)"
     equal = [each for each in labels if (each.row, each.labelled) == (shown.row, shown.labelled)]
     return f"{gain}{_as_good_as(equal[0]) if equal else ''}."
@@ -265,11 +270,18 @@ def sentence(
 def _as_good_as(labels: Equivalent) -> str:
     if not isfinite(labels.equivalent):
         return ", better than from scratch with the largest number of labels that was tried"
-    high = f"{labels.high:.0f}" if isfinite(labels.high) else "more than were tried"
-    return f", as good as {labels.equivalent:.0f} labels from scratch (95 % interval {labels.low:.0f} to {high})"
+    if not labels.equivalent:  # the curve was made to rise
+        return ""
+    return f", as good as {labels.equivalent:.0f} labels from scratch (95 % interval {labels_interval(labels)})"
+
+
+def labels_interval(labels: Equivalent) -> str:
+    """The interval of a number of labels in words."""
+    low = f"{labels.low:.0f}" if labels.low else "fewer than were tried"
+    return f"{low} to {f'{labels.high:.0f}' if isfinite(labels.high) else 'more than were tried'}"
 
 
 def _p(value: float) -> str:
     if not isfinite(value):
         return "no p-value"
-    return f"p = {value:.3f}" if value >= 0.001 else "p < 0.001"
+    return f"p = {value:.3f} after Holm" if value >= 0.001 else "p < 0.001 after Holm"

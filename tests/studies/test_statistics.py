@@ -106,7 +106,7 @@ def test_holm_counts_all_comparisons():
 @pytest.mark.parametrize(
     ("target", "expected"),
     [
-        (0.5, 5),  # below the curve
+        (0.59, 0),  # below the curve
         (0.6, 5),
         (0.7, 10),  # half way on a logarithmic axis
         (0.8, 20),
@@ -143,8 +143,20 @@ def test_better_than_all_that_was_tried_is_null_in_json():
 
 def test_no_gain():
     found = answer(study({("ours", 10): 0.7, ("scratch", 10): 0.7}), BASELINES, TITLES)
-    assert found["sentence"].startswith("No gain seen: with 10 labelled cases, Ours against from scratch is Dice ")
+    assert found["sentence"].startswith("No gain seen: Ours against from scratch, with 10 labelled cases: Dice ")
     assert found["equivalent_labels"] == []
+
+
+def test_of_several_numbers_of_labels_without_a_gain_the_largest_difference_is_said():
+    values = {("ours", 10): 0.7, ("scratch", 10): 0.7, ("ours", 20): 0.8, ("scratch", 20): 0.8}
+    said = answer(study(values), BASELINES, TITLES)["sentence"]
+    assert said.startswith("No gain seen: Ours against from scratch, the largest difference is that with ")
+
+
+def test_a_loss_is_called_one():
+    found = answer(study({("ours", 10): 0.5, ("scratch", 10): 0.7, ("scratch", 20): 0.8}), BASELINES, TITLES)
+    assert found["sentence"].startswith("With 10 labelled cases, Ours is worse than from scratch (Dice -0.2")
+    assert [labels["equivalent"] for labels in found["equivalent_labels"]] == [0.0]
 
 
 def test_nothing_to_compare_yet():

@@ -140,7 +140,7 @@ def test_all_rows_of_the_methods_can_be_planned(workspace, new):
 
 
 def test_other_keys_of_a_rows_plans_are_kept(workspace, new):
-    own = {"base_lr": 0.05, "warmup_epochs": 7, "num_epochs": 700, "recipe": "nnssl"}
+    own = {"base_lr": 0.05, "warmup_epochs": 7, "freeze_epochs": 9, "num_epochs": 700, "recipe": "nnssl"}
     workspace.write_plans("study_own", lambda configuration: configuration.update(finetuning=own))
     folder = new("--rows", "scratch", "own=study_own:FusedFinetuneTrainer")
     used = workspace.plans("study_own_seed0")["configurations"]["3d_fullres"]["finetuning"]
@@ -509,13 +509,26 @@ def test_cases_can_be_those_of_the_existing_split(workspace, no_split, tmp_path,
             ["--labelled", "1"],
             "--existing_split says which cases are held out and labelled; leave --labelled out",
         ),
-        ([{**ONE, "test": []}], [], "{file} has no test cases: add the list test to each fold"),
-        ([TWO, ONE], [], "{file}: train of fold 1 must hold train of fold 0 and more cases"),
         (
-            [ONE, {**TWO, "unlabelled": []}],
-            [],
-            "{file}: fold 1 must have the test, validation and other cases of fold 0; only train "
-            "and unlabelled may share the others differently",
+            [ONE],
+            ["--split_seed", "0"],
+            "--existing_split says which cases are held out and labelled; leave --split_seed out",
+        ),
+        *(
+            ([{**ONE, part: []}], [], f"{{file}}: {part} of fold 0 has no cases; add some")
+            for part in ("train", "val", "test")
+        ),
+        ([{**ONE, "test": [3]}], [], "{file}: {cases[3]} is in fold 0 twice; let every case have one use"),
+        ([{**ONE, "train": [0, 0]}], [], "{file}: {cases[0]} is in fold 0 twice; let every case have one use"),
+        ([TWO, ONE], [], "{file}: train of fold 1 must hold train of fold 0 and more cases"),
+        *(
+            (
+                [ONE, {**TWO, **change}],
+                [],
+                "{file}: fold 1 must have the test, the val and all other cases of fold 0; folds may differ only in "
+                "which of the other cases are in train and which in unlabelled",
+            )
+            for change in ({"unlabelled": []}, {"test": [3], "val": [4]}, {"val": [1], "unlabelled": [3]})
         ),
     ],
 )
@@ -525,8 +538,15 @@ def test_an_existing_split_must_be_one_of_label_counts(
     if folds:
         no_split.write_text(json.dumps(_folds(workspace, *folds)))
     said = refused(["study", "new", tmp_path / "study", "-d", 998, *EXISTING, *arguments], capsys)
-    assert said == f"Error: {sentence.format(file=no_split)}\n"
+    cases = sorted(file.name.removesuffix(".nii.gz") for file in (workspace.raw / "labelsTr").iterdir())
+    assert said == f"Error: {sentence.format(file=no_split, cases=cases)}\n"
     assert not (tmp_path / "study").exists()
+
+
+def test_an_existing_split_names_cases_of_the_dataset_only(workspace, no_split, tmp_path, capsys):
+    no_split.write_text(json.dumps([{**_folds(workspace, ONE)[0], "test": ["nobody"]}]))
+    said = refused(["study", "new", tmp_path / "study", "-d", 998, *EXISTING], capsys)
+    assert said == f"Error: {no_split}: nobody in fold 0 is no case of the dataset; correct its name\n"
 
 
 def test_what_is_there_already_is_kept(workspace, study, tmp_path, capsys):

@@ -285,23 +285,35 @@ def label_counts(
     return [Split(sorted(rest[:n]), val, test, sorted(rest[n:]), patient) for n in counts]
 
 
-def existing_label_counts(folder: Path) -> list[Split]:
+def existing_label_counts(folder: Path, cases: Iterable[str]) -> list[Split]:
     """The folds of a preprocessed dataset, if they are such as :func:`label_counts` makes.
+
+    Args:
+        folder: of the preprocessed dataset.
+        cases: names of all its cases; some may be in no fold.
 
     Raises:
         FileNotFoundError: if there is no split.
-        ValueError: if there are no test cases, or folds differ in more than how many cases are labelled.
+        ValueError: if a fold lacks cases of some kind, names a case twice or one that there is not, or folds differ in
+            more than how many cases are labelled.
     """
-    file, splits = folder / SPLITS, read_splits(folder)
+    file, splits, known = folder / SPLITS, read_splits(folder), set(cases)
     if not splits:
         raise FileNotFoundError(f"{file} does not exist; write it, or let the cases be drawn")
-    if not splits[0].test:
-        raise ValueError(f"{file} has no test cases: add the list test to each fold")
+    for fold, split in enumerate(splits):
+        named = [case for part in _PARTS for case in getattr(split, part)]
+        if empty := [part for part in ("train", "val", "test") if not getattr(split, part)]:
+            raise ValueError(f"{file}: {empty[0]} of fold {fold} has no cases; add some")
+        if unknown := set(named) - known:
+            raise ValueError(f"{file}: {min(unknown)} in fold {fold} is no case of the dataset; correct its name")
+        if repeated := [case for case in named if named.count(case) > 1]:
+            raise ValueError(f"{file}: {min(repeated)} is in fold {fold} twice; let every case have one use")
     for fold, (smaller, split) in enumerate(pairwise(splits), 1):
-        if {*split.test} != {*smaller.test} or {*split.val} != {*smaller.val} or split.images != smaller.images:
+        alike = [({*each.test}, {*each.val}, each.images, each.patient) for each in (smaller, split)]
+        if alike[0] != alike[1]:
             raise ValueError(
-                f"{file}: fold {fold} must have the test, validation and other cases of fold {fold - 1}; only train "
-                f"and unlabelled may share the others differently"
+                f"{file}: fold {fold} must have the test, the val and all other cases of fold {fold - 1}; folds may "
+                f"differ only in which of the other cases are in train and which in unlabelled"
             )
         if not {*smaller.train} < {*split.train}:
             raise ValueError(f"{file}: train of fold {fold} must hold train of fold {fold - 1} and more cases")
