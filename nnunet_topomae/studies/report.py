@@ -69,17 +69,10 @@ def _p(value: float) -> str:
 def measures_table(study: Study, records: Sequence[Record]) -> Table:
     """Mean of every measure: a line a row and number of labelled cases."""
     means = {name: found for name in MEASURES if (found := seed_means(records, name))}
-    keys = {key for found in means.values() for key in found}
-    rows = [
-        [row.title, str(labelled),
-         *(f"{np.mean(found[row.name, labelled]):.3f}" if (row.name, labelled) in found else _NONE
-           for found in means.values())]
-        for row, labelled in _in_order(study, keys)
-    ]  # fmt: skip
     return Table(
         "All measures",
         ["row", "labelled cases", *(MEASURES[name] for name in means)],
-        rows,
+        _mean_rows(study, list(means.values())),
         "Means over seeds, cases and structures for which a measure is defined. Large Dice and surface Dice are good, "
         "small distances and errors are good. Errors in components, loops and voids are those of the Betti numbers.",
     )
@@ -91,14 +84,23 @@ def structures_table(study: Study, records: Sequence[Record]) -> Table:
         structure: seed_means([record for record in records if record.structure == structure], _MAIN)
         for structure in sorted({record.structure for record in records})
     }
-    keys = {key for found in by_structure.values() for key in found}
-    rows = [
-        [row.title, str(labelled),
-         *(f"{np.mean(found[row.name, labelled]):.3f}" if (row.name, labelled) in found else _NONE
-           for found in by_structure.values())]
-        for row, labelled in _in_order(study, keys)
-    ]  # fmt: skip
+    rows = _mean_rows(study, list(by_structure.values()))
     return Table(f"{MEASURES[_MAIN]} by structure", ["row", "labelled cases", *by_structure], rows)
+
+
+def _mean_rows(study: Study, columns: Sequence[Mapping[tuple[str, int], Sequence[float]]]) -> list[list[str]]:
+    """Means of the seeds' values in every column, by name of the row and number of labelled cases."""
+    return [
+        [
+            row.title,
+            str(labelled),
+            *(
+                f"{np.mean(column[row.name, labelled]):.3f}" if (row.name, labelled) in column else _NONE
+                for column in columns
+            ),
+        ]
+        for row, labelled in _in_order(study, {key for column in columns for key in column})
+    ]
 
 
 def _in_order(study: Study, keys: Iterable[tuple[str, int]]) -> list[tuple[Row, int]]:

@@ -172,8 +172,8 @@ def equivalent_labels(records: Sequence[Record], baselines: Mapping[str, str]) -
     """For every pre-trained row, how many labels from scratch give the same Dice.
 
     The curve from scratch is made to rise (isotonic regression of the means over cases), and is read between its points
-    on a logarithmic axis of labels; see :func:`read_curve`. Rows whose
-    baseline was measured with one number of labels only have no answer.
+    on a logarithmic axis of labels; see :func:`read_curve`. Rows whose baseline was measured with one number of labels
+    only have no answer.
     """
     found, by_run = [], scores(records, "dice")
     for row, baseline in baselines.items():
@@ -253,7 +253,7 @@ def sentence(
     of_row = [comparison for comparison in by_dice if comparison.row == rows[-1]]
     certain = [each for each in of_row if each.holm_p < LEVEL]
     gains = [each for each in certain if each.difference > 0]
-    shown = next(iter([*gains, *certain]), max(of_row, key=lambda each: each.difference))
+    shown = [*gains, *certain, max(of_row, key=lambda each: each.difference)][0]
     title, baseline = titles[shown.row], titles[shown.baseline]
     figures = f"Dice {shown.difference:+.3f}, 95 % interval {shown.low:+.3f} to {shown.high:+.3f}, {_p(shown.holm_p)}"
     with_labels = f"with {shown.labelled} labelled case{'s' * (shown.labelled > 1)}"

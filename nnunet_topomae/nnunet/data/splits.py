@@ -1,6 +1,7 @@
 """``splits_final.json``: the cases to train, to validate and to test on, and those whose images alone are used."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -306,7 +307,7 @@ def existing_label_counts(folder: Path, cases: Iterable[str]) -> list[Split]:
             raise ValueError(f"{file}: {empty[0]} of fold {fold} has no cases; add some")
         if unknown := set(named) - known:
             raise ValueError(f"{file}: {min(unknown)} in fold {fold} is no case of the dataset; correct its name")
-        if repeated := [case for case in named if named.count(case) > 1]:
+        if repeated := [case for case, uses in Counter(named).items() if uses > 1]:
             raise ValueError(f"{file}: {min(repeated)} is in fold {fold} twice; let every case have one use")
     for fold, (smaller, split) in enumerate(pairwise(splits), 1):
         alike = [({*each.test}, {*each.val}, each.images, each.patient) for each in (smaller, split)]
