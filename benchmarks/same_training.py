@@ -19,7 +19,7 @@ from pathlib import Path
 
 DATASET = "Dataset998_Phantom"
 SCHEDULE = {"num_epochs": 2, "num_iterations_per_epoch": 10, "num_val_iterations_per_epoch": 2, "warmup_epochs": 1}
-CROP = [24, 32, 32]
+CROP = [16, 32, 32]
 VIT = {"patch_size": [8, 8, 8], "width": 32, "depth": 4, "num_heads": 2}
 FUSED = {
     "crop_size": CROP,
@@ -96,12 +96,11 @@ def make_dataset(folder: Path) -> None:
     for name in ("nnUNetTopoMAEPlans", "nnUNetPlans", "nnUNetResEncUNetMPlans"):
         plans = json.loads((preprocessed / f"{name}.json").read_text())
         configuration = plans["configurations"]["3d_fullres"]
-        configuration["batch_size"] = 2
+        configuration.update(batch_size=2, patch_size=CROP)
         arguments = configuration["architecture"]["arch_kwargs"]
         if name == "nnUNetTopoMAEPlans":
-            configuration["patch_size"] = CROP
             arguments.update(FUSED)
-            configuration["pretraining"].update(SCHEDULE, topology={"grid": [12, 16, 16]})
+            configuration["pretraining"].update(SCHEDULE, topology={"grid": [8, 16, 16]})
             configuration["finetuning"].update(SCHEDULE)
             write(preprocessed, "HardMasks", plans, {"pretraining": {"mask_source": "anatomask"}})
             write(preprocessed, "OnlyViT", plans, {"pretraining": {"branches": ["vit"]}})

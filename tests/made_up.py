@@ -22,7 +22,7 @@ from nnunet_topomae.topology import persistence_diagrams
 
 DATASET = "Dataset997_MadeUp"
 ROWS = {  # title, trainer of pre-training, Dice with 5 and 10 labelled cases
-    "scratch": ("UNETR++ and ViT, from scratch", None, (0.70, 0.80)),
+    "scratch": ("UNETR++ with ViT from scratch", None, (0.70, 0.80)),
     "spark": ("SparK", "SparKPretrainer", (0.74, 0.82)),
     "topomae": ("TopoMAE", "TopoMAEPretrainer", (0.79, 0.84)),
 }

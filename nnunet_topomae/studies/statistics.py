@@ -258,8 +258,8 @@ def sentence(
     figures = f"Dice {shown.difference:+.3f}, 95 % interval {shown.low:+.3f} to {shown.high:+.3f}, {_p(shown.holm_p)}"
     with_labels = f"with {shown.labelled} labelled case{'s' * (shown.labelled > 1)}"
     if not certain:
-        which = "the largest difference is that " if len(of_row) > 1 else ""
-        return f"No gain seen: {title} against {baseline}, {which}{with_labels}: {figures}, {shown.cases} test cases."
+        where = ", where the difference is largest" if len(of_row) > 1 else ""
+        return f"No gain of {title} over {baseline} seen {with_labels}{where} ({figures}, {shown.cases} test cases)."
     if not gains:
         return f"{with_labels.capitalize()}, {title} is worse than {baseline} ({figures}, {shown.cases} test cases)."
     gain = f"{with_labels.capitalize()}, {title} is better than {baseline} ({figures}, {shown.cases} test cases)"

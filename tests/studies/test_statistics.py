@@ -143,14 +143,15 @@ def test_better_than_all_that_was_tried_is_null_in_json():
 
 def test_no_gain():
     found = answer(study({("ours", 10): 0.7, ("scratch", 10): 0.7}), BASELINES, TITLES)
-    assert found["sentence"].startswith("No gain seen: Ours against from scratch, with 10 labelled cases: Dice ")
+    assert found["sentence"].startswith("No gain of Ours over from scratch seen with 10 labelled cases (Dice ")
     assert found["equivalent_labels"] == []
 
 
 def test_of_several_numbers_of_labels_without_a_gain_the_largest_difference_is_said():
     values = {("ours", 10): 0.7, ("scratch", 10): 0.7, ("ours", 20): 0.8, ("scratch", 20): 0.8}
     said = answer(study(values), BASELINES, TITLES)["sentence"]
-    assert said.startswith("No gain seen: Ours against from scratch, the largest difference is that with ")
+    assert said.startswith("No gain of Ours over from scratch seen with ")
+    assert " labelled cases, where the difference is largest (Dice " in said
 
 
 def test_a_loss_is_called_one():
