@@ -50,7 +50,7 @@ def read_run(folder: Path, title: str = "") -> Run:
         labels = {str(value): name for name, value in arguments["dataset_json"]["labels"].items()}
         names = plans["dataset_name"], plans["plans_name"], configuration, str(arguments["fold"])
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file} is no checkpoint of nnU-Net: {type(error).__name__} {error}") from error
+        raise ValueError(f"{file} is no checkpoint of nnU-Net: {_in_words(error)}") from error
     settings.pop(_INTERNAL, None)
     pretrainer = find_pretrainer(trainer, [trainers.FOLDER, *external_folders()])
     headings = dict(pretrainer.task_class.headings) if pretrainer else labels
@@ -61,8 +61,12 @@ def read_run(folder: Path, title: str = "") -> Run:
     try:
         run.outcome(), run.figures()
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{file} is broken: {type(error).__name__} {error}; validate again with --val") from error
+        raise ValueError(f"{file} is broken: {_in_words(error)}; validate again with --val") from error
     return run
+
+
+def _in_words(error: Exception) -> str:
+    return f"it lacks {error}" if isinstance(error, KeyError) else str(error)
 
 
 def _made_with(record: Mapping[str, Any], folder: Path) -> dict[str, str]:
