@@ -127,7 +127,7 @@ def save_matches(matches: Sequence[MatchedPoints], spacing: Sequence[float], fil
             for across, axis in enumerate(side):
                 _draw_marked(axis, volume[_CHANNEL], point, across, spacing)
         row[0].set_ylabel(fill(match.title, _HEADING_WIDTH), fontsize=8)
-    for column, heading in ((1, "a place in one image"), (1 + len(_PLANES), "where it was found in another image")):
+    for column, heading in ((1, "place in one image"), (1 + len(_PLANES), "found in another one")):
         axes[0, column].set_title(heading, fontsize=10)
     _save(figure, file, dpi=100)
 

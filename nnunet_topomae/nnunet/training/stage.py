@@ -1,5 +1,6 @@
 """What pre-training and fine-tuning share: settings from the plans, AdamW, warm-up and cosine, the loop of steps."""
 
+import gc
 import shlex
 import sys
 from abc import ABC, abstractmethod
@@ -449,6 +450,7 @@ class StageTrainer(nnUNetTrainer, ABC):
             self._plot_progress(output_folder)
         except OSError as error:
             self.print_to_log_file(f"WARNING: {error}")
+        gc.collect()  # figures refer to themselves; nnU-Net's takes 65 MB, and Python would keep those of many epochs
 
     @property
     def module(self) -> nn.Module:

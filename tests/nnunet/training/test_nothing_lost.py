@@ -1,6 +1,7 @@
 """Runs that are stopped, killed or fed with failing data: nothing is lost, and what happened is said."""
 
 import fcntl
+import gc
 import json
 import os
 import pickle
@@ -12,6 +13,7 @@ import blosc2
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from nnunetv2.run.run_training import maybe_load_checkpoint
 
 from nnunet_topomae.nnunet.training import checkpointing
@@ -266,6 +268,23 @@ def test_the_progress_that_cannot_be_drawn_does_not_end_a_training(workspace, ca
     workspace.checkpoint("TopoMAEPretrainer", "NoPicture").with_name("progress.png").mkdir()
     trainer.run_training()
     assert "WARNING" in capsys.readouterr().out
+
+
+def test_pictures_of_past_epochs_take_no_memory(workspace):
+    trainer = workspace.trainer("TopoMAEPretrainer", workspace.write_plans("NoFigures", like="Uninterrupted"))
+    end_epoch, kept = trainer.on_epoch_end, []
+
+    def counting():
+        end_epoch()
+        kept.append(sum(issubclass(type(each), Figure) for each in gc.get_objects()))
+
+    trainer.on_epoch_end = counting
+    gc.disable()  # which looks for circles of references at moments that nobody can tell
+    try:
+        trainer.run_training()
+    finally:
+        gc.enable()
+    assert kept == kept[:1] * trainer.num_epochs
 
 
 def test_checkpoints_are_written_as_often_as_2_percent_of_the_time_allow(workspace, monkeypatch):
