@@ -23,7 +23,6 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes minutes; runs with --runslow")
-    config.addinivalue_line("markers", "xdist_group(name): tests that pytest-xdist runs in one process")
 
 
 def pytest_collection_modifyitems(config, items):

@@ -12,8 +12,6 @@ from nnunet_topomae.commands.phantom import write_dataset
 
 DATASET = "Dataset997_Phantom"
 
-pytestmark = pytest.mark.xdist_group("phantom")
-
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
