@@ -95,7 +95,7 @@ def no_split(workspace):
 @pytest.fixture(scope="session")
 def pretrained(workspace):
     """A finished pre-training of fold 0."""
-    trainer = workspace.trainer("TopoMAEPretrainer")
+    trainer = workspace.trainer("TopoMAEPretrainer", pictures=3)
     trainer.run_training()
     trainer.perform_actual_validation()
     return trainer

@@ -51,11 +51,25 @@ class Workspace:
         (self.preprocessed / f"{name}.json").write_text(json.dumps(plans))
         return name
 
-    def trainer(self, name: str, plans: str = PLANS, fold: int | str = 0, continue_training: bool = False):
-        """A trainer as nnU-Net's command makes it."""
-        return run_training.get_trainer_from_args(
+    def trainer(
+        self, name: str, plans: str = PLANS, fold: int | str = 0, continue_training: bool = False, pictures: int = 0
+    ):
+        """A trainer as nnU-Net's command makes it.
+
+        Args:
+            pictures: the number of last epochs after which it draws ``progress.png``, which takes longer than an epoch.
+        """
+        trainer = run_training.get_trainer_from_args(
             self.dataset, "3d_fullres", fold, name, plans, continue_training, torch.device("cpu")
         )
+        draw = trainer.logger.plot_progress_png
+
+        def draw_after_last_epochs(folder: str) -> None:
+            if trainer.current_epoch >= trainer.num_epochs - pictures:
+                draw(folder)
+
+        trainer.logger.plot_progress_png = draw_after_last_epochs
+        return trainer
 
     def checkpoint(self, trainer: str, plans: str = PLANS, fold: int | str = 0, name: str = "final") -> Path:
         return self.results / f"{trainer}__{plans}__3d_fullres" / f"fold_{fold}" / f"checkpoint_{name}.pth"

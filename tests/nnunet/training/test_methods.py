@@ -81,7 +81,7 @@ def plans(workspace):
 def trained(request, workspace, plans):
     """A finished pre-training and where it came from."""
     name, plans_name = TRAINERS[request.param]
-    trainer = workspace.trainer(name, plans_name, fold=1)
+    trainer = workspace.trainer(name, plans_name, fold=1, pictures=1)
     trainer.run_training()
     trainer.perform_actual_validation()
     return trainer, name, plans_name
