@@ -19,6 +19,7 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
 from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiment_dataset, preprocess_dataset
 from nnunetv2.preprocessing.preprocessors import default_preprocessor
 from nnunetv2.run import run_training
+from nnunetv2.utilities import utils
 
 from nnunet_topomae.commands import cli
 from nnunet_topomae.commands.demo import shrink_configuration
@@ -85,6 +86,7 @@ def nothing_to_wait_for() -> Iterator[pytest.MonkeyPatch]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fingerprint_extractor, "multiprocessing", threads)
         patch.setattr(default_preprocessor, "multiprocessing", threads)
+        patch.setattr(utils, "Pool", ThreadPool)  # 12 processes, whenever the files of a dataset are listed
         find = run_training.recursive_find_trainer_class_by_name
         patch.setattr(run_training, "recursive_find_trainer_class_by_name", cache(find))
         yield patch
