@@ -23,7 +23,6 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes minutes; runs with --runslow")
-    config.addinivalue_line("markers", "xdist_group(name): tests that pytest-xdist runs in one process")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -96,7 +95,7 @@ def no_split(workspace):
 @pytest.fixture(scope="session")
 def pretrained(workspace):
     """A finished pre-training of fold 0."""
-    trainer = workspace.trainer("TopoMAEPretrainer")
+    trainer = workspace.trainer("TopoMAEPretrainer", pictures=3)
     trainer.run_training()
     trainer.perform_actual_validation()
     return trainer

@@ -51,7 +51,8 @@ class Site:
         target = self.folder / output
         self.run(
             "nnUNetv2_predict", "-d", dataset_id, "-c", "3d_fullres", "-f", 0, "-p", PLANS,
-            "-tr", "FusedFinetuneTrainer", "-i", images, "-o", target, "-device", "cpu", **environment,
+            "-tr", "FusedFinetuneTrainer", "-i", images, "-o", target, "-device", "cpu",
+            "-npp", 1, "-nps", 1, **environment,  # each process imports PyTorch
         )  # fmt: skip
         return target
 

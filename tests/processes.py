@@ -42,8 +42,9 @@ def environment():
 
 
 def make_trainer(device, dataset, name, plans, *, go_on=False):
-    """A trainer as nnU-Net's command makes it, with the checkpoint that it goes on from, if any."""
+    """A trainer as nnU-Net's command makes it, with the checkpoint that it goes on from, if any; it draws nothing."""
     trainer = run_training.get_trainer_from_args(dataset, "3d_fullres", 0, name, plans, go_on, device)
+    trainer.logger.plot_progress_png = lambda folder: None  # takes longer than an epoch
     run_training.maybe_load_checkpoint(trainer, go_on, False)
     return trainer
 

@@ -19,6 +19,7 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
 from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiment_dataset, preprocess_dataset
 from nnunetv2.preprocessing.preprocessors import default_preprocessor
 from nnunetv2.run import run_training
+from nnunetv2.utilities import utils
 
 from nnunet_topomae.commands import cli
 from nnunet_topomae.commands.demo import shrink_configuration
@@ -51,11 +52,25 @@ class Workspace:
         (self.preprocessed / f"{name}.json").write_text(json.dumps(plans))
         return name
 
-    def trainer(self, name: str, plans: str = PLANS, fold: int | str = 0, continue_training: bool = False):
-        """A trainer as nnU-Net's command makes it."""
-        return run_training.get_trainer_from_args(
+    def trainer(
+        self, name: str, plans: str = PLANS, fold: int | str = 0, continue_training: bool = False, pictures: int = 0
+    ):
+        """A trainer as nnU-Net's command makes it.
+
+        Args:
+            pictures: the number of last epochs after which it draws ``progress.png``, which takes longer than an epoch.
+        """
+        trainer = run_training.get_trainer_from_args(
             self.dataset, "3d_fullres", fold, name, plans, continue_training, torch.device("cpu")
         )
+        draw = trainer.logger.plot_progress_png
+
+        def draw_after_last_epochs(folder: str) -> None:
+            if trainer.current_epoch >= trainer.num_epochs - pictures:
+                draw(folder)
+
+        trainer.logger.plot_progress_png = draw_after_last_epochs
+        return trainer
 
     def checkpoint(self, trainer: str, plans: str = PLANS, fold: int | str = 0, name: str = "final") -> Path:
         return self.results / f"{trainer}__{plans}__3d_fullres" / f"fold_{fold}" / f"checkpoint_{name}.pth"
@@ -71,6 +86,7 @@ def nothing_to_wait_for() -> Iterator[pytest.MonkeyPatch]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fingerprint_extractor, "multiprocessing", threads)
         patch.setattr(default_preprocessor, "multiprocessing", threads)
+        patch.setattr(utils, "Pool", ThreadPool)  # 12 processes, whenever the files of a dataset are listed
         find = run_training.recursive_find_trainer_class_by_name
         patch.setattr(run_training, "recursive_find_trainer_class_by_name", cache(find))
         yield patch

@@ -9,6 +9,7 @@ from string import Template
 import pytest
 
 from nnunet_topomae import planners
+from unplanned import trace_quickly
 from workspace import ANYTHING, PLAN, refused, says, snapshot
 
 HERE = Path(__file__).parent
@@ -141,7 +142,8 @@ def unchanged(workspace, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), SENTENCES.values(), ids=SENTENCES.keys())
-def test_what_cannot_be_done_is_one_sentence(workspace, no_split, unchanged, capsys, arguments, sentence):
+def test_what_cannot_be_done_is_one_sentence(workspace, no_split, unchanged, monkeypatch, capsys, arguments, sentence):
+    trace_quickly(monkeypatch)
     expected = Template(sentence).substitute(preprocessed=workspace.preprocessed, planners=planners.__path__[0])
     said = refused(arguments, capsys)
     assert says(said, f"Error: {expected}\n"), said

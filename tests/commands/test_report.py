@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from scipy.stats import ttest_rel
 
 import made_up
@@ -63,6 +64,16 @@ def copied(site, tmp_path, monkeypatch):
     set_folders(monkeypatch, tmp_path)
     (tmp_path / "report.html").unlink()
     return tmp_path
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Leaves charts and slices undrawn, which takes most of the time; those of ``site`` are drawn."""
+
+    def save(figure, stream, *, format, **_):
+        stream.write('<svg width="1" height="1"></svg>' if format == "svg" else b"no picture")
+
+    monkeypatch.setattr(Figure, "savefig", save)
 
 
 def _refused(folder, capsys, *arguments):
@@ -122,6 +133,7 @@ def test_names_are_text_and_no_markup(copied):
     assert "<b>SparK</b> & $x$" in Outline(copied / "report.html").text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_without_raw_images_cases_are_not_shown(copied):
     shutil.rmtree(copied / "raw" / made_up.DATASET)
     assert cli.main(["report", str(copied / "study"), "-o", str(copied / "report.html")]) == 0
@@ -159,6 +171,7 @@ def test_runs_of_pretraining_and_finetuning(workspace, pretrained, tmp_path):
         assert part in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_nothing_is_replaced_unless_asked(copied, capsys):
     file = copied / "report.html"
     file.write_text("mine")
@@ -211,6 +224,7 @@ def test_broken_checkpoints_and_summaries_are_refused(copied, capsys):
     assert "checkpoint_final.pth is damaged" in _refused(copied, capsys, fold)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_study_report_writes_into_the_folder_of_the_study(copied, capsys):
     folder = copied / "study"
     lines = (folder / "results.csv").read_text().splitlines()
@@ -222,6 +236,7 @@ def test_study_report_writes_into_the_folder_of_the_study(copied, capsys):
     assert f"Written: {folder / 'report.html'}" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_study_that_has_not_been_measured_has_no_answer_yet(copied):
     _without_the_rest(copied)
     assert cli.main(["report", str(copied / "study"), "-o", str(copied / "report.html")]) == 0
@@ -243,6 +258,7 @@ def _add_row(folder: Path) -> None:
         write_json(plans, folder / "preprocessed" / made_up.DATASET / f"{run['plans']}.json")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_pretraining_that_rows_share_is_named_after_all_of_them(copied):
     """Also after TopoMAE, though its own plans were never pre-trained with."""
     _add_row(copied)
@@ -269,6 +285,7 @@ def _without_the_rest(folder: Path) -> None:
         shutil.rmtree(finetuning)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_without_plans_pretrainings_are_not_shown(copied):
     shutil.rmtree(copied / "preprocessed")
     (copied / "study" / "results.csv").unlink()
@@ -278,6 +295,7 @@ def test_without_plans_pretrainings_are_not_shown(copied):
     assert "Losses with 5 labelled cases" in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_optimizer_that_differs_is_shown(tmp_path, monkeypatch):
     set_folders(monkeypatch, tmp_path)
     folds = [

@@ -14,6 +14,7 @@ from nnunet_topomae.commands.demo import shrink_configuration
 from nnunet_topomae.nnunet.planning.geometry import choose_patch_size
 from nnunet_topomae.planners.topomae_planner import TopoMAEPlanner
 from tiny import PLANNED_NETWORK, SHORT_SCHEDULE
+from unplanned import trace_quickly
 from workspace import Workspace
 
 NUM_CASES = 5
@@ -104,7 +105,8 @@ def _shrink(task: Task, configuration: dict) -> None:
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS.keys())
-def test_from_planning_to_prediction(workspace, tmp_path, task):
+def test_from_planning_to_prediction(workspace, tmp_path, monkeypatch, task):
+    trace_quickly(monkeypatch)  # the planned network is replaced by a tiny one
     raw = workspace.folder / "raw" / task.name
     task.write(raw)
     arguments = ["-d", str(task.dataset_id), "-c", "3d_fullres", "-np", "1", "-npfp", "1", "--no_pbar"]

@@ -22,12 +22,10 @@ from nnunet_topomae.studies.new import differences, schedule
 from nnunet_topomae.studies.steps import Steps
 from workspace import DATASET, refused, says, snapshot
 
-STAND_IN = '''#!{python}
+STAND_IN = '''#!{python} -S
 """Stands in for nnUNetv2_train and nnUNetv2_predict: writes their files; predictions are labels, shifted by a row."""
-import json, os, shutil, sys, time
+import os, shutil, sys, time
 from pathlib import Path
-import numpy as np
-import SimpleITK as sitk
 
 words = sys.argv[1:]
 option = dict(zip(words, words[1:]))
@@ -49,22 +47,31 @@ if Path(sys.argv[0]).name == "nnUNetv2_train":
 else:
     target = Path(option["-o"])
     target.mkdir()
-    shift = 0 if "topomae" in option["-p"] else 1
     for image in Path(option["-i"]).iterdir():
         case = image.name.replace("_0000", "")
-        labels = sitk.ReadImage(str(image.resolve().parents[1] / "labelsTr" / case))
-        moved = sitk.GetImageFromArray(np.roll(sitk.GetArrayFromImage(labels), shift, axis=1))
-        moved.CopyInformation(labels)
-        sitk.WriteImage(moved, str(target / case))
+        labels = image.resolve().parents[1] / "labelsTr" if "topomae" in option["-p"] else Path("{shifted}")
+        shutil.copy(labels / case, target / case)
 '''
 
 
+@pytest.fixture(scope="module")
+def shifted(workspace, tmp_path_factory):
+    """All labels, shifted by a row: made once, as stand-ins that import nothing start at once."""
+    folder = tmp_path_factory.mktemp("shifted")
+    for file in (workspace.raw / "labelsTr").iterdir():
+        labels = sitk.ReadImage(str(file))
+        moved = sitk.GetImageFromArray(np.roll(sitk.GetArrayFromImage(labels), 1, axis=1))
+        moved.CopyInformation(labels)
+        sitk.WriteImage(moved, str(folder / file.name))
+    return folder
+
+
 @pytest.fixture
-def marks(tmp_path, monkeypatch):
+def marks(shifted, tmp_path, monkeypatch):
     """A folder with the stand-ins, what they have been called with, and which of them is to fail."""
     for name in ("nnUNetv2_train", "nnUNetv2_predict"):
         script = tmp_path / name
-        script.write_text(STAND_IN.format(python=sys.executable, marks=tmp_path))
+        script.write_text(STAND_IN.format(python=sys.executable, marks=tmp_path, shifted=shifted))
         script.chmod(0o755)
     monkeypatch.setattr(running, "executable", lambda command: str(tmp_path / command))
     return tmp_path

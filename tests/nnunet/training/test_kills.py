@@ -49,7 +49,6 @@ def train(variables, arguments, events, cut_write, workers):
         save(content, stream)
 
     trainer.step, torch.save = telling, cutting
-    trainer.logger.plot_progress_png = lambda folder: None  # takes longer than the epoch
     trainer.run_training()
 
 

@@ -77,14 +77,11 @@ def plans(workspace):
     (workspace.preprocessed / "CropContrastPlans.json").write_text(json.dumps(content))
 
 
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in TRAINERS],  # one training, one process
-)
+@pytest.fixture(scope="module", params=TRAINERS)
 def trained(request, workspace, plans):
     """A finished pre-training and where it came from."""
     name, plans_name = TRAINERS[request.param]
-    trainer = workspace.trainer(name, plans_name, fold=1)
+    trainer = workspace.trainer(name, plans_name, fold=1, pictures=1)
     trainer.run_training()
     trainer.perform_actual_validation()
     return trainer, name, plans_name

@@ -264,8 +264,9 @@ def test_left_over_temporary_files_are_removed(workspace):
 
 
 def test_the_progress_that_cannot_be_drawn_does_not_end_a_training(workspace, capsys):
-    trainer = workspace.trainer("TopoMAEPretrainer", workspace.write_plans("NoPicture", like="Uninterrupted"))
-    workspace.checkpoint("TopoMAEPretrainer", "NoPicture").with_name("progress.png").mkdir()
+    plans = workspace.write_plans("NoPicture", like="Uninterrupted")
+    trainer = workspace.trainer("TopoMAEPretrainer", plans, pictures=1)
+    workspace.checkpoint("TopoMAEPretrainer", plans).with_name("progress.png").mkdir()
     trainer.run_training()
     assert "WARNING" in capsys.readouterr().out
 
