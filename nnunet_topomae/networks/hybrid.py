@@ -204,11 +204,12 @@ class HybridEncoder(HasPositions, nn.Module):
         patches = None if visible is None else VisiblePatches(visible, self.grid)
         if patches is not None:
             x = patches.gather(x)
+        *embeddings, last = self.embeddings
         features = []
-        for embedding, stage in zip(self.embeddings, self.stages, strict=False):
+        for embedding, stage in zip(embeddings, self.stages, strict=True):
             x = stage(embedding(x), patches)
             features.append(x)
-        features.append(self._attend(self.embeddings[-1](x), visible))
+        features.append(self._attend(last(x), visible))
         return [each.movedim(-1, 1) for each in features]
 
     def _attend(self, x: Tensor, visible: Tensor | None) -> Tensor:

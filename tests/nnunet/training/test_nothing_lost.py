@@ -272,7 +272,8 @@ def test_the_progress_that_cannot_be_drawn_does_not_end_a_training(workspace, ca
 
 
 def test_pictures_of_past_epochs_take_no_memory(workspace):
-    trainer = workspace.trainer("TopoMAEPretrainer", workspace.write_plans("NoFigures", like="Uninterrupted"))
+    plans = workspace.write_plans("NoFigures", like="Uninterrupted")
+    trainer = workspace.trainer("TopoMAEPretrainer", plans, pictures=3)
     end_epoch, kept = trainer.on_epoch_end, []
 
     def counting():
