@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk, or the share of it that a user has
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _TEMPORARY = re.compile(r"\..+\.\d+")
 
 
@@ -69,10 +70,14 @@ def remove_leftovers(folder: Path) -> list[Path]:
     return leftovers
 
 
-def lock(file: Path) -> BinaryIO:
+def lock(file: Path, warn: Callable[[str], object]) -> BinaryIO:
     """Keep other processes, also on other machines, from locking a file until this one closes it or ends.
 
     It is a POSIX lock: one of a process that was killed is gone at once, also if processes that it had started go on.
+
+    Args:
+        file: to lock.
+        warn: is told if the disk has no locks, as some of clusters have not; then nothing is locked.
 
     Returns:
         The open file, to be kept.
@@ -88,6 +93,10 @@ def lock(file: Path) -> BinaryIO:
         holder = stream.read().decode(errors="replace")
         stream.close()
         raise ValueError(f"{file.parent} is in use by {holder or 'another process'}; wait for it, or end it") from error
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        warn(f"{file.parent} is on a disk without locks ({error.strerror}): let no other process work there")
     stream.truncate(0)
     stream.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
     stream.flush()
@@ -146,7 +155,7 @@ def read_json(file: Path, kind: type = dict) -> Any:
         raise FileNotFoundError(f"{file} does not exist")
     try:
         content = json.loads(file.read_text())
-    except ValueError as error:  # also of text that is not UTF-8
+    except (ValueError, RecursionError) as error:  # also of text that is not UTF-8, and of brackets without end
         raise ValueError(f"{file} is no valid JSON: {error}") from error
     if not isinstance(content, kind):
         wanted = "object" if kind is dict else "list"

@@ -1,10 +1,11 @@
 import errno
+import fcntl
 import json
 import os
 
 import pytest
 
-from nnunet_topomae.files import keep_as, read_json, remove_leftovers, write_file, write_json
+from nnunet_topomae.files import keep_as, lock, read_json, remove_leftovers, write_file, write_json
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path):
@@ -61,11 +62,22 @@ def test_leftovers_of_killed_processes_alone_are_removed(tmp_path):
     assert {file.name for file in tmp_path.iterdir()} == {".lock", "a.pth", ".hidden.txt"}
 
 
+def test_a_disk_without_locks_does_not_keep_anyone_from_working(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    said = []
+    monkeypatch.setattr(fcntl, "lockf", no_locks)
+    lock(tmp_path / ".lock", said.append).close()
+    assert said == [f"{tmp_path} is on a disk without locks (No locks available): let no other process work there"]
+
+
 @pytest.mark.parametrize(
     ("content", "error", "message"),
     [
         (None, FileNotFoundError, r"a\.json does not exist$"),
         ("{", ValueError, r"a\.json is no valid JSON: Expecting property name"),
+        ("[" * 100_000, ValueError, r"a\.json is no valid JSON: maximum recursion depth"),
         ("[1]", ValueError, r"a\.json must hold a JSON object, got list$"),
     ],
 )

@@ -3,6 +3,7 @@
 import argparse
 import inspect
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -402,6 +403,7 @@ def _adapt(options: argparse.Namespace) -> None:
     from nnunet_topomae.nnunet.training import adapting
     from nnunet_topomae.nnunet.training.pretraining import external_folders, find_pretrainer
 
+    _clean_up_when_ended()
     checkpoint = adapting.read_pretrained(options.checkpoint)
     folders = [trainers.FOLDER, *external_folders()]
     trainer = find_pretrainer(checkpoint["trainer_name"], folders)
@@ -415,6 +417,11 @@ def _adapt(options: argparse.Namespace) -> None:
     say(f"Written: {options.o}; pass it to nnUNetv2_train with -pretrained_weights {shlex.quote(str(options.o))}")
 
 
+def _clean_up_when_ended() -> None:
+    """Let SIGTERM end a command that writes one result as an error does, so that nothing half-written stays."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+
+
 def _inspect(options: argparse.Namespace) -> None:
     from nnunet_topomae.nnunet.weights.inspecting import inspect_file
 
@@ -425,6 +432,7 @@ def _inspect(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     from nnunet_topomae.nnunet.weights.exporting import export
 
+    _clean_up_when_ended()
     say(f"Written: {export(options.checkpoint, options.o)}; nnUNetv2_topomae adapt reads it back")
 
 

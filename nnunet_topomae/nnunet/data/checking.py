@@ -41,7 +41,7 @@ class CheckedFiles:
     def _read(self) -> dict[str, list[int]]:
         try:
             return read_json(self._file)
-        except (FileNotFoundError, ValueError):  # then all files are new
+        except (OSError, ValueError):  # then all files are new
             return {}
 
     def _stamps(self, cases: Cases, case: str) -> dict[str, list[int]]:

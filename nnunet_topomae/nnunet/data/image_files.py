@@ -8,8 +8,10 @@ from typing import Any
 import nibabel
 import numpy as np
 import numpy.typing as npt
+import SimpleITK as sitk
 from nibabel.openers import ImageOpener
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 _NIFTI = (".nii", ".nii.gz")
 _TOLERANCE = 1e-3  # of spacings, relative, and of the cosines of directions
@@ -58,20 +60,44 @@ def inspect(file: Path, reader: BaseReaderWriter, *, is_label: bool = False) -> 
         reader: nnU-Net's reader of the dataset.
         is_label: whether it holds labels, which are whole numbers.
     """
+    is_nifti = file.name.endswith(_NIFTI)
     try:
-        values, spacing, direction = _nifti(file) if file.name.endswith(_NIFTI) else _other(file, reader)
+        values, spacing, direction = _nifti(file) if is_nifti else _other(file, reader)
+        if values.dtype.kind not in "iufb":
+            return ImageFile(f"holds values of the type {values.dtype}, which are no real numbers", values.shape)
         finite = np.issubdtype(values.dtype, np.integer) or bool(np.isfinite(values).all())
     except Exception as error:  # readers raise whatever their libraries do
-        return ImageFile(f"cannot be read: {type(error).__name__}: {error}")
+        return ImageFile(f"cannot be read: {_reason(error)}")
+    if not values.size:
+        return ImageFile("holds no voxel", values.shape)
+    if is_nifti and (values.ndim < 3 or values.shape[3:].count(1) != values.ndim - 3):
+        return ImageFile(f"has {values.shape} voxels, but must hold one image with three axes", values.shape)
     if not finite:
         return ImageFile("holds NaN or inf", values.shape)
     if not all(np.isfinite(size) and size > 0 for size in spacing):
         return ImageFile(f"has a spacing of {tuple(float(size) for size in spacing)} mm", values.shape)
+    if is_nifti and isinstance(reader, SimpleITKIO) and (problem := _itk_problem(file)):
+        return ImageFile(f"cannot be read with SimpleITK: {problem}", values.shape)
     found = {float(value) for part in values for value in np.unique(part)} if is_label else set()
     if fractions := sorted(value for value in found if value != int(value)):
         return ImageFile(f"holds {fractions[0]:g}, but labels are whole numbers", values.shape)
-    largest = max(abs(float(values.min())), abs(float(values.max()))) if values.size else 0.0
+    largest = max(abs(float(values.min())), abs(float(values.max())))
     return ImageFile(None, values.shape, spacing, direction, largest, frozenset(map(int, found)))
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _itk_problem(file: Path) -> str | None:
+    """Why nnU-Net could not read a NIfTI file, if so, such as for axes that are not at right angles."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(file))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        return str(error).splitlines()[-1]
+    return None
 
 
 def _nifti(file: Path) -> tuple[np.ndarray, tuple[float, ...], npt.NDArray[np.float64]]:

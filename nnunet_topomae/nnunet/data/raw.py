@@ -1,6 +1,7 @@
 """Raw datasets: reading what describes them, and finding what is wrong with their files before hours are spent."""
 
 import json
+import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from tqdm import tqdm
 
@@ -55,6 +57,68 @@ def label_values(description: Mapping[str, Any], file: Path) -> set[int]:
     return values
 
 
+def check_description(description: Mapping[str, Any], file: Path) -> None:
+    """Make sure that a dataset.json says what planning and training need to know.
+
+    Args:
+        description: its content.
+        file: the file, for messages.
+
+    Raises:
+        ValueError: names the key that is missing or makes no sense.
+    """
+    for key, meaning in _KEYS.items():
+        if key not in description:
+            raise ValueError(f'{file} has no "{key}" ({meaning})')
+    ending = description["file_ending"]
+    if not isinstance(ending, str) or not re.fullmatch(r"(\.\w+)+", ending):
+        raise ValueError(f'{file}: "file_ending" must begin with a dot, such as ".nii.gz", got {json.dumps(ending)}')
+    if not isinstance(description["numTraining"], int):
+        raise ValueError(
+            f'{file} says "numTraining": {json.dumps(description["numTraining"])}, which is no whole number; write how '
+            f"many training cases there are, without quotes"
+        )
+    named = description.get("channel_names", description.get("modality"))
+    if not isinstance(named, Mapping) or not named or not all(isinstance(name, str) for name in named.values()):
+        raise ValueError(f'{file} has no "channel_names", such as {{"0": "CT"}}')
+    if list(named) != [str(channel) for channel in range(len(named))]:
+        raise ValueError(
+            f'{file} has the channels {", ".join(named)}; number them "0", "1" and so on in this order, as nnU-Net '
+            f"normalises them in the order in which they are written"
+        )
+    for name in named.values():
+        if name != name.strip():
+            raise ValueError(
+                f'{file} has a channel "{name}" with a blank before or after its name, by which nnU-Net would not know '
+                f'it and normalise it in another way; write "{name.strip()}"'
+            )
+    label_values(description, file)
+    try:
+        LabelManager(description["labels"], description.get("regions_class_order"))
+    except (AssertionError, RuntimeError) as error:  # such as no background, or no order of regions
+        raise ValueError(f"{file}: {error}") from error
+
+
+def _check_listed(listed: Any, file: Path) -> None:
+    """See that cases that a dataset.json lists itself, as nnU-Net allows, have images and a label."""
+    cases = listed.values() if isinstance(listed, Mapping) else [None]
+    wanted = {"images": list, "label": str}
+    for case in cases:
+        if not isinstance(case, Mapping) or not all(isinstance(case.get(key), kind) for key, kind in wanted.items()):
+            raise ValueError(
+                f'{file}: "dataset" must be an object that has "images" (a list) and "label" for every case'
+            )
+
+
+def name_problem(case: str) -> str | None:
+    """What is wrong with the name of a case, by which its preprocessed files are named; None if nothing is."""
+    if case in ("", "..") or case != Path(case).name:
+        return "has a name that leads to another folder"
+    if case.endswith("_seg"):
+        return "has a name that ends in _seg, as the files of labels do, so it could overwrite one"
+    return None
+
+
 def read_dataset(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """Read the description of a raw dataset, and find its training cases as nnU-Net does.
 
@@ -66,28 +130,15 @@ def read_dataset(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]
     """
     file = folder / "dataset.json"
     description = read_json(file)
-    for key, meaning in _KEYS.items():
-        if key not in description:
-            raise ValueError(f'{file} has no "{key}" ({meaning})')
-    if not channel_names(description):
-        raise ValueError(f'{file} has no "channel_names", such as {{"0": "CT"}}')
-    for name in channel_names(description):
-        if name != str(name).strip():
-            raise ValueError(
-                f'{file} has a channel "{name}" with a blank before or after its name, by which nnU-Net would not know '
-                f'it and normalise it in another way; write "{name.strip()}"'
-            )
-    label_values(description, file)
+    check_description(description, file)
     if "dataset" not in description and not (folder / "imagesTr").is_dir():
         raise FileNotFoundError(f"{folder / 'imagesTr'} does not exist")
+    _check_listed(description.get("dataset", {}), file)
     cases = get_filenames_of_train_images_and_targets(str(folder), description)
+    if ill := [f"the case {str(case)!r} {problem}" for case in cases if (problem := name_problem(case))]:
+        raise ValueError(f"{folder}: {ill[0]}; rename it")
     if not cases:
         raise ValueError(f"{folder / 'imagesTr'} holds no image named CASE_0000{description['file_ending']}")
-    if not isinstance(description["numTraining"], int):
-        raise ValueError(
-            f'{file} says "numTraining": {json.dumps(description["numTraining"])}, which is no whole number; write '
-            f'"numTraining": {len(cases)}'
-        )
     if len(cases) != description["numTraining"]:
         raise ValueError(
             f'{file} says "numTraining": {description["numTraining"]}, but there are {len(cases)} training cases'
@@ -106,6 +157,8 @@ def check_dataset(folder: Path, num_threads: int, *, show_progress: bool) -> Non
     reader = determine_reader_writer_from_dataset_json(
         description, next(iter(cases.values()))["images"][0], verbose=False
     )
+    if not isinstance(reader, type):
+        raise ValueError(f"nnU-Net has no reader {description['overwrite_image_reader_writer']}; correct dataset.json")
     with ThreadPoolExecutor(num_threads) as pool:
         hide = None if show_progress else True
         read = pool.map(lambda case: _read(case, reader()), cases.values())

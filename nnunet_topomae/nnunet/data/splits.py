@@ -140,8 +140,11 @@ def read_fold(folder: Path, fold: int | str) -> Split:
     ``all`` and numbers beyond the folds of the split.
 
     Raises:
-        ValueError: see :func:`read_splits`; or if nnU-Net would choose from test or unlabelled cases.
+        ValueError: see :func:`read_splits`; for a number below 0; or if nnU-Net would choose from test or unlabelled
+            cases.
     """
+    if fold != "all" and int(fold) < 0:
+        raise ValueError(f"there is no fold {fold}: folds are numbered from 0")
     splits = read_splits(folder)
     if fold != "all" and int(fold) < len(splits):
         return splits[int(fold)]

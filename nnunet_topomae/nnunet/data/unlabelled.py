@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from nnunet_topomae.nnunet.data.image_files import inspect
 from nnunet_topomae.nnunet.data.preprocessed import PlannedDataset
+from nnunet_topomae.nnunet.data.raw import name_problem
 from nnunet_topomae.nnunet.data.splits import read_splits
 
 
@@ -42,7 +43,8 @@ def find_images(folder: Path, file_ending: str, num_channels: int) -> tuple[dict
         for case, files in cases.items()
         if case not in complete
     }
-    return complete, incomplete
+    ill = {case: problem for case in complete if (problem := name_problem(case))}
+    return {case: files for case, files in complete.items() if case not in ill}, {**incomplete, **ill}
 
 
 def add(

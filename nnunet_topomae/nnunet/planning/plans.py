@@ -1,7 +1,7 @@
 """Reads the settings that plans hold, and refuses plans that cannot be trained before anything is written."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -55,8 +55,17 @@ def check_plans(
     Raises:
         ValueError: one sentence that names plans, configuration and key, and says what to do.
     """
-    if missing := [key for key in ("plans_name", "configurations") if key not in plans]:
+    if missing := [key for key in ("plans_name", "dataset_name", "configurations") if key not in plans]:
         raise ValueError(f'the plans have no "{missing[0]}"; plan the dataset again')
+    _check_folder_names(plans, ("plans_name", "dataset_name"))
+    named = plans["configurations"]
+    objects = [named, *named.values()] if isinstance(named, Mapping) else [None]
+    objects += [each.get("architecture", {}) for each in objects[1:] if isinstance(each, Mapping)]
+    if not all(isinstance(each, Mapping) for each in objects):
+        raise ValueError(
+            "the configurations in the plans, and the architecture of each, must be JSON objects; plan the dataset "
+            "again"
+        )
     manager = PlansManager(plans)
     where = f'plans "{manager.plans_name}", configuration "{configuration_name}"'
     if configuration_name not in manager.available_configurations:
@@ -68,7 +77,7 @@ def check_plans(
         configuration = manager.get_configuration(configuration_name)
     except KeyError as error:  # nnU-Net looks for the keys that the network had before
         raise ValueError(f"{where}: {_NO_ARCHITECTURE}") from error
-    size = configuration.configuration["patch_size"]
+    size = configuration.configuration.get("patch_size")
     if not isinstance(size, list) or not all(Number(1, integer=True).accepts(voxels) for voxels in size):
         raise ValueError(f"{where}: patch_size must be a list of whole numbers of at least 1, got {size!r}")
     if len(size) != 3:
@@ -77,6 +86,7 @@ def check_plans(
         raise ValueError(f"{where}: the second stage of the cascade cannot be pre-trained; use 3d_fullres or 3d_lowres")
     try:
         _check_sizes(configuration)
+        _check_folder_names(configuration.configuration, ("data_identifier",))
         check_class_names(configuration.configuration["architecture"])
         settings = {block: read_config(configuration, block, config_class) for block, config_class in blocks.items()}
         with torch.device("meta"):
@@ -112,6 +122,14 @@ def check_own_name(plans: dict[str, Any], folder: Path) -> None:
             f'these plans say "plans_name": "{name}", but {file} holds other plans, whose results they would '
             f"overwrite; if they are a copy, set plans_name in it to the name of its file"
         )
+
+
+def _check_folder_names(content: Mapping[str, Any], keys: Iterable[str]) -> None:
+    """See that what folders are named by leads nowhere else."""
+    for key in keys:
+        name = content.get(key)
+        if not isinstance(name, str) or name in ("", "..") or name != Path(name).name:
+            raise ValueError(f"{key} must be a name, as folders are named by it, got {name!r}")
 
 
 def _check_sizes(configuration: ConfigurationManager) -> None:

@@ -15,6 +15,7 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_name
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
+from nnunet_topomae.files import read_json
 from nnunet_topomae.nnunet.data.raw import check_dataset
 
 _DEFAULT_PROCESSES = {"3d_fullres": 4, "3d_lowres": 8}  # nnU-Net's
@@ -26,14 +27,25 @@ def extract_fingerprint(
     """Check the files of a dataset, then let nnU-Net extract its fingerprint; an existing one is kept unless ``clean``.
 
     Raises:
-        FileNotFoundError, ValueError: see :func:`~nnunet_topomae.nnunet.data.raw.check_dataset`.
+        FileNotFoundError, ValueError: see :func:`~nnunet_topomae.nnunet.data.raw.check_dataset`; or if the existing one
+            is broken.
     """
     dataset_name = convert_id_to_dataset_name(dataset_id)
-    if clean or not (Path(nnUNet_preprocessed) / dataset_name / "dataset_fingerprint.json").is_file():
+    existing = Path(nnUNet_preprocessed) / dataset_name / "dataset_fingerprint.json"
+    if clean or not existing.is_file():
         check_dataset(Path(nnUNet_raw) / dataset_name, num_processes, show_progress=show_progress)
+    else:
+        _check_fingerprint(existing)
     extract_fingerprint_dataset(
         dataset_id, DatasetFingerprintExtractor, num_processes, verify, clean, verbose, show_progress
     )
+
+
+def _check_fingerprint(file: Path) -> None:
+    try:
+        read_json(file)
+    except ValueError as error:  # such as of a planning that was killed
+        raise ValueError(f"{error}; add --clean, which extracts it anew") from error
 
 
 def check_preprocessor(name: str) -> None:

@@ -1,12 +1,15 @@
 """``nnUNetv2_topomae adapt``: a pre-trained checkpoint for another dataset, crop size or number of channels."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import Tensor, nn
 
 from nnunet_topomae.networks.resizing import adapt_weights
 from nnunet_topomae.nnunet.data.preprocessed import PlannedDataset
+from nnunet_topomae.nnunet.data.raw import check_description
 from nnunet_topomae.nnunet.planning.plans import read_config
 from nnunet_topomae.nnunet.training.pretraining import Pretrainer
 from nnunet_topomae.nnunet.weights.checkpoints import FIXED, UNTRAINED, WEIGHTS, read_checkpoint, write_checkpoint
@@ -59,6 +62,7 @@ def adapt(
     config = trainer.check_plans(dataset.plans.plans, configuration)[trainer.block]
     made_with = checkpoint["init_args"]
     trainer.check_plans(made_with["plans"], made_with["configuration"])  # which may come from anywhere
+    check_description(made_with["dataset_json"], file)
     plans = PlansManager(made_with["plans"])
     source = PlannedDataset(file.parent, plans, made_with["dataset_json"])
     before, after = plans.get_configuration(made_with["configuration"]), dataset.plans.get_configuration(configuration)
@@ -76,6 +80,7 @@ def adapt(
     channels = source.num_channels, dataset.num_channels
     with torch.device("meta"):
         old = trainer.build(before, read_config(before, trainer.block, trainer.config_class), channels[0])
+    _check_own_shapes(checkpoint[WEIGHTS], old, file)
     new = trainer.build(after, config, channels[1])
     fixed = fixed_in(checkpoint)
     result = adapt_weights(checkpoint[WEIGHTS], old, new, channels, fixed)
@@ -95,3 +100,12 @@ def adapt(
     others = {*result.fresh, *result.adapted}
     loaded = [name for name in result.weights if name not in others]
     return HandOver(loaded, result.fresh, result.adapted, "which cannot be carried over").report(new)
+
+
+def _check_own_shapes(weights: Mapping[str, Tensor], network: nn.Module, file: Path) -> None:
+    """See that weights have the shapes that the plans beside them say, on which resizing rests."""
+    for name, tensor in network.state_dict().items():
+        if name in weights and weights[name].shape != tensor.shape:
+            raise ValueError(
+                f"{file} holds {name} {tuple(weights[name].shape)}, but the plans in it say {tuple(tensor.shape)}"
+            )

@@ -93,8 +93,8 @@ def _derived(parent: type) -> Iterator[type]:
 
 
 def _sentence(error: BaseException, where: TracebackType | None) -> str:
-    """What is said of an error; nnU-Net does not name a file that is no JSON."""
-    if isinstance(error, json.JSONDecodeError):
+    """What is said of an error; nnU-Net does not name a file that is no JSON, or no UTF-8."""
+    if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
         files = [frame.f_locals.get("file") for frame, _ in traceback.walk_tb(where)]
         return f"{next((file for file in reversed(files) if file), 'a file')} is no valid JSON: {error}"
     if isinstance(error, FileNotFoundError) and error.filename:

@@ -434,7 +434,7 @@ def external_folders() -> list[Path]:
 def find_pretrainer(name: str, folders: Iterable[Path]) -> type[Pretrainer] | None:
     """The pre-training trainer of a name, found in the first folder that has it, as nnU-Net finds trainers."""
     found = (find_class(name, folder, Pretrainer) for folder in folders)
-    return next((trainer for trainer in found if trainer), None)
+    return next((trainer for trainer in found if trainer and trainer is not Pretrainer), None)
 
 
 def named_pretrainers(folders: Iterable[Path]) -> list[str]:

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from nnunet_topomae.files import lock, remove_leftovers
 from nnunet_topomae.nnunet.data.preprocessed import JoinedCases, cases_in
+from nnunet_topomae.nnunet.data.raw import check_description
 from nnunet_topomae.nnunet.data.splits import read_fold
 from nnunet_topomae.nnunet.data.stream import CASE, Batches, Stream, StreamSampler
 from nnunet_topomae.nnunet.planning.plans import check_own_name, check_plans, read_config
@@ -102,6 +103,7 @@ class StageTrainer(nnUNetTrainer, ABC):
         self.config: Any = self.check_plans(plans, configuration)[self.block]
         folder = Path(nnUNet_preprocessed) / PlansManager(plans).dataset_name
         check_own_name(plans, folder)
+        check_description(dataset_json, folder / "dataset.json")
         self.split = read_fold(folder, fold)
         super().__init__(plans, configuration, fold, dataset_json, device)
         if self.is_ddp:
@@ -211,7 +213,7 @@ class StageTrainer(nnUNetTrainer, ABC):
     @property
     def num_expected(self) -> int:
         """Number of cases that nnU-Net must have preprocessed."""
-        return self.dataset_json.get("numTraining", 0)
+        return self.dataset_json["numTraining"]
 
     def _check_preprocessed(self) -> None:
         """See that all cases were preprocessed; a run that goes on may do without some, see :meth:`present`."""
@@ -219,7 +221,7 @@ class StageTrainer(nnUNetTrainer, ABC):
         if found == 0 or (found < self.num_expected and not self._goes_on):
             raise ValueError(
                 f"{self.preprocessed_dataset_folder} holds {found} preprocessed cases, but the dataset has "
-                f"{self.dataset_json.get('numTraining')}; preprocess it with nnUNetv2_preprocess "
+                f"{self.dataset_json['numTraining']}; preprocess it with nnUNetv2_preprocess "
                 f"-d {self.plans_manager.dataset_name} -plans_name {shlex.quote(self.plans_manager.plans_name)} "
                 f"-c {self.configuration_name}, or correct numTraining in dataset.json beside that folder"
             )
@@ -286,7 +288,7 @@ class StageTrainer(nnUNetTrainer, ABC):
         """Lock the fold, make sure that no case holds NaN or inf, then start as nnU-Net does."""
         if self.local_rank == 0:
             folder = Path(self.output_folder)
-            self._lock = lock(folder / ".lock")
+            self._lock = lock(folder / ".lock", lambda said: self.print_to_log_file(f"WARNING: {said}"))
             for file in remove_leftovers(folder):
                 self.print_to_log_file(f"Removed {file}, which an interrupted run had not finished writing")
         if not self.was_initialized:

@@ -25,6 +25,10 @@ _PLAIN: list[Any] = [  # of checkpoints of nnU-Net's own trainers; none of it ru
     *{type(np.dtype(kind)) for kind in np.typecodes["AllInteger"] + np.typecodes["AllFloat"] + "?"},
     torch.device,
 ]
+_REAL = {  # types of weights
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool),
+    *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+}
 _DAMAGES = (RuntimeError, EOFError, zipfile.BadZipFile, OSError, ValueError, LookupError, AttributeError)
 
 
@@ -91,11 +95,49 @@ def read_checkpoint(file: Path, device: torch.device | str = "cpu") -> dict[str,
     if not file.is_file():
         raise ValueError(f"{file} does not exist")
     _check_sums(file)
-    checkpoint = load_plain(file, file, device)
+    return checked(load_plain(file, file, device), file)
+
+
+def checked(checkpoint: Any, file: Path | str) -> dict[str, Any]:
+    """A checkpoint, once it is known that it holds what the rest of the package expects of one.
+
+    Args:
+        checkpoint: what a file holds.
+        file: its name, for messages.
+
+    Raises:
+        ValueError: if it holds no network, weights that are no plain tensors, or a network whose training has diverged.
+    """
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(WEIGHTS), dict):
         raise ValueError(f'{file} is no nnU-Net checkpoint: it has no "{WEIGHTS}"')
+    for name, value in checkpoint[WEIGHTS].items():
+        if not isinstance(name, str) or not _is_plain_tensor(value):
+            raise ValueError(f"{file} is no nnU-Net checkpoint: {name!r} names no dense tensor of real numbers")
+    for key in (UNTRAINED, FIXED, DRAWN_FROM):
+        _names(checkpoint, key, file)
+    made_with = checkpoint.get("init_args", {})
+    if not isinstance(made_with, dict) or not isinstance(made_with.get("plans", {}), dict):
+        raise ValueError(f'{file} is no nnU-Net checkpoint: "init_args" must be an object that holds the plans')
     check_finite_weights(checkpoint[WEIGHTS], f"{file}: the network")
     return checkpoint
+
+
+def _is_plain_tensor(value: Any) -> bool:
+    """Whether all numbers of a tensor are in the file, each for itself: a small file may describe a tensor of any size.
+
+    Types of fewer bits, quantised and complex ones are no weights of nnU-Net's networks.
+    """
+    if not isinstance(value, Tensor) or value.is_meta or value.layout != torch.strided or value.dtype not in _REAL:
+        return False
+    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+
+
+def _names(checkpoint: Mapping[str, Any], key: str, file: Path | str) -> list[str]:
+    """A list of names in a checkpoint, empty if it has none of that key."""
+    names = checkpoint.get(key, [])
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f'{file} is no nnU-Net checkpoint: "{key}" must be a list of names')
+    return list(names)
 
 
 def load_plain(
@@ -158,7 +200,7 @@ def drawn_from(file: Path) -> set[str]:
     Raises:
         ValueError: if the file is damaged.
     """
-    return {case for case in _peek(file).get(DRAWN_FROM, ()) if "/" not in case}
+    return {case for case in _names(_peek(file), DRAWN_FROM, file) if "/" not in case}
 
 
 def read_record(file: Path) -> dict[str, Any]:

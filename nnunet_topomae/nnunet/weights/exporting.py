@@ -1,6 +1,7 @@
 """``nnUNetv2_topomae export``: weights as safetensors, a format that cannot hold code, with a card."""
 
 import hashlib
+import tempfile
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -17,7 +18,7 @@ from nnunet_topomae.nnunet.weights.checkpoints import (
     FIXED,
     UNTRAINED,
     WEIGHTS,
-    check_finite_weights,
+    checked,
     read_checkpoint,
     to_plain,
 )
@@ -83,10 +84,14 @@ def export(file: Path, folder: Path) -> Path:
         tensors=_TENSORS,
         card=CARD,
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_file(folder / _TENSORS, lambda stream: stream.write(save(tensors)))
-    write_json(card, folder / CARD)
-    write_file(folder / _README, lambda stream: stream.write(text.encode()))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", dir=folder.parent) as unfinished:
+        whole = Path(unfinished, folder.name)
+        whole.mkdir()
+        write_file(whole / _TENSORS, lambda stream: stream.write(save(tensors)))
+        write_json(card, whole / CARD)
+        write_file(whole / _README, lambda stream: stream.write(text.encode()))
+        whole.replace(folder)
     return folder
 
 
@@ -106,8 +111,7 @@ def read_export(folder: Path) -> dict[str, Any]:
         tensors: Mapping[str, Tensor] = load_file(file)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{file} is damaged or missing: {error}") from error
-    check_finite_weights(tensors, f"{file}: the network")
-    return {**card, WEIGHTS: dict(tensors)}
+    return checked({**card, WEIGHTS: dict(tensors)}, folder)
 
 
 def hashed(case: str) -> str:

@@ -3,19 +3,23 @@
 import hashlib
 import io
 import json
+import stat
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from torch import Tensor
 
 from nnunet_topomae.files import read_json
-from nnunet_topomae.nnunet.weights.checkpoints import DRAWN_FROM, WEIGHTS, load_plain, read_checkpoint
+from nnunet_topomae.nnunet.weights.checkpoints import DRAWN_FROM, WEIGHTS, checked, load_plain, read_checkpoint
 from nnunet_topomae.nnunet.weights.exporting import hashed, is_export, read_export
 
 _UNKNOWN = "unknown"
 _NAME = "plans_name"
+_PROGRAMS = (".pkl", ".py", ".pyc", ".so", ".dll")
+_MAX_GROWTH = 100  # of a member that is unpacked; trained weights hardly become smaller in a zip
 
 
 def inspect_file(file: Path) -> list[tuple[str, str]]:
@@ -28,12 +32,21 @@ def inspect_file(file: Path) -> list[tuple[str, str]]:
         ValueError: if it is something else, damaged, or could run code.
         FileNotFoundError: if there is no such file.
     """
-    if not file.exists():
-        raise FileNotFoundError(f"{file} does not exist")
+    return [(_printable(name), _printable(value)) for name, value in _describe(file)]
+
+
+def _printable(text: str) -> str:
+    """Text from elsewhere without line breaks and control characters, which could pass for a line of ours."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+
+
+def _describe(file: Path) -> list[tuple[str, str]]:
     if is_export(file):
         return [("kind", "weights exported as safetensors, which cannot hold code"), *_checkpoint(read_export(file))]
     if file.is_dir():
         raise ValueError(f"{file} is a folder that nnUNetv2_topomae export did not write; name a file in it")
+    if not file.is_file():  # nor a pipe, which could be read for ever
+        raise FileNotFoundError(f"{file} does not exist")
     described = [("SHA-256", hashlib.sha256(file.read_bytes()).hexdigest())]
     if file.suffix == ".json":
         plans = read_json(file)
@@ -77,22 +90,46 @@ def _archive(file: Path) -> Iterator[tuple[str, str]]:
     """What is in a zip; checkpoints in it are read as any other, without unpacking them."""
     with zipfile.ZipFile(file) as archive:
         names = archive.namelist()
-        leaving = [name for name in names if PurePosixPath(name).is_absolute() or ".." in name.replace("\\", "/")]
+        leaving = [member.filename for member in archive.infolist() if _leaves(member)]
         yield "members", str(len(names))
         yield "members that would leave their folder", ", ".join(leaving) or "none"
         for name in names:
-            if name.endswith(".pth"):
-                content = load_plain(io.BytesIO(archive.read(name)), f"{file}: {name}")
+            if name.lower().endswith(".pth"):
+                held = load_plain(io.BytesIO(_read(archive, name, file)), f"{file}: {name}")
                 yield f"{name}", "holds tensors and plain types only"
-                if isinstance(content, dict) and isinstance(content.get(WEIGHTS), dict):
-                    yield from _checkpoint(content)
+                if isinstance(held, dict) and isinstance(held.get(WEIGHTS), dict):
+                    yield from _checkpoint(checked(held, f"{file}: {name}"))
             elif PurePosixPath(name).name == "plans.json":
+                content = _read(archive, name, file)
                 try:
-                    yield from _plans(_mapping(json.loads(archive.read(name))))
-                except ValueError as error:
+                    yield from _plans(_mapping(json.loads(content)))
+                except (ValueError, RecursionError) as error:
                     raise ValueError(f"{file}: {name} is no valid JSON: {error}") from error
-            elif name.endswith((".pkl", ".py")):
+            elif name.lower().endswith(_PROGRAMS):
                 yield f"{name}", "WARNING: can run code; a model that nnU-Net exported has no such file"
+
+
+def _leaves(member: zipfile.ZipInfo) -> bool:
+    """Whether a member, unpacked on whatever system, leads out of its folder: by its name, or as a symbolic link."""
+    path = PureWindowsPath(member.filename)  # which takes both kinds of slashes
+    return bool(path.anchor) or ".." in path.parts or stat.S_ISLNK(member.external_attr >> 16)
+
+
+def _read(archive: zipfile.ZipFile, name: str, file: Path) -> bytes:
+    """The content of a member.
+
+    Raises:
+        ValueError: if it is damaged or encrypted, or would fill the memory.
+    """
+    member = archive.getinfo(name)
+    if member.file_size > _MAX_GROWTH * member.compress_size:
+        raise ValueError(
+            f"{file}: {name} would grow from {member.compress_size:,} to {member.file_size:,} bytes, as no model does"
+        )
+    try:
+        return archive.read(name)
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError) as error:
+        raise ValueError(f"{file}: {name} cannot be read: {error}") from error
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

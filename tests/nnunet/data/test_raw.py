@@ -36,22 +36,56 @@ def _flip(file):
     nibabel.save(nibabel.Nifti1Image(np.asanyarray(image.dataobj), image.affine @ np.diag([-1, 1, 1, 1])), file)
 
 
+def _rename(dataset, name):
+    """Give a case another name."""
+    _image(dataset).rename(_image(dataset, f"{name}_0000"))
+    _label(dataset).rename(_label(dataset).with_name(f"{name}.nii.gz"))
+
+
+def _shear(file):
+    """Let the second axis lean over."""
+    image = nibabel.load(file)
+    sheared = image.affine.copy()
+    sheared[0, 1] = 1
+    nibabel.save(nibabel.Nifti1Image(np.asanyarray(image.dataobj), sheared), file)
+
+
 def _no_foreground(dataset):
     for file in (dataset / "labelsTr").iterdir():
         _rewrite(file, np.zeros((48, 48, 32), np.uint8))
 
 
-def _describe(dataset, **changes):
+def _describe(folder, **changes):
     """Edit dataset.json; None removes a key."""
-    content = json.loads((dataset / "dataset.json").read_text())
+    content = json.loads((folder / "dataset.json").read_text())
     content = {key: value for key, value in {**content, **changes}.items() if value is not None}
-    (dataset / "dataset.json").write_text(json.dumps(content))
+    (folder / "dataset.json").write_text(json.dumps(content))
 
 
 DEFECTS = {
     "image holds NaN": (
         lambda d: _rewrite(_image(d), np.full((48, 48, 32), np.nan, np.float32)),
         "$image holds NaN or inf",
+    ),
+    "image without a voxel": (
+        lambda d: _rewrite(_image(d), np.zeros((48, 48, 0), np.float32)),
+        "$image holds no voxel",
+    ),
+    "image of complex numbers": (
+        lambda d: _rewrite(_image(d), np.ones((48, 48, 32), np.complex64)),
+        "$image holds values of the type complex64, which are no real numbers",
+    ),
+    "image with a time axis": (
+        lambda d: _rewrite(_image(d), np.ones((48, 48, 32, 2), np.int16)),
+        "$image has (48, 48, 32, 2) voxels, but must hold one image with three axes",
+    ),
+    "slice": (
+        lambda d: _rewrite(_image(d), np.ones((48, 48), np.int16)),
+        "$image has (48, 48) voxels, but must hold one image with three axes",
+    ),
+    "sheared image": (
+        lambda d: _shear(_image(d)),
+        f"$image cannot be read with SimpleITK: {ANYTHING}",
     ),
     "image is cut off": (lambda d: truncate(_image(d)), f"$image cannot be read: EOFError: {ANYTHING}"),
     "image is no image": (
@@ -129,7 +163,8 @@ DESCRIPTIONS = {
     ),
     "number of cases in quotes": (
         lambda d: _describe(d, numTraining="5"),
-        '$dataset/dataset.json says "numTraining": "5", which is no whole number; write "numTraining": 5',
+        '$dataset/dataset.json says "numTraining": "5", which is no whole number; write how many training cases '
+        "there are, without quotes",
     ),
     "gap between labels": (
         lambda d: _describe(d, labels={"background": 0, "tree": 2}),
@@ -140,10 +175,48 @@ DESCRIPTIONS = {
         lambda d: _describe(d, labels={"background": 0, "tree": "1"}),
         '$dataset/dataset.json: the label "tree" must be a whole number, got "1"',
     ),
+    "ending without a dot": (
+        lambda d: _describe(d, file_ending="nii.gz"),
+        '$dataset/dataset.json: "file_ending" must begin with a dot, such as ".nii.gz", got "nii.gz"',
+    ),
+    "no background": (
+        lambda d: _describe(d, labels={"tree": 0, "leaf": 1}),
+        f"$dataset/dataset.json: Background{ANYTHING}",
+    ),
+    "regions without an order": (
+        lambda d: _describe(d, labels={"background": 0, "tree": [1, 2, 3, 4], "leaf": [2]}),
+        f"$dataset/dataset.json: {ANYTHING}regions_class_order!",
+    ),
+    "channels in disorder": (
+        lambda d: _describe(d, channel_names={"1": "MRI", "0": "CT"}),
+        '$dataset/dataset.json has the channels 1, 0; number them "0", "1" and so on in this order, as nnU-Net '
+        "normalises them in the order in which they are written",
+    ),
+    "channels in a list": (
+        lambda d: _describe(d, channel_names=["CT"]),
+        '$dataset/dataset.json has no "channel_names", such as {"0": "CT"}',
+    ),
     "blank after a channel": (
         lambda d: _describe(d, channel_names={"0": "CT "}),
         '$dataset/dataset.json has a channel "CT " with a blank before or after its name, by which nnU-Net would not '
         'know it and normalise it in another way; write "CT"',
+    ),
+    "a case that is named as labels are": (
+        lambda d: _rename(d, "phantom_000_seg"),
+        "$dataset: the case 'phantom_000_seg' has a name that ends in _seg, as the files of labels do, so it could "
+        "overwrite one; rename it",
+    ),
+    "a case that leads to another folder": (
+        lambda d: _describe(d, dataset={"../../x": {"images": ["imagesTr/phantom_000_0000.nii.gz"], "label": ""}}),
+        "$dataset: the case '../../x' has a name that leads to another folder; rename it",
+    ),
+    "a case without images": (
+        lambda d: _describe(d, dataset={"a": {"label": "labelsTr/phantom_000.nii.gz"}}),
+        '$dataset/dataset.json: "dataset" must be an object that has "images" (a list) and "label" for every case',
+    ),
+    "no such reader": (
+        lambda d: _describe(d, overwrite_image_reader_writer="os"),
+        "nnU-Net has no reader os; correct dataset.json",
     ),
     "no labelled voxel": (
         _no_foreground,

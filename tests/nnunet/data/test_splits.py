@@ -142,6 +142,8 @@ def test_nnunets_own_split_leaves_all_folds_to_nnunet(tmp_path):
     (tmp_path / "splits_final.json").write_text(json.dumps([{"train": ["a"], "val": ["b"]}]))
     assert read_fold(tmp_path, 0) == Split(["a"], ["b"], [], [])
     assert read_fold(tmp_path, 1) == read_fold(tmp_path, "all") == Split()
+    with pytest.raises(ValueError, match="there is no fold -1: folds are numbered from 0"):
+        read_fold(tmp_path, -1)
 
 
 FOLD = {"train": ["a_1"], "val": ["b_1"], "test": ["c_1"], "unlabelled": ["d_1"]}

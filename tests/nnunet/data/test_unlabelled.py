@@ -51,18 +51,20 @@ def test_new_images_are_added_and_ill_ones_named(workspace, images, capsys):
     _write(images / "nan_0000.nii.gz", np.full((20, 20, 20), np.nan, np.float32))
     _write(images / "flat_0000.nii.gz", np.ones((20, 20, 20), np.float32), zooms=(0.0, 1.0, 1.0))
     _write(images / "second_0001.nii.gz", np.ones((20, 20, 20), np.float32))
+    shutil.copy(images / "extra_0_0000.nii.gz", images / "extra_0_seg_0000.nii.gz")
     whole = gzip.compress(b"no image")
     (images / "cut_0000.nii.gz").write_bytes(whole[:-4])
     assert cli.main([*ADD, "-i", str(images), "-np", "2"]) == 2
     said = capsys.readouterr()
     assert "3d_fullres: 3 cases added, 3 unlabelled cases in all" in said.out
     for message in (
-        "5 cases were left out",
+        "6 cases were left out",
         "nan nan_0000.nii.gz holds NaN or inf",
         "flat flat_0000.nii.gz has a spacing of (0.0, 1.0, 1.0) mm",
         "second has channels [1], but the dataset has channels [0]",
         "cut cut_0000.nii.gz cannot be read: ",
         "phantom_000 is the name of a labelled case",
+        "extra_0_seg has a name that ends in _seg, as the files of labels do",
     ):
         assert message in said.err
     assert "Traceback" not in said.err
@@ -70,6 +72,7 @@ def test_new_images_are_added_and_ill_ones_named(workspace, images, capsys):
     assert names == sorted(f"extra_{i}{end}" for i in range(3) for end in (".b2nd", "_seg.b2nd", ".pkl"))
 
     written = {file: file.stat().st_mtime_ns for file in _folder(workspace).iterdir()}
+    (images / "extra_0_seg_0000.nii.gz").unlink()
     for file in images.glob("[!e]*"):
         file.unlink()
     assert cli.main([*ADD, "-i", str(images), "-np", "1"]) == 0

@@ -2,6 +2,7 @@
 
 import pytest
 
+from nnunet_topomae.trainers.topomae_pretrainer import TopoMAEPretrainer
 from workspace import ANYTHING, says, snapshot
 
 
@@ -67,6 +68,14 @@ EDITS = {  # what Python says of unknown arguments differs between its versions
         lambda c: c.update(batch_size=0.5),
         "batch_size must be a whole number of at least 1, got 0.5",
     ),
+    "patch_size is missing": (
+        lambda c: c.pop("patch_size"),
+        "patch_size must be a list of whole numbers of at least 1, got None",
+    ),
+    "folder elsewhere": (
+        lambda c: c.update(data_identifier="../../other"),
+        "data_identifier must be a name, as folders are named by it, got '../../other'",
+    ),
     "unknown key": (
         lambda c: c["pretraining"].update(epochs=3),
         "unknown key pretraining.epochs in the plans; did you mean num_epochs?",
@@ -96,6 +105,23 @@ def _check(workspace, trainer, edit, sentence) -> None:
 @pytest.mark.parametrize("trainer", ["TopoMAEPretrainer", "FusedFinetuneTrainer"])
 def test_plans(workspace, trainer, edit, sentence):
     _check(workspace, trainer, edit, sentence)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("plans_name", "/../../elsewhere", "plans_name must be a name, as folders are named by it"),
+        ("plans_name", "", "plans_name must be a name, as folders are named by it"),
+        ("plans_name", 5, "plans_name must be a name, as folders are named by it"),
+        ("dataset_name", "..", "dataset_name must be a name, as folders are named by it"),
+        ("configurations", None, "the configurations in the plans, and the architecture of each, must be JSON objects"),
+        ("configurations", {"3d_fullres": "x"}, "the configurations in the plans, and the architecture of each"),
+        ("configurations", {"3d_fullres": {"architecture": []}}, "the configurations in the plans, and the archit"),
+    ],
+)
+def test_plans_whose_frame_makes_no_sense(workspace, key, value, sentence):
+    with pytest.raises(ValueError, match=f"^{sentence}"):
+        TopoMAEPretrainer.check_plans({**workspace.plans(), key: value}, "3d_fullres")
 
 
 def test_a_topology_grid_that_does_not_fit(workspace):

@@ -77,6 +77,11 @@ def test_a_vit_that_knows_other_positions_is_refused(workspace, pretrained, tmp_
     [
         (lambda c: c.pop("untrained_parameters"), "was not written by a pre-training trainer of this package"),
         (lambda c: c.update(trainer_name="OtherTrainer"), "was written by OtherTrainer, which is none of the trainers"),
+        (
+            lambda c: c["network_weights"].update({"vit.norm.weight": torch.ones(())}),
+            "holds vit.norm.weight (), but the plans in it say (32,)",
+        ),
+        (lambda c: c["init_args"]["dataset_json"].update(channel_names="CT"), 'has no "channel_names"'),
         (lambda c: c.update(network_weights={}), "has nothing in common with the network of nnUNetTopoMAEPlans"),
         (lambda c: c.pop("network_weights"), 'is no nnU-Net checkpoint: it has no "network_weights"'),
     ],

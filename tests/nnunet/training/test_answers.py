@@ -68,12 +68,14 @@ def test_plans_that_are_not_there_or_cut_off(workspace, monkeypatch, capsys, tra
     said = _answer(monkeypatch, capsys, trainer, "Pooor")
     assert said.startswith(f"{file} does not exist; -p takes ")
     assert PLANS in said
-    file.write_text((workspace.preprocessed / f"{PLANS}.json").read_text()[:99])
-    try:
-        said = _answer(monkeypatch, capsys, trainer, "Pooor")
-    finally:
-        file.unlink()
-    assert says(said, f"{file} is no valid JSON: {ANYTHING}"), said
+    whole = (workspace.preprocessed / f"{PLANS}.json").read_text()
+    for content in (whole[:99].encode(), whole.encode("utf-16")):
+        file.write_bytes(content)
+        try:
+            said = _answer(monkeypatch, capsys, trainer, "Pooor")
+        finally:
+            file.unlink()
+        assert says(said, f"{file} is no valid JSON: {ANYTHING}"), said
 
 
 @pytest.mark.parametrize("trainer", STAGES)
@@ -130,6 +132,26 @@ def test_a_dataset_that_is_preprocessed_by_half(workspace, monkeypatch, capsys, 
     )
 
 
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"numTraining": "5"}, 'says "numTraining": "5", which is no whole number'),
+        ({"labels": None}, '"labels" must be an object'),
+    ],
+)
+@pytest.mark.parametrize("trainer", STAGES)
+def test_a_description_that_makes_no_sense(workspace, monkeypatch, capsys, trainer, change, sentence):
+    file = workspace.preprocessed / "dataset.json"
+    content = file.read_text()
+    file.write_text(json.dumps({**json.loads(content), **change}))
+    try:
+        said = _answer(monkeypatch, capsys, trainer)
+    finally:
+        file.write_text(content)
+    assert said.startswith(str(file))
+    assert sentence in said
+
+
 def test_fine_tuning_without_pre_training(workspace, monkeypatch, capsys):
     said = _answer(monkeypatch, capsys, "FusedFinetuneTrainer", workspace.write_plans("No Pretraining"))
     assert f"nnUNetv2_train {DATASET} 3d_fullres 0 -p 'No Pretraining' -tr " in said
@@ -158,7 +180,7 @@ def test_predicting_with_a_pre_training(workspace, pretrained):
         predictor.initialize_from_trained_model_folder(str(folder), (0,))
 
 
-@pytest.mark.parametrize("name", ["os; import x", "../evil", "nnUNetTrainer", 3, None])
+@pytest.mark.parametrize("name", ["os; import x", "../evil", "nnUNetTrainer", "Pretrainer", 3, None])
 def test_adapt_of_a_file_that_names_another_trainer(workspace, pretrained, tmp_path, capsys, name):
     file = tmp_path / "in.pth"
     content = torch.load(workspace.checkpoint("TopoMAEPretrainer"), weights_only=True)

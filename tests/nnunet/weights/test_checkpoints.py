@@ -58,6 +58,41 @@ def test_what_is_no_checkpoint_is_refused_by_name(tmp_path, capsys, make, messag
     assert "this must not run" not in capsys.readouterr().out
 
 
+NO_TENSORS = {
+    "sparse": torch.eye(2).to_sparse(),
+    "quantised": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
+    "complex": torch.ones(2, dtype=torch.complex64),
+    "8 bits": torch.ones(2).to(torch.float8_e4m3fn),
+    "far larger than the file": torch.ones(1).expand(10**12),
+    "without content": torch.ones(2, device="meta"),
+    "text": "x",
+}
+
+
+@pytest.mark.parametrize("value", NO_TENSORS.values(), ids=NO_TENSORS.keys())
+def test_weights_that_are_no_plain_tensors_are_refused_by_name(tmp_path, value):
+    torch.save({"network_weights": {"a.weight": value}}, tmp_path / "checkpoint.pth")
+    with pytest.raises(ValueError, match=r"checkpoint\.pth .*'a\.weight' names no dense tensor of real numbers"):
+        read_checkpoint(tmp_path / "checkpoint.pth")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"network_weights": {7: torch.ones(1)}}, "7 names no dense tensor"),
+        ({"untrained_parameters": 3}, '"untrained_parameters" must be a list of names'),
+        ({"fixed_parameters": [["a"]]}, '"fixed_parameters" must be a list of names'),
+        ({"drawn_from": [None]}, '"drawn_from" must be a list of names'),
+        ({"init_args": None}, '"init_args" must be an object that holds the plans'),
+        ({"init_args": {"plans": None}}, '"init_args" must be an object that holds the plans'),
+    ],
+)
+def test_what_is_beside_the_weights_is_looked_at(tmp_path, content, message):
+    torch.save({"network_weights": {}, **content}, tmp_path / "checkpoint.pth")
+    with pytest.raises(ValueError, match=message):
+        read_checkpoint(tmp_path / "checkpoint.pth")
+
+
 def test_truncated_file_is_refused(tmp_path):
     file = _write(tmp_path, {"network_weights": {"a": torch.rand(1000)}})
     file.write_bytes(file.read_bytes()[:1500])

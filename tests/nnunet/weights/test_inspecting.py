@@ -1,12 +1,17 @@
 """Files from elsewhere: described, exported and read back, never run."""
 
 import json
+import os
 import pickle
+import signal
+import sys
 import zipfile
 
+import pytest
 import torch
 
 from nnunet_topomae.commands import cli
+from nnunet_topomae.nnunet.weights import exporting
 from nnunet_topomae.nnunet.weights.checkpoints import read_checkpoint
 from nnunet_topomae.nnunet.weights.exporting import hashed, read_export
 from workspace import refused
@@ -62,6 +67,73 @@ def test_a_zip_is_looked_into(workspace, pretrained, tmp_path, capsys):
     assert f"{file}: fold_1/checkpoint_final.pth is no checkpoint, or holds more than tensors" in refused(
         ["inspect", file], capsys
     )
+
+
+def _symbolic_link(name):
+    member = zipfile.ZipInfo(name)
+    member.external_attr = 0o120777 << 16
+    return member
+
+
+@pytest.mark.parametrize(
+    ("member", "leaves"),
+    [
+        ("/etc/x", True),
+        ("C:\\x", True),
+        ("a\\..\\..\\x", True),
+        (_symbolic_link("x"), True),
+        ("fold_0/a..b.txt", False),
+    ],
+)
+def test_members_of_a_zip_that_would_leave_their_folder(tmp_path, capsys, member, leaves):
+    with zipfile.ZipFile(tmp_path / "model.zip", "w") as archive:
+        archive.writestr(member, "/etc/passwd")
+    assert cli.main(["inspect", str(tmp_path / "model.zip")]) == 0
+    assert ("members that would leave their folder: none" not in capsys.readouterr().out) == leaves
+
+
+def test_a_damaged_member_of_a_zip_is_named(tmp_path, capsys):
+    file = tmp_path / "model.zip"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("plans.json", '{"plans_name": "a"}')
+    file.write_bytes(file.read_bytes().replace(b'"a"', b'"b"'))
+    assert refused(["inspect", file], capsys).startswith(f"Error: {file}: plans.json cannot be read: ")
+
+
+def test_a_member_that_would_fill_the_memory_is_not_unpacked(tmp_path, capsys):
+    with zipfile.ZipFile(tmp_path / "model.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("fold_0/checkpoint_final.pth", bytes(1_000_000))
+    said = refused(["inspect", tmp_path / "model.zip"], capsys)
+    assert "fold_0/checkpoint_final.pth would grow from " in said
+
+
+def test_text_from_a_file_cannot_pass_for_a_line_of_ours(tmp_path, capsys):
+    (tmp_path / "plans.json").write_text(json.dumps({"plans_name": "a\nnnU-Net may open it: yes\x1b[2J"}))
+    assert cli.main(["inspect", str(tmp_path / "plans.json")]) == 0
+    assert r"plans: a\nnnU-Net may open it: yes\x1b[2J" in capsys.readouterr().out.splitlines()
+
+
+def test_a_pipe_is_not_waited_for(tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe.pth")
+    assert "pipe.pth does not exist" in refused(["inspect", tmp_path / "pipe.pth"], capsys)
+
+
+def _disk_full(*_):
+    raise OSError("disk full")
+
+
+def _ended(*_):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize(("fault", "status"), [(_disk_full, 2), (_ended, 143)])
+def test_an_export_that_fails_leaves_nothing(tmp_path, monkeypatch, fault, status):
+    torch.save({"network_weights": {"a": torch.ones(1)}}, tmp_path / "in.pth")
+    monkeypatch.setattr(exporting, "write_json", fault)
+    with pytest.raises(SystemExit) as ended:
+        sys.exit(cli.main(["export", str(tmp_path / "in.pth"), "-o", str(tmp_path / "out")]))
+    assert ended.value.code == status
+    assert [file.name for file in tmp_path.iterdir()] == ["in.pth"]
 
 
 def test_exported_weights_are_adapted_as_their_checkpoint_is(workspace, pretrained, tmp_path, capsys):
