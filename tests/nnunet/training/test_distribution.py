@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from processes import environment, make_trainer, process
+from torch.utils._pytree import tree_map
 
 from nnunet_topomae.nnunet.training import stage
 from nnunet_topomae.nnunet.training.distribution import JoinedBatchNorm, alone
@@ -14,6 +15,7 @@ from tiny import PLANNED_CROP, PLANNED_NETWORK, SCHEDULE
 ONE_STEP = {**SCHEDULE, "num_epochs": 1, "num_iterations_per_epoch": 1, "warmup_epochs": 0}
 BATCH = 6
 FINETUNER = "FusedFinetuneTrainer"
+IN_DOUBLE = (FINETUNER, "SparKPretrainer")
 
 
 def join(rank, world, rendezvous):
@@ -29,7 +31,7 @@ def train(rank, world, rendezvous, variables, arguments, output):
     join(rank, world, rendezvous)
     for dropout in (torch.nn.Dropout, torch.nn.Dropout3d):
         dropout.forward = lambda _, values: values  # it depends on the number of processes
-    if arguments[1] == FINETUNER:
+    if arguments[1] in IN_DOUBLE:
         in_double(stage)
     trainer = make_trainer(torch.device("cpu"), *arguments)
     gradients = []
@@ -52,13 +54,16 @@ def train(rank, world, rendezvous, variables, arguments, output):
 def in_double(module):
     """Let networks compute in float64.
 
-    In float32 the gradient of a convolution of UNETR++ before a norm, a sum over all voxels whose terms cancel each
-    other, is rounded by 1e-4, and otherwise in batches of other sizes.
+    In float32 the gradient of a convolution before a norm, a sum over all voxels whose terms cancel each other, is
+    rounded by 1e-4, and otherwise in batches of other sizes: in UNETR++, and with PyTorch 2.6 in U-Nets, too.
     """
     distribute = module.distribute
 
+    def double(value):
+        return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
     def distribute_double(network, device, **options):
-        network.register_forward_pre_hook(lambda _, inputs: tuple(each.double() for each in inputs))
+        network.register_forward_pre_hook(lambda _, inputs: tree_map(double, inputs))
         return distribute(network.double(), device, **options)
 
     module.distribute = distribute_double
