@@ -260,3 +260,14 @@ def test_a_file_that_cannot_be_used_is_named(spoilt, capsys, spoil, defect):
 def test_a_dataset_that_is_described_wrongly(spoilt, capsys, spoil, sentence):
     spoil(spoilt)
     _refused(spoilt, sentence, capsys)
+
+
+def test_a_fingerprint_that_was_left_half_written_is_named(workspace, capsys):
+    file = workspace.preprocessed / "dataset_fingerprint.json"
+    content = file.read_text()
+    file.write_text(content[:9])
+    try:
+        said = refused([*PLAN, "998"], capsys)
+    finally:
+        file.write_text(content)
+    assert says(said, f"Error: {file} is no valid JSON: {ANYTHING}; add --clean, which extracts it anew\n")

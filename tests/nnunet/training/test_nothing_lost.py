@@ -161,7 +161,7 @@ def test_a_fold_is_trained_by_one_process_at_a_time(workspace, name):
     file = workspace.checkpoint(name, plans).with_name(".lock")
     code = (
         f"import sys\nfrom pathlib import Path\nfrom nnunet_topomae.files import lock\n"
-        f"kept = lock(Path({str(file)!r}))\nprint('locked', flush=True)\nsys.stdin.read()"
+        f"kept = lock(Path({str(file)!r}), print)\nprint('locked', flush=True)\nsys.stdin.read()"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"locked\n"
