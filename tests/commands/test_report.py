@@ -236,7 +236,6 @@ def test_study_report_writes_into_the_folder_of_the_study(copied, capsys):
     assert f"Written: {folder / 'report.html'}" in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_a_study_that_has_not_been_measured_has_no_answer_yet(copied):
     _without_the_rest(copied)
     assert cli.main(["report", str(copied / "study"), "-o", str(copied / "report.html")]) == 0
@@ -258,7 +257,6 @@ def _add_row(folder: Path) -> None:
         write_json(plans, folder / "preprocessed" / made_up.DATASET / f"{run['plans']}.json")
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_a_pretraining_that_rows_share_is_named_after_all_of_them(copied):
     """Also after TopoMAE, though its own plans were never pre-trained with."""
     _add_row(copied)
