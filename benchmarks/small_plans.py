@@ -1,8 +1,8 @@
 """Plans with networks that a CPU can train, for the studies of docs/results.md.
 
-    python benchmarks/small_plans.py 4 [--crop 32 48 32]
+    python benchmarks/small_plans.py 4 [-p nnUNetTopoMAEPlans] [--crop 32 48 32]
 
-Reads ``nnUNetTopoMAEPlans`` of a dataset that has been planned and preprocessed, and writes ``SmallTopoMAE`` (UNETR++
+Reads plans of a dataset that has been planned by ``TopoMAEPlanner`` and preprocessed, and writes ``SmallTopoMAE`` (UNETR++
 and a ViT), ``SmallUNETR`` and ``SmallUNet`` beside it. All train on the same preprocessed images, in batches of 2.
 """
 
@@ -83,10 +83,11 @@ def main() -> None:
     """Write the plans."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=int, help="ID of the dataset")
+    parser.add_argument("-p", "--plans", default="nnUNetTopoMAEPlans", help="plans to start from")
     parser.add_argument("--crop", type=int, nargs=3, default=[32, 48, 32], help="voxels, multiples of 16")
     options = parser.parse_args()
     folder = Path(nnUNet_preprocessed) / maybe_convert_to_dataset_name(options.dataset)
-    planned = read_json(folder / "nnUNetTopoMAEPlans.json")
+    planned = read_json(folder / f"{options.plans}.json")
     for name, (network, arguments, imported) in networks(options.crop).items():
         configuration = copy.deepcopy(planned["configurations"][CONFIGURATION])
         architecture = {"network_class_name": network, "arch_kwargs": arguments, "_kw_requires_import": imported}
