@@ -2,8 +2,9 @@
 
     python benchmarks/small_plans.py 4 [-p nnUNetTopoMAEPlans] [--crop 32 48 32]
 
-Reads plans of a dataset that has been planned by ``TopoMAEPlanner`` and preprocessed, and writes ``SmallTopoMAE`` (UNETR++
-and a ViT), ``SmallUNETR`` and ``SmallUNet`` beside it. All train on the same preprocessed images, in batches of 2.
+Reads plans of a dataset that has been planned by ``TopoMAEPlanner`` and preprocessed, and writes ``SmallTopoMAE``
+(UNETR++ and a ViT), ``SmallUNETR`` and ``SmallUNet`` beside it. All train on the same preprocessed images, in batches
+of 2.
 """
 
 import argparse

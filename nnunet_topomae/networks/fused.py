@@ -94,6 +94,10 @@ class FusedViTUNETRPP(UNETRPP):
         """Which parameters belong to which layer; see :meth:`ViTEncoder.layers`."""
         return self.vit.layers("vit")
 
+    def encoder_parts(self) -> list[str]:
+        """Those of UNETR++, and the ViT; see :func:`encoder_parameters`."""
+        return [*super().encoder_parts(), "vit"]
+
     def forward(self, crop: Tensor) -> Tensor | list[Tensor]:
         """(B, C, D, H, W) to logits (B, K, D, H, W), or a list of four resolutions with deep supervision."""
         from_vit = self.pyramid(self.vit.taps(crop, self.taps))

@@ -2,7 +2,8 @@
 
 Each part of a network may have methods that tell something about its own tensors: ``no_weight_decay``, as in timm, and
 in the same spirit ``constant_parameters`` and ``resizing``. The functions here ask all parts and collect the answers
-under full names. docs/adding_a_network.md has an example.
+under full names. The whole network may say by ``encoder_parts`` what its encoder is. docs/adding_a_network.md has an
+example.
 """
 
 from typing import Any
@@ -25,6 +26,24 @@ def constant_parameters(network: nn.Module) -> set[str]:
 def grid_tensors(network: nn.Module) -> dict[str, GridTensor]:
     """How each tensor that lies on a grid of tokens or voxels is resized, by the tensor's name."""
     return _collect(network, "resizing")
+
+
+def encoder_parameters(network: nn.Module) -> set[str]:
+    """Names of the parameters that make features of images.
+
+    A network says by a method ``encoder_parts`` which of its parts have them. Where it has no such method, as those of
+    nnU-Net, it is the part ``encoder``.
+
+    Raises:
+        ValueError: if it has neither.
+    """
+    parts = getattr(network, "encoder_parts", lambda: ["encoder"])()
+    names = {name for name, _ in network.named_parameters() if name.startswith(tuple(f"{part}." for part in parts))}
+    if not names:
+        raise ValueError(
+            f"{type(network).__name__} has no part that is named {' or '.join(parts)}; give it a method encoder_parts"
+        )
+    return names
 
 
 def _collect(network: nn.Module, method: str) -> dict[str, Any]:

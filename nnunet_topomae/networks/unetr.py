@@ -139,6 +139,10 @@ class UNETR(nn.Module):
         """Which parameters belong to which layer; see :meth:`ViTEncoder.layers`."""
         return self.vit.layers("vit")
 
+    def encoder_parts(self) -> list[str]:
+        """The ViT; see :func:`encoder_parameters`."""
+        return ["vit"]
+
     def forward(self, crop: Tensor) -> Tensor | list[Tensor]:
         """(B, C, D, H, W) to logits (B, K, D, H, W), or a list of all resolutions with deep supervision."""
         *hidden, tokens = self.vit.taps(crop, self.taps)

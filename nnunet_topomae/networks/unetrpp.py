@@ -340,6 +340,10 @@ class UNETRPP(nn.Module):
             deep_supervision,
         )
 
+    def encoder_parts(self) -> list[str]:
+        """Encoder and the skip connection that sees the crop itself; see :func:`encoder_parameters`."""
+        return ["encoder", "full_resolution_skip"]
+
     def forward(self, crop: Tensor) -> Tensor | list[Tensor]:
         """(B, C, D, H, W) to logits (B, K, D, H, W), or a list of four resolutions with deep supervision."""
         return self.decoder(self.full_resolution_skip(crop), self.encoder(crop))

@@ -50,11 +50,17 @@ def _staged(num_epochs: float) -> dict[str, Any]:
     return {"freeze_epochs": phase, "warmup_epochs": phase}
 
 
+def _frozen(num_epochs: float) -> dict[str, Any]:
+    """The default, but the pre-trained encoder stays as it is: for a handful of labelled cases."""
+    return {**_default(num_epochs), "encoder_lr": 0.0}
+
+
 _RECIPES: dict[str, Callable[[float], dict[str, Any]]] = {
     "default": _default,
     "anatomask": _anatomask,
     "nnssl": _nnssl,
     "staged": _staged,
+    "frozen": _frozen,
 }
 RECIPES = tuple(_RECIPES)
 

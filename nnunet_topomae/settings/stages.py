@@ -109,6 +109,13 @@ class FinetuningConfig(StageConfig):
         "in the first half of these epochs and falls in the second; then the whole network starts with its own warm-up",
         "ours; OpenMind",
     )
+    encoder_lr: float = setting(
+        1.0,
+        Number(0, 1),
+        "factor on the learning rate of the pre-trained encoder; at 0 it stays as pre-training left it, and only the "
+        "other parts learn; not used from scratch",
+        "ours",
+    )
     layer_decay: float = setting(
         0.75,
         Number(0, 1, low_open=True),

@@ -5,7 +5,7 @@ from torch import nn
 
 from nnunet_topomae.methods import PretextTask
 from nnunet_topomae.networks.grids import PatchVoxels, Positions, TokenProjection
-from nnunet_topomae.networks.traits import constant_parameters, grid_tensors, no_weight_decay
+from nnunet_topomae.networks.traits import constant_parameters, encoder_parameters, grid_tensors, no_weight_decay
 from nnunet_topomae.settings import PretrainingConfig
 from tiny import make_method, make_network
 
@@ -29,6 +29,27 @@ def test_positions_mask_tokens_temperatures_and_gains_have_no_weight_decay():
 )
 def test_only_sine_cosine_positions_are_fixed(kind, fixed):
     assert constant_parameters(make_network(kind)) == fixed
+
+
+@pytest.mark.parametrize(
+    ("kind", "parts"),
+    [
+        ("fused", {"vit", "encoder", "full_resolution_skip"}),
+        ("unetr", {"vit"}),
+        ("hybrid", {"encoder"}),
+        ("plain", {"encoder"}),
+    ],
+)
+def test_which_parts_are_the_encoder(kind, parts):
+    network = make_network(kind)
+    expected = {name for name, _ in network.named_parameters() if name.split(".")[0] in parts}
+    assert encoder_parameters(network) == expected
+    assert {name.split(".")[0] for name in expected} == parts
+
+
+def test_a_network_without_an_encoder_by_name_is_refused():
+    with pytest.raises(ValueError, match="Sequential has no part that is named encoder; give it a method"):
+        encoder_parameters(nn.Sequential(nn.Linear(2, 2)))
 
 
 def test_tensors_on_grids_are_named_in_full():

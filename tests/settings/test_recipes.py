@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from nnunet_topomae.settings import FinetuningConfig, UNetFinetuningConfig, read_block
@@ -32,6 +34,12 @@ def test_nnssl_as_published(num_epochs, phase):
     assert (staged.freeze_epochs, staged.warmup_epochs) == (phase, phase)
 
 
+def test_frozen_is_the_default_but_for_the_encoder():
+    frozen, default = _read({"recipe": "frozen"}), _read({})
+    assert (frozen.encoder_lr, default.encoder_lr) == (0, 1)
+    assert replace(frozen, recipe="default", encoder_lr=1.0) == default
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_key_that_the_plans_have_wins(name):
     values = {"recipe": name, "base_lr": 0.5, "weight_decay": 0.25, "warmup_epochs": 3, "schedule": "poly"}
@@ -42,7 +50,7 @@ def test_a_key_that_the_plans_have_wins(name):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"recipe": "nnsl"}, "finetuning.recipe in the plans must be one of default, anatomask, nnssl, staged"),
+        ({"recipe": "nnsl"}, "finetuning.recipe in the plans must be one of default, anatomask, nnssl, staged, frozen"),
         ({"recipe": ["nnssl"]}, "finetuning.recipe in the plans must be one of"),
         ({"recipe": "staged", "num_epochs": 0}, "finetuning.num_epochs in the plans must be a whole number"),
         ({"recipe": "staged", "num_epochs": "ten"}, "finetuning.num_epochs in the plans must be a whole number"),

@@ -18,7 +18,7 @@ from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from nnunet_topomae.networks.traits import no_weight_decay
+from nnunet_topomae.networks.traits import encoder_parameters, no_weight_decay
 from nnunet_topomae.nnunet.data.preprocessed import PlannedDataset
 from nnunet_topomae.nnunet.data.splits import read_splits
 from nnunet_topomae.nnunet.data.stream import CASE, AugmentedItems, StreamSampler, random_state
@@ -71,18 +71,26 @@ class FinetuneTrainer(StageTrainer):
         *,
         deep_supervision: bool = True,
     ) -> nn.Module:
-        """Make the network of the plans, with stochastic depth if it has any; see :meth:`StageTrainer.build`."""
+        """Make the network of the plans, with stochastic depth if it has any; see :meth:`StageTrainer.build`.
+
+        An encoder that is to stay as it was pre-trained has no gradients from the start, as DDP demands.
+        """
         network_class: Any = locate(configuration.network_arch_class_name)
         has_drop_path = network_class is not None and "drop_path" in inspect.signature(network_class).parameters
         overrides = {"drop_path": config.drop_path} if has_drop_path else {}
-        return build_network(configuration, num_channels, num_classes, deep_supervision=deep_supervision, **overrides)
+        network = build_network(
+            configuration, num_channels, num_classes, deep_supervision=deep_supervision, **overrides
+        )
+        for name in _frozen(network, config):
+            network.get_parameter(name).requires_grad_(False)
+        return network
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups whose learning rate falls by the factor ``layer_decay`` from layer to layer towards the input.
 
         A network says which layers it has by a method ``group_matcher``, as in timm; parts that are in none of them
         have the full learning rate. In a network without this method, all parts have it. Where some parts are frozen at
-        first, these have groups of their own.
+        first, or the encoder learns more slowly, these have groups of their own.
         """
         exempt = no_weight_decay(self.module)
         if hasattr(self.module, "group_matcher"):
@@ -91,19 +99,20 @@ class FinetuneTrainer(StageTrainer):
             )
         else:
             groups = param_groups_weight_decay(self.module, self.weight_decay, exempt)
-        fresh = {id(parameter) for name, parameter in self.module.named_parameters() if name in self.fresh}
+        fresh = set(self.fresh) if self.config.freeze_epochs else set()
+        slower = _slower(self.module, self.config)
+        kinds = {id(p): (name in fresh, name in slower) for name, p in self.module.named_parameters()}
         return [
-            {"params": members, "weight_decay": g["weight_decay"], "lr": self.initial_lr * g.get("lr_scale", 1), **own}
+            {
+                "params": members,
+                "weight_decay": g["weight_decay"],
+                "lr": self.initial_lr * g.get("lr_scale", 1) * (self.config.encoder_lr if is_slower else 1),
+                _FRESH: is_fresh,
+            }
             for g in groups
-            for members, own in self._split(g["params"], fresh)
+            for is_fresh, is_slower in sorted(set(kinds.values()))
+            if (members := [p for p in g["params"] if kinds[id(p)] == (is_fresh, is_slower)])
         ]
-
-    def _split(self, parameters: list[nn.Parameter], fresh: set[int]) -> list[tuple[list[nn.Parameter], dict]]:
-        """Fresh parameters and others, if they do not start together; else all of them."""
-        if not self.config.freeze_epochs:
-            return [(parameters, {})]
-        parts = [([p for p in parameters if (id(p) in fresh) == is_fresh], {_FRESH: is_fresh}) for is_fresh in (0, 1)]
-        return [(members, own) for members, own in parts if members]
 
     def make_optimizer(self, groups: list[dict[str, Any]]) -> Optimizer:
         """The optimiser that the plans name."""
@@ -165,8 +174,19 @@ class FinetuneTrainer(StageTrainer):
     def take_over(self, checkpoint: dict[str, Any], file: Path) -> HandOver:
         """As every stage does; what the checkpoint does not bring is fresh."""
         result = super().take_over(checkpoint, file)
+        self._check_frozen(result.fresh, file)
         self._set_fresh(result.fresh)
         return result
+
+    def _check_frozen(self, fresh: Sequence[str], file: Path) -> None:
+        """An encoder that does not learn must have been pre-trained."""
+        untrained = sorted(_frozen(self.module, self.config).intersection(fresh))
+        if untrained:
+            raise ValueError(
+                f"{file} has not trained the whole encoder, for example not {untrained[0]}, but finetuning.encoder_lr "
+                f"is 0 in {self.plans_manager.plans_name}.json or by its recipe, so it would stay random; set "
+                f"finetuning.encoder_lr above 0, or pre-train the whole encoder"
+            )
 
     def _set_fresh(self, names: list[str]) -> None:
         """Make the optimiser anew for the tensors that are fresh, all of them from scratch."""
@@ -302,6 +322,16 @@ class FinetuneTrainer(StageTrainer):
         name = nnUNetTrainer.__name__
         own = {"trainer_name": name, "finetuned_by": type(self).__name__, _FRESH: self.fresh}
         return {**super().checkpoint(), **own}
+
+
+def _slower(network: nn.Module, config: FinetuningConfig) -> set[str]:
+    """Names of the parameters whose learning rate is multiplied by ``encoder_lr``."""
+    return set() if config.from_scratch or config.encoder_lr == 1 else encoder_parameters(network)
+
+
+def _frozen(network: nn.Module, config: FinetuningConfig) -> set[str]:
+    """Names of the parameters that stay as they were pre-trained."""
+    return _slower(network, config) if config.encoder_lr == 0 else set()
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.run.run_training import maybe_load_checkpoint
 
 from nnunet_topomae.nnunet.data.preprocessed import PlannedDataset
-from nnunet_topomae.nnunet.weights.checkpoints import read_checkpoint
+from nnunet_topomae.nnunet.weights.checkpoints import UNTRAINED, read_checkpoint
 
 FUSED = "FusedFinetuneTrainer"
 
@@ -305,3 +305,53 @@ def link_pretraining(workspace, plans):
     file = workspace.checkpoint("TopoMAEPretrainer", plans)
     file.parent.mkdir(parents=True)
     file.write_bytes(workspace.checkpoint("TopoMAEPretrainer").read_bytes())
+
+
+FROZEN = {"recipe": "frozen", "num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1}
+
+
+def _started(workspace, name, **block):
+    """A trainer before its first step, and its parameters by name."""
+    plans = workspace.write_plans(name, lambda c: c.update(finetuning={**FROZEN, **block}))
+    link_pretraining(workspace, plans)
+    trainer = workspace.trainer(FUSED, plans)
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    return trainer, {n: p.detach().clone() for n, p in trainer.network.named_parameters()}
+
+
+def test_a_frozen_encoder_stays_as_it_was_pretrained(workspace, pretrained):
+    trainer, before = _started(workspace, "Frozen")
+    for _ in range(2):
+        trainer.train_step(next(trainer.dataloader_train))
+    learned, task = _changed(trainer, before), pretrained.task.state_dict()
+    assert {name.split(".")[0] for name in learned} == {"decoder", "pyramid"}
+    assert any(name.startswith("decoder.stages") for name in learned)
+    for name, parameter in trainer.network.named_parameters():
+        if name.split(".")[0] in ("vit", "encoder", "full_resolution_skip"):
+            assert torch.equal(parameter, task[name]), name
+
+
+def test_from_scratch_the_encoder_learns(workspace, pretrained):
+    trainer, before = _started(workspace, "FrozenScratch", from_scratch=True)
+    trainer.train_step(next(trainer.dataloader_train))
+    assert {"encoder", "full_resolution_skip", "decoder"} <= {n.split(".")[0] for n in _changed(trainer, before)}
+
+
+def test_an_encoder_can_learn_more_slowly(workspace, pretrained):
+    trainer, _ = _started(workspace, "Slower", encoder_lr=0.25, layer_decay=1.0)
+    names = {id(parameter): name for name, parameter in trainer.network.named_parameters()}
+    for group in trainer.optimizer.param_groups:
+        parts = {names[id(parameter)].split(".")[0] for parameter in group["params"]}
+        is_encoder = parts <= {"vit", "encoder", "full_resolution_skip"}
+        assert is_encoder or parts <= {"decoder", "pyramid"}
+        assert group["initial_lr"] == pytest.approx(trainer.initial_lr * (0.25 if is_encoder else 1))
+
+
+def test_an_encoder_that_was_not_pretrained_is_not_frozen(workspace, pretrained, tmp_path):
+    trainer = workspace.trainer(FUSED, workspace.write_plans("FrozenFresh", lambda c: c.update(finetuning=FROZEN)))
+    trainer.initialize()
+    checkpoint = read_checkpoint(workspace.checkpoint("TopoMAEPretrainer"))
+    checkpoint[UNTRAINED] = [*checkpoint[UNTRAINED], "vit.patch_embed.weight"]
+    with pytest.raises(ValueError, match=r"not vit\.patch_embed\.weight, but finetuning\.encoder_lr is 0 in Froz"):
+        trainer.take_over(checkpoint, tmp_path / "some.pth")
