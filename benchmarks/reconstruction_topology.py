@@ -65,7 +65,7 @@ def main() -> None:
     options = parser(batches=12, several=True)
     options.add_argument("--cell", type=int, default=1, help="voxels per axis that are averaged before")
     arguments = options.parse_args()
-    lines = []
+    lines, width = [], max(map(len, arguments.plans)) + 2
     for plans in arguments.plans:
         trainer = get_trainer_from_args(
             str(arguments.dataset), arguments.configuration, arguments.fold, TRAINER, plans, device=torch.device("cpu")
@@ -78,10 +78,10 @@ def main() -> None:
             for name, figures in measure(trainer.task, trainer.to_device(next(validation)), arguments.cell).items():
                 found[name].append(figures)
         lines += [
-            f"{plans:<32}{name:<22}" + "".join(f"{value:>15.4g}" for value in np.mean(figures, axis=0))
+            f"{plans:<{width}}{name:<22}" + "".join(f"{value:>15.4g}" for value in np.mean(figures, axis=0))
             for name, figures in found.items()
         ]
-    print(f"\n{'plans':<32}{'reconstruction':<22}" + "".join(f"{c:>15}" for c in _COLUMNS), *lines, sep="\n")
+    print(f"\n{'plans':<{width}}{'reconstruction':<22}" + "".join(f"{c:>15}" for c in _COLUMNS), *lines, sep="\n")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ class TopologyConfig:
         source="paper, II-A",
     )
     weight: float = setting(
-        0.1, Number(0), "factor on the topological terms, which grow with the crop", "ours, see docs/losses.md"
+        1.0, Number(0), "factor on the topological terms, which grow with the crop", "paper, II: none is named"
     )
     grid: Sequence[int] | None = setting(
         None,
