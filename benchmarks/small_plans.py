@@ -4,7 +4,7 @@
 
 Reads plans of a dataset that has been planned by ``TopoMAEPlanner`` and preprocessed, and writes ``SmallTopoMAE``
 (UNETR++ and a ViT), ``SmallUNETR`` and ``SmallUNet`` beside it. All train on the same preprocessed images, in batches
-of 2.
+of 2. ``SmallTopoMAEFrozen`` and so on are the same, but fine-tuning leaves the pre-trained encoder as it is.
 """
 
 import argparse
@@ -73,11 +73,18 @@ def networks(crop: list[int]) -> dict[str, tuple[str, dict[str, Any], list[str]]
     }
 
 
-BLOCKS = {  # learning rates for a batch of 2: 1e-3 and 5e-4 in pre-training, 8e-4 in fine-tuning
-    "SmallTopoMAE": {"pretraining": {"base_lr": 0.128}},
+BLOCKS = {  # learning rates for a batch of 2: 1e-3 and 5e-4 in pre-training, 2e-3 and 8e-4 in fine-tuning
+    "SmallTopoMAE": {"pretraining": {"base_lr": 0.128}, "finetuning": {"base_lr": 0.256}},
     "SmallUNETR": {"pretraining": {"base_lr": 0.064}, "finetuning": {"base_lr": 0.1}},
     "SmallUNet": {"pretraining": {"base_lr": 0.128, "decoder_width": 64}, "finetuning": {"base_lr": 0.1}},
 }
+
+
+def write_plans(planned: dict[str, Any], name: str, configuration: dict[str, Any], folder: Path) -> None:
+    """Write plans of another name, with one configuration."""
+    write_json(
+        planned | {"plans_name": name, "configurations": {CONFIGURATION: configuration}}, folder / f"{name}.json"
+    )
 
 
 def main() -> None:
@@ -97,11 +104,12 @@ def main() -> None:
         if name == "SmallTopoMAE":  # whose method the planner has settings for
             of_method = configuration["pretraining"]
             of_method["topology"]["grid"] = [size // 2 for size in options.crop]
-            blocks = {"pretraining": {**of_method, **blocks["pretraining"]}}
+            blocks = {**blocks, "pretraining": {**of_method, **blocks["pretraining"]}}
         for block in ("pretraining", "finetuning"):
             configuration.pop(block, None)
-        plans = {"plans_name": name, "configurations": {CONFIGURATION: configuration | blocks}}
-        write_json(planned | plans, folder / f"{name}.json")
+        write_plans(planned, name, configuration | blocks, folder)
+        frozen = {**blocks["finetuning"], "encoder_lr": 0.0}
+        write_plans(planned, f"{name}Frozen", configuration | blocks | {"finetuning": frozen}, folder)
 
 
 if __name__ == "__main__":
