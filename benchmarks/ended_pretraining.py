@@ -1,6 +1,12 @@
 """Names pre-trainings of TopoMAE that have ended, on the command line; for the benchmarks that look at them."""
 
 import argparse
+from pathlib import Path
+
+import torch
+from nnunetv2.run.run_training import get_trainer_from_args
+
+from nnunet_topomae.nnunet.training.pretraining import Pretrainer
 
 TRAINER = "TopoMAEPretrainer"
 
@@ -20,3 +26,15 @@ def parser(batches: int, *, several: bool = False) -> argparse.ArgumentParser:
     options.add_argument("-f", "--fold", type=int, default=0)
     options.add_argument("--batches", type=int, default=batches, help="validation batches")
     return options
+
+
+def open_trainer(options: argparse.Namespace, plans: str, device: str = "cpu", *, trained: bool = True) -> Pretrainer:
+    """The trainer of a pre-training in evaluation mode, with its final weights or those before the first step."""
+    trainer = get_trainer_from_args(
+        str(options.dataset), options.configuration, options.fold, TRAINER, plans, device=torch.device(device)
+    )
+    trainer.initialize()
+    if trained:
+        trainer.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
+    trainer.network.eval()
+    return trainer

@@ -10,12 +10,10 @@ the batches. nnU-Net's environment variables name the folders.
 
 from collections import defaultdict
 from dataclasses import replace
-from pathlib import Path
 from statistics import mean
 
 import torch
-from ended_pretraining import TRAINER, parser
-from nnunetv2.run.run_training import get_trainer_from_args
+from ended_pretraining import open_trainer, parser
 from torch import Tensor
 
 from nnunet_topomae.methods.base import Batch
@@ -61,14 +59,8 @@ def main() -> None:
     arguments.add_argument("--untrained", action="store_true", help="the network before the first step")
     arguments.add_argument("--device", default="cpu")
     options = arguments.parse_args()
-    trainer = get_trainer_from_args(
-        str(options.dataset), options.configuration, options.fold, TRAINER, options.plans,
-        device=torch.device(options.device),
-    )  # fmt: skip
-    trainer.initialize()
-    if not options.untrained:
-        trainer.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
-    task = trainer.task.eval()
+    trainer = open_trainer(options, options.plans, options.device, trained=not options.untrained)
+    task = trainer.task
     _, validation = trainer.get_dataloaders()
     batches = [trainer.to_device(next(validation)) for _ in range(options.batches)]
     weights = loss_weights(replace(task.config, topology=TopologyConfig(weight=1.0)))

@@ -11,13 +11,11 @@ error over hidden voxels. nnU-Net's environment variables name the folders.
 """
 
 from collections import defaultdict
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from ended_pretraining import TRAINER, parser
-from nnunetv2.run.run_training import get_trainer_from_args
+from ended_pretraining import open_trainer, parser
 from torch import Tensor
 
 from nnunet_topomae.methods.base import Batch
@@ -67,11 +65,7 @@ def main() -> None:
     arguments = options.parse_args()
     lines, width = [], max(map(len, arguments.plans)) + 2
     for plans in arguments.plans:
-        trainer = get_trainer_from_args(
-            str(arguments.dataset), arguments.configuration, arguments.fold, TRAINER, plans, device=torch.device("cpu")
-        )
-        trainer.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
-        trainer.network.eval()
+        trainer = open_trainer(arguments, plans)
         _, validation = trainer.get_dataloaders()
         found = defaultdict(list)
         for _ in range(arguments.batches):

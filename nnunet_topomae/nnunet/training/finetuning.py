@@ -326,7 +326,14 @@ class FinetuneTrainer(StageTrainer):
 
 def _slower(network: nn.Module, config: FinetuningConfig) -> set[str]:
     """Names of the parameters whose learning rate is multiplied by ``encoder_lr``."""
-    return set() if config.from_scratch or config.encoder_lr == 1 else encoder_parameters(network)
+    if config.from_scratch or config.encoder_lr == 1:
+        return set()
+    try:
+        return encoder_parameters(network)
+    except ValueError as error:
+        raise ValueError(
+            f"finetuning.encoder_lr is {config.encoder_lr:g}, but {error}, or set encoder_lr to 1"
+        ) from error
 
 
 def _frozen(network: nn.Module, config: FinetuningConfig) -> set[str]:

@@ -355,3 +355,26 @@ def test_an_encoder_that_was_not_pretrained_is_not_frozen(workspace, pretrained,
     checkpoint[UNTRAINED] = [*checkpoint[UNTRAINED], "vit.patch_embed.weight"]
     with pytest.raises(ValueError, match=r"not vit\.patch_embed\.weight, but finetuning\.encoder_lr is 0 in Froz"):
         trainer.take_over(checkpoint, tmp_path / "some.pth")
+
+
+def test_a_frozen_training_resumes(workspace, pretrained):
+    plans = workspace.write_plans("FrozenResumed", lambda c: c.update(finetuning=FROZEN))
+    link_pretraining(workspace, plans)
+    trainer = workspace.trainer(FUSED, plans)
+    trainer.num_epochs = 1
+    trainer.run_training()
+    resumed = workspace.trainer(FUSED, plans, continue_training=True)
+    maybe_load_checkpoint(resumed, continue_training=True, validation_only=False)
+    assert resumed.current_epoch == 1
+    frozen = {name for name, parameter in resumed.network.named_parameters() if not parameter.requires_grad}
+    assert {name.split(".")[0] for name in frozen} == {"vit", "encoder", "full_resolution_skip"}
+    assert all(torch.equal(resumed.network.get_parameter(n), pretrained.task.state_dict()[n]) for n in frozen)
+
+
+def test_a_network_that_names_no_encoder_cannot_be_frozen(workspace, monkeypatch):
+    monkeypatch.setattr("nnunet_topomae.networks.fused.FusedViTUNETRPP.encoder_parts", lambda _: ["trunk"])
+    plans = workspace.write_plans("NoEncoder", lambda c: c.update(finetuning=FROZEN))
+    with pytest.raises(
+        ValueError, match=r'"NoEncoder", .*finetuning\.encoder_lr is 0, but FusedViTUNETRPP has no part'
+    ):
+        workspace.trainer(FUSED, plans)
