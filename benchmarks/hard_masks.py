@@ -54,7 +54,12 @@ def train(task: AnatoMask, image: torch.Tensor, steps: int, rng: np.random.Gener
     optimizer = torch.optim.AdamW([p for p in task.parameters() if p.requires_grad], lr=1e-3)
     for step in range(steps):
         crops, progress = draw(image, task.crop_size[0], BATCH, rng), step / steps
-        batch = task.choose({"crop": crops, "mask": random_masks(task, len(crops))}, progress)
+        drawn = {
+            "crop": crops,
+            "mask": random_masks(task, len(crops)),
+            "order": torch.rand(len(crops), *task.mask_grid),
+        }
+        batch = task.choose(drawn, progress)
         output = task(batch)
         loss = task.loss_terms(output, batch)["total"]
         optimizer.zero_grad()

@@ -251,6 +251,11 @@ class NormalisedReconstruction(MaskedReconstruction):
         error = masked_mse(prediction, target, self.hidden_voxels(batch))
         return {"total": error, f"{branch}_mse": error}
 
+    def normalised(self, output: Output) -> Tensor:
+        """What the branch predicts of the batch's crops: normalised patches, (B, C, D, H, W)."""
+        (prediction,) = output.values()
+        return prediction
+
     def images(self, output: Output, batch: Batch) -> dict[str, Tensor]:
         """The reconstructions with the mean and the deviation of the crop's patches put back."""
         mean, deviation = patch_statistics(batch["crop"], self.patch_size)
@@ -270,7 +275,7 @@ class NormalisedReconstruction(MaskedReconstruction):
         """The error that ``anatomask.hardness`` names; see :meth:`MaskedReconstruction.patch_errors`."""
         if self.config.anatomask.hardness == "denormalised":
             return super().patch_errors(output, batch)
-        (prediction,) = output.values()
+        prediction = self.normalised(output)
         crop, normalised = batch["crop"], self.config.anatomask.hardness == "normalised"
         target = normalise_patches(crop, self.patch_size) if normalised else crop
         return patch_means((prediction - target).square(), self.patch_size).mean(dim=1)

@@ -165,45 +165,6 @@ class ViTEncoder(HasPositions, nn.Module):
         return tokens.transpose(1, 2).unflatten(2, self.grid)
 
 
-class ViTMaskedAutoencoder(nn.Module):
-    """A ViT encoder with the light transformer decoder of He et al. that predicts the voxels of hidden patches.
-
-    Args:
-        encoder: encodes visible patches.
-        output_channels: channels to predict, those of the crop.
-        width, depth, num_heads: of the decoder (SelfMedMAE: 384, 8, 12).
-
-    Example:
-        >>> import torch
-        >>> from nnunet_topomae.networks import ViTEncoder, ViTMaskedAutoencoder
-        >>> encoder = ViTEncoder(1, (8, 8, 8), (4, 4, 4), width=24, depth=2, num_heads=2)
-        >>> autoencoder = ViTMaskedAutoencoder(encoder, output_channels=1, width=24, depth=1, num_heads=2)
-        >>> mask = torch.tensor([True] * 6 + [False] * 2).reshape(1, 2, 2, 2)
-        >>> autoencoder(torch.rand(1, 1, 8, 8, 8), mask).shape
-        torch.Size([1, 1, 8, 8, 8])
-    """
-
-    def __init__(
-        self, encoder: ViTEncoder, output_channels: int, width: int = 384, depth: int = 8, num_heads: int = 12
-    ):
-        super().__init__()
-        self.encoder = encoder
-        self.decoder = ViTDecoder(encoder, output_channels, width, depth, num_heads)
-
-    def forward(self, crop: Tensor, mask: Tensor) -> Tensor:
-        """Reconstruct a crop from its visible patches.
-
-        Args:
-            crop: (B, C, D, H, W).
-            mask: (B, d, h, w) bool, True = hidden.
-
-        Returns:
-            The decoder's prediction at every patch, (B, C, D, H, W).
-        """
-        visible = visible_indices(mask, num_visible=int((~mask[0]).sum()))
-        return self.decoder(self.encoder(crop, visible), visible)
-
-
 class TokenEncoder(Protocol):
     """What a :class:`ViTDecoder` knows of the encoder of its tokens; see :class:`ViTEncoder`."""
 
@@ -217,9 +178,21 @@ class TokenEncoder(Protocol):
 
 
 class ViTDecoder(nn.Module):
-    """Transformer decoder over visible tokens and learned mask tokens.
+    """Light transformer decoder over visible tokens and learned mask tokens, which predicts voxels (He et al.).
 
-    Its arguments are those of :class:`ViTMaskedAutoencoder`.
+    Args:
+        encoder: of the visible tokens.
+        output_channels: channels to predict, those of the crop.
+        width, depth, num_heads: of the decoder (SelfMedMAE: 384, 8, 12).
+
+    Example:
+        >>> import torch
+        >>> from nnunet_topomae.networks import ViTDecoder, ViTEncoder
+        >>> encoder = ViTEncoder(1, (8, 8, 8), (4, 4, 4), width=24, depth=2, num_heads=2)
+        >>> decoder = ViTDecoder(encoder, output_channels=1, width=24, depth=1, num_heads=2)
+        >>> visible = torch.tensor([[6, 7]])  # of 2 x 2 x 2 patches
+        >>> decoder(encoder(torch.rand(1, 1, 8, 8, 8), visible), visible).shape
+        torch.Size([1, 1, 8, 8, 8])
     """
 
     pos_embed: Tensor

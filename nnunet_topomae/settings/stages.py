@@ -16,7 +16,10 @@ class StageConfig:
     num_iterations_per_epoch: int = setting(250, Number(1, integer=True), "training steps per epoch", "nnU-Net")
     num_val_iterations_per_epoch: int = setting(50, Number(1, integer=True), "validation batches per epoch", "nnU-Net")
     base_lr: float = setting(
-        6.4e-3, Number(0, low_open=True), "the learning rate is base_lr x batch size / 256", "paper, III-B"
+        6.4e-3,
+        Number(0, low_open=True),
+        "the learning rate is base_lr x batch size / 256, unless scale_lr is false",
+        "paper, III-B",
     )
     scale_lr: bool = setting(
         default=True,
@@ -89,7 +92,10 @@ class FinetuningConfig(StageConfig):
         "default", Choice(RECIPES), "named set of defaults for the keys that the plans do not have, see below", "ours"
     )
     base_lr: float = setting(
-        1e-1, Number(0, low_open=True), "the learning rate is base_lr x batch size / 256", "paper, III-B"
+        1e-1,
+        Number(0, low_open=True),
+        "the learning rate is base_lr x batch size / 256, unless scale_lr is false",
+        "paper, III-B",
     )
     optimizer: str = setting(
         "adamw", Choice(OPTIMIZERS), "AdamW, or stochastic gradient descent with Nesterov momentum", "paper, III-B"
@@ -112,8 +118,8 @@ class FinetuningConfig(StageConfig):
     encoder_lr: float = setting(
         1.0,
         Number(0, 1),
-        "factor on the learning rate of the pre-trained encoder; at 0 it stays as pre-training left it, and only the "
-        "other parts learn; not used from scratch",
+        "factor on the learning rate of the pre-trained encoder; at 0 its weights stay as pre-training left them, and "
+        "only the other parts learn, while its batch norms still follow the images; not used from scratch",
         "ours",
     )
     layer_decay: float = setting(

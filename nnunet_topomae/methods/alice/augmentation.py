@@ -15,7 +15,7 @@ LARGEST_ANGLE = np.pi / 6  # this and the next: nnU-Net's
 LARGEST_SCALING = 1.4
 SMALLEST_FACTOR = 0.75  # of intensities: nnU-Net's, for its brightness
 LARGEST_SHIFT = 0.25  # of intensities, in standard deviations of the crop
-_ANISOTROPIC = 3  # spacings that differ by more are turned about the coarse axis only; nnU-Net's rule
+_ANISOTROPIC = 3  # spacings that differ by more are turned about the coarse axis only; nnU-Net asks the crop's size
 
 
 class Placement(NamedTuple):

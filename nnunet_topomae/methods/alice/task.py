@@ -231,9 +231,13 @@ class Alice(NormalisedReconstruction):
             )
         return said
 
+    def normalised(self, output: Encoded) -> Tensor:
+        """What is predicted of the queries; see :meth:`NormalisedReconstruction.normalised`."""
+        return output.prediction.chunk(2)[0]
+
     def images(self, output: Encoded, batch: Batch) -> dict[str, Tensor]:
         """The reconstructions of the queries, with the mean and the deviation of the crop's patches put back."""
-        return {_BRANCH: self._denormalised(output.prediction.chunk(2)[0], batch["crop"])}
+        return {_BRANCH: self._denormalised(self.normalised(output), batch["crop"])}
 
     def _denormalised(self, prediction: Tensor, crop: Tensor) -> Tensor:
         mean, deviation = patch_statistics(crop, self.patch_size)

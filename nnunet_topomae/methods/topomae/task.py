@@ -1,14 +1,15 @@
 """TopoMAE: co-pre-training of a ViT masked autoencoder and UNETR++ (Gu et al., section II)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunet_topomae.methods.base import Batch, CaseReport
+from nnunet_topomae.methods.base import Batch, CaseReport, ImageSource
 from nnunet_topomae.methods.losses import compose, masked_mse
 from nnunet_topomae.methods.masked import MaskedReconstruction
 from nnunet_topomae.methods.topomae.keypoints import NUM_KEYPOINTS, keypoint_error
@@ -28,6 +29,7 @@ from nnunet_topomae.topology import TopologicalLoss, persistence_diagrams
 from nnunet_topomae.topology.loss import check_grid, choose_grid, pool_to_grid
 
 _KEYPOINT_CHANNELS, _KEYPOINT_HIDDEN = 64, 256
+_LOOKED_AT = 100  # images at most, to see how large they are
 
 
 class Prediction(NamedTuple):
@@ -127,6 +129,19 @@ class TopoMAE(MaskedReconstruction):
     def views(self) -> KeypointViews:
         """A random crop, a random mask, and where the crop lies in its volume."""
         return KeypointViews(self.crop_size, self.mask_grid, self.config.mask_ratio)
+
+    def prepare(self, images: ImageSource, device: torch.device, log: Callable[[str], None]) -> None:
+        """Say so where crops hold whole images, whose key points never change; see :meth:`PretextTask.prepare`."""
+        if not self.config.spatial.enabled:
+            return
+        shapes = [images.load(case).shape[1:] for case in islice(images.identifiers, _LOOKED_AT)]
+        whole = sum(all(crop >= size for crop, size in zip(self.crop_size, shape, strict=True)) for shape in shapes)
+        if 2 * whole > len(shapes):
+            log(
+                f"Key points: {whole} of {len(shapes)} images are no larger than a crop, so that their key points are "
+                f"always the same and teach little; choose a smaller patch_size in the plans, or set "
+                f"pretraining.spatial.enabled to false"
+            )
 
     def forward(self, batch: Batch) -> Prediction:
         """See :meth:`PretextTask.forward`; the ViT sees visible patches, UNETR++ the crop with zeros for the rest."""

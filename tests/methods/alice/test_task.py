@@ -12,6 +12,7 @@ from nnunet_topomae.methods.alice.modules import CASA, FEATURES
 from nnunet_topomae.methods.alice.similarity import cosine_loss, dino_loss, moved_centre, spread, teacher_temperature
 from nnunet_topomae.methods.alice.views import exchanged
 from nnunet_topomae.methods.base import to_float32
+from nnunet_topomae.methods.masked import HARDNESS_SCORES, TeacherConfig
 from tiny import TINY_CROP, Volumes, draw_batch, make_network
 
 CONFIG = AliceConfig(matcher="position", head_width=32)
@@ -175,14 +176,26 @@ def test_what_is_warned_of(terms, expected):
     assert [text in warning for text, warning in zip(expected, warnings, strict=True)] == [True] * len(expected)
 
 
-def test_a_teacher_may_choose_both_masks():
-    task, images = make_alice(mask_source="anatomask"), Volumes()
+@pytest.mark.parametrize("hardness", HARDNESS_SCORES)
+def test_a_teacher_may_choose_both_masks(hardness):
+    task, images = make_alice(mask_source="anatomask", anatomask=TeacherConfig(hardness=hardness)), Volumes()
     batch = draw_batch(task, images)
     chosen = task.choose(batch, 1.0)
     for name in ("mask", "key_mask"):
         assert chosen[name].flatten(1).sum(dim=1).tolist() == [task.num_hidden] * 2
         assert not torch.equal(chosen[name], batch[name])
     assert torch.equal(chosen["key_crop"], batch["key_crop"])
+
+
+def test_the_hardness_of_patches_is_that_of_the_queries():
+    """The first half of the predictions belongs to them: there the published score is the error against the crop."""
+    task, images = make_alice(mask_source="anatomask", anatomask=TeacherConfig(hardness="mixed")), Volumes()
+    batch = draw_batch(task, images)
+    output = task(batch)
+    errors = task.patch_errors(output, batch)
+    depth, height, width = task.patch_size
+    first = (output.prediction[0, 0] - batch["crop"][0, 0])[:depth, :height, :width]
+    torch.testing.assert_close(errors[0, 0, 0, 0], first.square().mean())
 
 
 def test_without_augmentation_both_views_are_the_crop():

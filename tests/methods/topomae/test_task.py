@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -9,7 +10,7 @@ from nnunet_topomae.methods.topomae import SpatialConfig, TopologyConfig, TopoMA
 from nnunet_topomae.methods.topomae.task import loss_weights
 from nnunet_topomae.networks import UNETRPP, FusedViTUNETRPP
 from nnunet_topomae.nnunet.training.schedule import learning_rate_factor
-from tiny import TINY_CROP, TINY_NETWORK, make_batch, make_crops, make_task
+from tiny import TINY_CROP, TINY_NETWORK, Volumes, make_batch, make_crops, make_task
 
 TERMS = [
     "vit_mse",
@@ -167,3 +168,24 @@ def test_each_branch_learns_one_crop_by_heart(branch, learning_rate, steps):
     with torch.no_grad():
         error = task.errors(task(batch), batch)[branch]
     assert error * deviation**2 < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"), [({"a": TINY_CROP, "b": (4, 4, 4), "c": (16, 16, 33)}, True), (None, False)]
+)
+def test_whoever_takes_crops_as_large_as_the_images_is_told(sizes, said):
+    images, lines = Volumes(), []
+    if sizes:
+        images.volumes = {case: np.zeros((1, *size), np.float32) for case, size in sizes.items()}
+        images.identifiers = list(sizes)
+    make_task().prepare(images, torch.device("cpu"), lines.append)
+    assert [line.startswith("Key points: 2 of 3 images") for line in lines] == [True] * said
+
+
+def test_without_the_spatial_loss_the_size_of_images_does_not_matter():
+    images, lines = Volumes(), []
+    images.volumes = {case: volume[:, :8, :8, :8] for case, volume in images.volumes.items()}
+    make_task(replace(TopoMAEConfig(), spatial=SpatialConfig(enabled=False))).prepare(
+        images, torch.device("cpu"), lines.append
+    )
+    assert lines == []
