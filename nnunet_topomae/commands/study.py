@@ -92,7 +92,8 @@ def _add_new_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="N",
-        help="numbers of labelled cases (default: all that are left; with --preset labels 5 10 20 40)",
+        help="numbers of labelled cases (default: all that are left; with --preset labels those of 5 10 20 40 that "
+        "there are cases for)",
     )
     parser.add_argument("--seeds", type=count, default=3, metavar="N", help="repetitions (default: %(default)s)")
     add_held_out_options(parser, usual_test="a fifth of all cases", seed="--split_seed")

@@ -45,7 +45,8 @@ class Wishes:
     Attributes:
         configuration: of all plans.
         plans: name of the plans that crop and batch are taken from, and that rows of the fused network start from.
-        labelled: numbers of labelled cases; none for all cases that are left, with the preset ``labels`` 5, 10, 20, 40.
+        labelled: numbers of labelled cases; none for all cases that are left, with the preset ``labels`` for those of
+            5, 10, 20 and 40 that there are cases for.
         num_seeds: how often every run is repeated with other seeds.
         num_val, num_test: numbers of validation and test cases; None for a fifth of the cases to test on.
         patient: see :class:`~nnunet_topomae.nnunet.data.splits.Split`.
@@ -157,8 +158,8 @@ def _splits(cases: Sequence[str], wishes: Wishes, preset: str | None) -> list[Sp
         raise ValueError(
             f"{wishes.num_val} validation and {num_test} test cases leave none of {len(cases)} to train on"
         )
-    usual = [count for count in LABEL_COUNTS if count < left] if preset == "labels" else []
-    counts = wishes.labelled or [*usual, left]
+    usual = [count for count in LABEL_COUNTS if count <= left] if preset == "labels" else []
+    counts = wishes.labelled or usual or [left]
     return label_counts(cases, counts, wishes.num_val, num_test, wishes.split_seed, wishes.patient)
 
 

@@ -160,6 +160,15 @@ def test_other_keys_of_a_rows_plans_are_kept(workspace, new):
     }
 
 
+@pytest.mark.parametrize(
+    ("usual", "counts"), [((1, 2, 40), [1, 2]), ((1, 3), [1, 3]), ((4, 40), [3])], ids=["some", "all", "none"]
+)
+def test_the_usual_numbers_of_labels_that_there_are_cases_for(new, monkeypatch, usual, counts):
+    """Three cases are left to train on; all of them are labelled only where fewer would be too few."""
+    monkeypatch.setattr("nnunet_topomae.studies.new.LABEL_COUNTS", usual)
+    assert read_study(new("--preset", "labels")).label_counts == counts
+
+
 def test_rows_that_were_preprocessed_otherwise_are_named(workspace, new, capsys):
     workspace.write_plans("StudyOtherSpacing", lambda configuration: configuration.update(spacing=[4.0, 2.0, 2.0]))
     own = "own=StudyOtherSpacing:FusedFinetuneTrainer:TopoMAEPretrainer"
