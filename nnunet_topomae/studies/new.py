@@ -31,7 +31,8 @@ from nnunet_topomae.studies.definition import FILE, PREPROCESSING, SPLITS, Row, 
 from nnunet_topomae.studies.presets import LABEL_COUNTS, RowKind, baseline_of
 
 _FIRST_SEED = 12345  # nnU-Net's split seed, the default of both blocks
-_MOST_ITERATIONS, _LEAST_EPOCHS, _TRAINING_PER_VALIDATION = 250, 10, 5  # per epoch: nnU-Net's; ours; nnU-Net's
+_MOST_ITERATIONS, _LEAST_ITERATIONS, _TRAINING_PER_VALIDATION = 250, 10, 5  # per epoch: nnU-Net's; ours; nnU-Net's
+_LEAST_EPOCHS = 10
 _WARMUP_SHARE = 0.05  # MAE
 _IN_EPOCHS = ("warmup_epochs", "freeze_epochs")  # belong to the num_epochs that the plans had
 _OF_FUSION = ("vit", "taps", "pyramid_channels", "pyramid_blocks", "fusion_gain", "drop_path")
@@ -265,13 +266,19 @@ def _iterations(block: Mapping[str, Any], config: type[StageConfig]) -> int:
 def schedule(iterations: int) -> dict[str, int]:
     """Divide training steps into epochs: of 250 steps as in nnU-Net, or of fewer if that would be below 10 epochs.
 
+    Epochs are a little shorter where that divides the number of steps; where no length of at least 10 steps does, a few
+    steps more or fewer are made.
+
     Example:
         >>> schedule(5000)
         {'num_epochs': 20, 'num_iterations_per_epoch': 250, 'num_val_iterations_per_epoch': 50}
+        >>> schedule(2600)
+        {'num_epochs': 13, 'num_iterations_per_epoch': 200, 'num_val_iterations_per_epoch': 40}
         >>> schedule(100)
         {'num_epochs': 10, 'num_iterations_per_epoch': 10, 'num_val_iterations_per_epoch': 2}
     """
-    per_epoch = min(_MOST_ITERATIONS, max(iterations // _LEAST_EPOCHS, 1))
+    most = min(_MOST_ITERATIONS, max(iterations // _LEAST_EPOCHS, 1))
+    per_epoch = next((each for each in range(most, _LEAST_ITERATIONS - 1, -1) if iterations % each == 0), most)
     return {
         "num_epochs": round(iterations / per_epoch),
         "num_iterations_per_epoch": per_epoch,

@@ -640,11 +640,30 @@ def test_what_cannot_be_measured_again_is_not_lost(study, marks, capsys):
     assert (study / "results.csv").read_bytes() == before
 
 
-@pytest.mark.parametrize("iterations", [1, 6, 10, 99, 2499, 2500, 250_000])
-def test_schedules(iterations):
+@pytest.mark.parametrize(
+    ("iterations", "num_epochs", "per_epoch"),
+    [
+        (1, 1, 1),
+        (6, 6, 1),
+        (99, 11, 9),
+        (100, 10, 10),
+        (600, 10, 60),
+        (1500, 10, 150),
+        (2600, 13, 200),
+        (5000, 20, 250),
+        (250_000, 1000, 250),
+        (101, 10, 10),  # primes: as near as whole epochs come
+        (2503, 10, 250),
+    ],
+)
+def test_schedules(iterations, num_epochs, per_epoch):
     found = schedule(iterations)
-    assert found["num_epochs"] * found["num_iterations_per_epoch"] == pytest.approx(iterations, rel=0.05)
-    assert found["num_iterations_per_epoch"] <= 250
+    assert (found["num_epochs"], found["num_iterations_per_epoch"]) == (num_epochs, per_epoch)
+
+
+def test_the_steps_that_are_made_are_said(new, capsys):
+    new("--rows", "scratch", "--iterations", "101", "--pretraining_iterations", "2600")
+    assert "\n  100 steps of every fine-tuning, 2600 of every pre-training\n" in capsys.readouterr().out
 
 
 def test_differences_are_of_what_can_be_compared():
