@@ -14,6 +14,7 @@ from scipy.optimize import isotonic_regression
 from nnunet_topomae.studies.records import Record
 
 Floats = npt.NDArray[np.float64]
+Values = dict[int, dict[tuple[str, str], float]]  # of a run, by seed, by case and structure
 Scores = dict[tuple[str, int], dict[int, dict[str, float]]]  # by row and number of labels, by seed, by case
 
 LEVEL = 0.05  # of significance; intervals cover the rest
@@ -28,7 +29,7 @@ class Comparison:
         row: its name.
         baseline: its name.
         labelled: number of labelled cases.
-        cases: number of test cases in which the measure is defined for both.
+        cases: number of test cases with a structure for which the measure is defined in both rows.
         difference: mean over cases of row - baseline.
         low: lower end of the difference's 95 % bootstrap interval (percentiles; cases are drawn with replacement).
         high: its upper end.
@@ -69,17 +70,30 @@ class Equivalent:
     high: float
 
 
-def scores(records: Iterable[Record], measure: str) -> Scores:
-    """A measure per case: the mean over those structures for which it is defined; other cases are left out."""
-    values: dict = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+def defined(records: Iterable[Record], measure: str) -> dict[tuple[str, int], Values]:
+    """The values of a measure where it is defined, by row and number of labels."""
+    values: dict = defaultdict(lambda: defaultdict(dict))
     for record in records:
         value = getattr(record.measures, measure)
         if value is not None:
-            values[record.row, record.labelled][record.seed][record.case].append(value)
+            values[record.row, record.labelled][record.seed][record.case, record.structure] = value
+    return values
+
+
+def scores(records: Iterable[Record], measure: str) -> Scores:
+    """A measure per case: the mean over those structures for which it is defined; other cases are left out."""
     return {
-        run: {seed: {case: float(np.mean(each)) for case, each in cases.items()} for seed, cases in seeds.items()}
-        for run, seeds in values.items()
+        run: {seed: _means((case, value) for (case, _), value in values.items()) for seed, values in seeds.items()}
+        for run, seeds in defined(records, measure).items()
     }
+
+
+def _means(named: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """The mean of the values of each name."""
+    values: dict[str, list[float]] = {}
+    for name, value in named:
+        values.setdefault(name, []).append(value)
+    return {name: float(np.mean(each)) for name, each in values.items()}
 
 
 def seed_means(records: Iterable[Record], measure: str) -> dict[tuple[str, int], list[float]]:
@@ -99,12 +113,16 @@ def case_means(records: Iterable[Record], measure: str) -> dict[tuple[str, int],
     return found
 
 
-def paired(first: Mapping[int, Mapping[str, float]], *others: Mapping[int, Mapping[str, float]]) -> list[Floats]:
-    """Scores per case, averaged over the seeds that all have, for the cases that are in all of them: (N,) each."""
-    everything = (first, *others)
-    seeds = sorted(set(first).intersection(*others))
-    cases = sorted(set.intersection(*(set(each[seed]) for each in everything for seed in seeds))) if seeds else []
-    return [np.array([np.mean([each[seed][case] for seed in seeds]) for case in cases]) for each in everything]
+def paired(*runs: Values) -> list[Floats]:
+    """Scores of the test cases in several runs, to be compared: (N,) each.
+
+    Only structures of a case count for which the measure is defined in all runs, with every seed that all runs have: a
+    row is not worse for having found what another one has missed. Means are over these structures and seeds.
+    """
+    seeds = sorted(set.intersection(*map(set, runs)))
+    common = sorted(set.intersection(*(set(run[seed]) for run in runs for seed in seeds))) if seeds else []
+    by_case = [_means((pair[0], run[seed][pair]) for pair in common for seed in seeds) for run in runs]
+    return [np.array(list(means.values())) for means in by_case]
 
 
 def resamples(num_cases: int, seed: int = 0) -> npt.NDArray[np.int64]:
@@ -157,7 +175,7 @@ def comparisons(records: Sequence[Record], baselines: Mapping[str, str], measure
         baselines: the baseline of each pre-trained row.
         measure: name of a field of :class:`Measures`.
     """
-    found, by_run = [], scores(records, measure)
+    found, by_run = [], defined(records, measure)
     counts = sorted({labelled for _, labelled in by_run})
     for row, baseline in baselines.items():
         for labelled in counts:
@@ -175,7 +193,7 @@ def equivalent_labels(records: Sequence[Record], baselines: Mapping[str, str]) -
     on a logarithmic axis of labels; see :func:`read_curve`. Rows whose baseline was measured with one number of labels
     only have no answer.
     """
-    found, by_run = [], scores(records, "dice")
+    found, by_run = [], defined(records, "dice")
     for row, baseline in baselines.items():
         counts = sorted(labelled for name, labelled in by_run if name == baseline)
         for labelled in sorted(labelled for name, labelled in by_run if name == row):

@@ -50,9 +50,26 @@ def test_a_case_has_the_mean_of_its_defined_structures():
 def test_seeds_are_averaged_and_cases_are_paired():
     ours = {0: {"a": 0.5, "b": 0.6}, 1: {"a": 0.7, "b": 0.8, "c": 0.9}}
     scratch = {0: {"a": 0.1, "b": 0.2, "c": 0.3}, 1: {"a": 0.3, "b": 0.4}, 2: {"a": 0.9, "b": 0.9}}
-    first, second = paired(ours, scratch)
+    first, second = paired(*({seed: {(case, "organ"): value for case, value in values.items()}
+                              for seed, values in run.items()} for run in (ours, scratch)))  # fmt: skip
     assert first == pytest.approx([0.6, 0.7])  # a and b, seeds 0 and 1
     assert second == pytest.approx([0.2, 0.3])
+
+
+def test_a_structure_that_the_baseline_misses_makes_no_row_worse():
+    """HD95 of the small structure is not defined from scratch with one seed; of case b there is no other one."""
+    records = [
+        record(row, 5, 0.5, case, seed, structure, hd95)
+        for row, case, seed, structure, hd95 in [
+            ("ours", "a", 0, "large", 2.0), ("ours", "a", 0, "small", 30.0), ("ours", "b", 0, "small", 40.0),
+            ("ours", "a", 1, "large", 4.0), ("ours", "a", 1, "small", 50.0), ("ours", "b", 1, "small", 60.0),
+            ("scratch", "a", 0, "large", 5.0), ("scratch", "a", 0, "small", 1.0), ("scratch", "b", 0, "small", None),
+            ("scratch", "a", 1, "large", 7.0), ("scratch", "a", 1, "small", None), ("scratch", "b", 1, "small", 8.0),
+        ]
+    ]  # fmt: skip
+    (found,) = comparisons(records, BASELINES, "hd95")
+    assert (found.cases, found.difference) == (1, -3.0)  # the large structure of a: (2 + 4) / 2 - (5 + 7) / 2
+    assert comparisons(records[:3] + records[8:9], BASELINES, "hd95") == []  # nothing is defined in both
 
 
 def test_p_values_and_interval_are_those_of_scipy():
