@@ -78,7 +78,8 @@ def _is_study(folder: Path) -> bool:
 
 def _about_study(study: Study) -> _Part:
     records, runs = read_results(study), _finetunings(study)
-    compared, labels = comparisons(records, study.baselines, "dice"), equivalent_labels(records, study.baselines)
+    compared = comparisons(records, study.baselines, "dice", study.patients)
+    labels = equivalent_labels(records, study.baselines, study.patients)
     results, over_cases = Section("Results"), Section("Curves and boxes")
     if records:
         tables = [

@@ -158,9 +158,10 @@ def _new(options: argparse.Namespace) -> None:
     )
     study = make_study(options.folder, options.d, kinds, wishes, options.preset)
     counts = ", ".join(map(str, study.label_counts))
+    of_patients = f" of {len(set(study.patients.values()))} patients" if study.patients else ""
     say(
         f"{study.folder}: {len(study.rows)} rows, {counts} labelled cases, {len(study.seeds)} seeds, "
-        f"{len(study.test_cases)} test cases"
+        f"{len(study.test_cases)} test cases{of_patients}"
     )
     say(f"  {_steps_made(study)}")
     width = max(len(row.name) for row in study.rows)

@@ -132,6 +132,7 @@ def make_study(
         wishes.nsd_tolerance,
         rows,
         disable_tta=wishes.disable_tta,
+        patient=splits[0].patient,
     )
     files = {
         base.file(run.plans): seeded(planned[row.name], run.plans, wishes.configuration, run.seed)

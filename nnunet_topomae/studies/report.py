@@ -38,9 +38,19 @@ def main_table(study: Study, records: Sequence[Record], compared: Iterable[Compa
         ["row", "labelled cases", "seeds", f"mean {name}", "sd over seeds", "compared with", "difference",
          "95 % interval", "p, t-test", "p, Wilcoxon", "p, Holm"],
         rows,
-        "Mean over cases of the mean over structures. The difference is paired over cases, with seeds averaged per "
-        "case. Holm: corrected for the number of comparisons.",
+        f"Mean over cases of the mean over structures. {_pairing(study)} Holm: corrected for the number of "
+        f"comparisons.",
     )  # fmt: skip
+
+
+def _pairing(study: Study) -> str:
+    """What is paired in comparisons, as a sentence."""
+    if not (patients := study.patients):
+        return "The difference is paired over cases, with seeds averaged per case."
+    return (
+        f"The difference is paired over {len(set(patients.values()))} patients, with seeds and cases averaged per "
+        f"patient."
+    )
 
 
 def _mean_and_deviation(seeds: Sequence[float]) -> list[str]:

@@ -72,7 +72,7 @@ def _means_of_seeds(table, row, labelled, measure="dice"):
 
 def test_table_has_the_rows_in_their_order_recomputed(study, folder, table):
     records = read_results(study)
-    rows = main_table(study, records, comparisons(records, study.baselines, "dice")).rows
+    rows = main_table(study, records, comparisons(records, study.baselines, "dice", study.patients)).rows
     names = [name for name in made_up.ROWS for _ in made_up.COUNTS]
     assert [(row[0], row[1]) for row in rows] == [
         (made_up.ROWS[name][0], count) for name, count in zip(names, ["5", "10"] * 3, strict=True)
@@ -85,7 +85,7 @@ def test_table_has_the_rows_in_their_order_recomputed(study, folder, table):
 
 def test_differences_are_paired_over_cases(study, table):
     records = read_results(study)
-    compared = comparisons(records, study.baselines, "dice")
+    compared = comparisons(records, study.baselines, "dice", study.patients)
     rows = {tuple(row[:2]): row for row in main_table(study, records, compared).rows}
 
     def of_cases(row):
@@ -98,6 +98,12 @@ def test_differences_are_paired_over_cases(study, table):
     assert line[5:7] == ["UNETR++ with ViT from scratch", f"{np.mean(ours - scratch):+.3f}"]
     assert line[8] == (f"{p:.3f}" if p >= 0.001 else "< 0.001")
     assert line[9] == f"{stats.wilcoxon(ours, scratch).pvalue:.3f}"
+
+
+def test_the_table_says_of_how_many_patients(study):
+    named = replace(study, test_cases=["ann_1", "ann_2", "bob_1"], patient="[a-z]+")
+    assert "paired over cases, with seeds averaged per case." in main_table(study, RECORDS, []).note
+    assert "paired over 2 patients, with seeds and cases averaged per patient." in main_table(named, RECORDS, []).note
 
 
 def test_intervals_and_p_values_as_people_write_them(study):

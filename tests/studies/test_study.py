@@ -169,6 +169,16 @@ def test_the_usual_numbers_of_labels_that_there_are_cases_for(new, monkeypatch, 
     assert read_study(new("--preset", "labels")).label_counts == counts
 
 
+def test_the_pattern_of_patients_is_kept_and_used(new, marks):
+    folder = new("--rows", "scratch", "topomae", "--labelled", "1", "--test", "2", "--patient", r"phantom_\d+")
+    assert read_study(folder).patient == r"phantom_\d+"
+    content = json.loads((folder / "study.json").read_text())
+    (folder / "study.json").write_text(json.dumps({**content, "patient": "phantom"}))  # as if both were of one patient
+    assert run(folder) == 0
+    (compared,) = json.loads((folder / "answer.json").read_text())["comparisons"]
+    assert (compared["cases"], compared["unit"], compared["t_p"]) == (1, "patients", None)
+
+
 def test_rows_that_were_preprocessed_otherwise_are_named(workspace, new, capsys):
     workspace.write_plans("StudyOtherSpacing", lambda configuration: configuration.update(spacing=[4.0, 2.0, 2.0]))
     own = "own=StudyOtherSpacing:FusedFinetuneTrainer:TopoMAEPretrainer"
