@@ -569,6 +569,37 @@ def test_an_existing_split_must_be_one_of_label_counts(
     assert not (tmp_path / "study").exists()
 
 
+@pytest.fixture
+def added(workspace):
+    """Another image of every patient, added without its label; the names of the patients."""
+    folder = workspace.preprocessed / "nnUNetTopoMAEPlans_3d_fullres_unlabelled"
+    patients = sorted(file.name.removesuffix(".nii.gz") for file in (workspace.raw / "labelsTr").iterdir())
+    folder.mkdir()
+    for patient in patients:
+        for ending in (".b2nd", "_seg.b2nd", ".pkl"):
+            (folder / f"{patient}_later{ending}").touch()
+    yield patients
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("existing", [True, False], ids=["existing split", "drawn split"])
+def test_images_of_held_out_patients_are_refused(workspace, no_split, added, tmp_path, capsys, existing):
+    arguments = ["--rows", "scratch", "--val", "1", "--test", "1", "--patient", r"phantom_\d+"]
+    if existing:
+        no_split.write_text(json.dumps([{**_folds(workspace, ONE)[0], "patient": r"phantom_\d+"}]))
+        arguments = EXISTING
+    before = snapshot(workspace.folder)
+    said = refused(["study", "new", tmp_path / "study", "-d", 998, *arguments], capsys)
+    patient = said.removeprefix("Error: the added image ").partition("_later")[0]
+    assert said == (
+        f"Error: the added image {patient}_later is of the same patient as {patient}, which is held out; remove it "
+        f"with nnUNetv2_topomae add_unlabelled --remove {patient}_later, or hold out other cases\n"
+    )
+    assert patient == added[3] if existing else patient in added
+    assert snapshot(workspace.folder) == before
+    assert not (tmp_path / "study").exists()
+
+
 def test_an_existing_split_names_cases_of_the_dataset_only(workspace, no_split, tmp_path, capsys):
     no_split.write_text(json.dumps([{**_folds(workspace, ONE)[0], "test": ["nobody"]}]))
     said = refused(["study", "new", tmp_path / "study", "-d", 998, *EXISTING], capsys)
