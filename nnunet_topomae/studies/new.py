@@ -105,6 +105,9 @@ def make_study(
         name: {**check_row(plans, wishes.configuration, kinds[name]), **base.images(kinds[name], wishes.plans)}
         for name, plans in planned.items()
     }
+    for name, kind in kinds.items():
+        if kind.pretrainer:
+            base.check_others(kind.plans or wishes.plans, settings[name])
     differing = differences(settings)
     rows = [
         Row(
@@ -207,6 +210,15 @@ class _PlansFiles:
             found[f"{PRETRAINING}.added_images"] = len(dataset.unlabelled_cases(self.configuration))
         return found
 
+    def check_others(self, plans: str, settings: Mapping[str, Any]) -> None:
+        """See that the other datasets that a row is pre-trained on are there, preprocessed like this one.
+
+        Raises:
+            FileNotFoundError, ValueError: see :meth:`PlannedDataset.open_others`.
+        """
+        others, of_others = (settings[f"{PRETRAINING}.{key}"] for key in ("datasets", "datasets_plans"))
+        PlannedDataset.of(self.dataset_id, plans).open_others(others, of_others, self.configuration)
+
 
 @dataclass(frozen=True)
 class _Common:
@@ -246,7 +258,9 @@ class _Common:
             architecture["arch_kwargs"] = {
                 key: value for key, value in architecture["arch_kwargs"].items() if key not in _OF_FUSION
             }
-        configuration[PRETRAINING] = {**configuration.get(PRETRAINING, {}), **self.pretraining}
+        pretraining = configuration[PRETRAINING] = {**configuration.get(PRETRAINING, {}), **self.pretraining}
+        if pretraining.get("datasets"):  # which have no plans of the study
+            pretraining["datasets_plans"] = pretraining.get("datasets_plans") or plans["plans_name"]
         own = {key: value for key, value in configuration.get(FINETUNING, {}).items() if key not in _IN_EPOCHS}
         configuration[FINETUNING] = {**own, **self.finetuning, "from_scratch": kind.pretrainer is None}
         for key, value in kind.settings.items():

@@ -179,6 +179,44 @@ def test_the_pattern_of_patients_is_kept_and_used(new, marks):
     assert (compared["cases"], compared["unit"], compared["t_p"]) == (1, "patients", None)
 
 
+def test_rows_can_be_pretrained_on_other_datasets(workspace, other_dataset, new):
+    """Which have the plans that the row starts from, and not those of the study."""
+    plans = workspace.write_plans("StudyBoth", lambda c: c["pretraining"].update(datasets=[997]))
+    shutil.copy(workspace.preprocessed / f"{plans}.json", other_dataset)
+    new("--rows", "scratch", f"own={plans}:FusedFinetuneTrainer:TopoMAEPretrainer", "--labelled", "2")
+    training, validation = workspace.trainer("TopoMAEPretrainer", "study_own_seed0").get_tr_and_val_datasets()
+    assert sum(case.startswith("Dataset997_Other/") for case in training.identifiers) == 5
+    assert not any("/" in case for case in validation.identifiers)
+
+
+@pytest.mark.parametrize(
+    ("edit", "sentence"),
+    [
+        (None, "{other}/StudyBoth.json does not exist; plan the dataset with <what the library says>"),
+        (
+            lambda c: c.update(spacing=[3, 1, 1]),
+            "Dataset997_Other was not preprocessed like Dataset998_Phantom: spacing is <what the library says>",
+        ),
+    ],
+    ids=["not there", "otherwise"],
+)
+def test_other_datasets_that_cannot_take_part_are_refused(
+    workspace, other_dataset, no_split, tmp_path, capsys, edit, sentence
+):
+    plans = workspace.write_plans("StudyBoth", lambda c: c["pretraining"].update(datasets=[997]))
+    file = other_dataset / f"{plans}.json"
+    file.unlink(missing_ok=True)
+    if edit:
+        shutil.copy(workspace.preprocessed / file.name, file)
+        _edit(file, lambda content: edit(content["configurations"]["3d_fullres"]))
+    own = ["--rows", f"own={plans}:FusedFinetuneTrainer:TopoMAEPretrainer"]
+    before = snapshot(workspace.folder)
+    said = refused(["study", "new", tmp_path / "study", "-d", 998, "--val", 1, "--test", 1, *own], capsys)
+    assert says(said, f"Error: {sentence.format(other=other_dataset)}\n"), said
+    assert snapshot(workspace.folder) == before
+    assert not (tmp_path / "study").exists()
+
+
 def test_rows_that_were_preprocessed_otherwise_are_named(workspace, new, capsys):
     workspace.write_plans("StudyOtherSpacing", lambda configuration: configuration.update(spacing=[4.0, 2.0, 2.0]))
     own = "own=StudyOtherSpacing:FusedFinetuneTrainer:TopoMAEPretrainer"
