@@ -163,7 +163,7 @@ def test_cases_are_ranked_by_the_best_row_with_the_fewest_labels(study):
         record
         for case, dice in values.items()
         for record in (
-            _record("scratch", 5, 0, case, "tube", dice),
+            _record("scratch", 5, 1, case, "tube", dice),
             _record("spark", 5, 1, case, "tube", dice),
             _record("topomae", 5, 1, case, "tube", dice + 0.05),
             _record("spark", 10, 0, case, "tube", 1 - dice),
@@ -174,6 +174,25 @@ def test_cases_are_ranked_by_the_best_row_with_the_fewest_labels(study):
     assert (shown.labelled, [row.name for row in shown.rows], shown.seed) == (5, ["scratch", "topomae"], 1)
     assert shown.dice["topomae", "b"] == pytest.approx(0.25)
     assert shown.dice["scratch", "b"] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "of_scratch", "rows", "seed"),
+    [
+        ((0, 1, 2), (1, 2), ["scratch", "topomae"], 1),
+        ((1,), (0, 1), ["scratch", "topomae"], 1),
+        ((2, 1), (0,), ["topomae"], 1),  # nothing to show beside it yet
+        ((0,), (), ["topomae"], 0),
+    ],
+)
+def test_cases_are_shown_of_a_seed_that_all_rows_have(study, seeds, of_scratch, rows, seed):
+    records = [
+        _record(row, 5, number, "a", "tube", 0.5)
+        for row, numbers in (("topomae", seeds), ("scratch", of_scratch))
+        for number in numbers
+    ]
+    shown = chosen_cases(study, records)
+    assert ([row.name for row in shown.rows], shown.seed) == (rows, seed)
 
 
 def test_without_results_there_is_no_case_to_show(study):
