@@ -655,32 +655,46 @@ def test_what_is_there_already_is_kept(workspace, study, tmp_path, capsys):
     assert snapshot(workspace.folder) == before
 
 
+def _with_stand_ins(marks) -> dict[str, str]:
+    """An environment in which the stand-ins are found first."""
+    return {**os.environ, "PATH": f"{marks}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
 def test_commands_do_what_run_does(study, marks, capsys, workspace):
     capsys.readouterr()
     assert cli.main(["study", "commands", str(study), "--device", "cpu"]) == 0
     script = capsys.readouterr().out
-    for name in ("nnUNetv2_train", "nnUNetv2_predict"):
-        script = script.replace(f"\n{name} ", f"\n{marks / name} ")
-    script = script.replace("nnUNetv2_topomae ", f"{Path(sys.executable).parent / 'nnUNetv2_topomae'} ")
-    subprocess.run(["bash", "-c", script], check=True, stdout=subprocess.DEVNULL)
+    environment = _with_stand_ins(marks)
+    subprocess.run(["bash", "-c", script], check=True, env=environment, stdout=subprocess.DEVNULL)
     assert len(commands(marks)) == 9
     assert (study / "answer.json").is_file()
     assert run(study) == 0
     assert len(commands(marks)) == 9  # nothing was missing
 
 
-def test_slurm_arrays_wait_for_pretrainings(study, marks, capsys):
+@pytest.fixture
+def task(study, marks, capsys):
+    """Runs a task of one of the job arrays that a script for SLURM has submitted."""
     capsys.readouterr()
     assert cli.main(["study", "commands", str(study), "--device", "cpu", "--slurm=--gres=gpu:1"]) == 0
     script = capsys.readouterr().out
-    sbatch = marks / "sbatch"  # keeps what is submitted, then runs one task of it
+    sbatch = marks / "sbatch"  # keeps what is submitted
     sbatch.write_text(
         f'#!/usr/bin/env bash\necho "$*" >> {marks}/submitted\nn=$(wc -l < {marks}/submitted)\n'
         f'[[ "$*" == *--wrap* ]] || cat > {marks}/job$n\necho $n\n'
     )
     sbatch.chmod(0o755)
-    environment = {**os.environ, "PATH": f"{marks}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment = _with_stand_ins(marks)
     subprocess.run(["bash", "-c", script], check=True, env=environment, stdout=subprocess.DEVNULL)
+
+    def run_task(job: int, number: int) -> None:
+        of_task = {**environment, "SLURM_ARRAY_TASK_ID": str(number)}
+        subprocess.run(["bash", str(marks / f"job{job}")], check=True, env=of_task, stdout=subprocess.DEVNULL)
+
+    return run_task
+
+
+def test_slurm_arrays_wait_for_pretrainings(task, marks):
     submitted = (marks / "submitted").read_text().splitlines()
     assert submitted[:3] == [
         "--parsable --job-name=pretrainings --array=0-0 --gres=gpu:1",
@@ -688,10 +702,30 @@ def test_slurm_arrays_wait_for_pretrainings(study, marks, capsys):
         "--parsable --job-name=others --array=0-1 --gres=gpu:1",
     ]
     assert submitted[3].startswith("--dependency=afterany:2:3 --job-name=measure --wrap nnUNetv2_topomae study measure")
-    for job, task in ((1, 0), (2, 1)):
-        task_environment = {**environment, "SLURM_ARRAY_TASK_ID": str(task)}
-        subprocess.run(["bash", str(marks / f"job{job}")], check=True, env=task_environment)
+    task(1, 0)
+    task(2, 1)
     assert [each.split()[-1] for each in commands(marks)] == ["0", "1", "-c"]
+
+
+def test_a_task_that_slurm_starts_again_goes_on(task, study, marks, workspace):
+    """The script was printed when nothing had been trained yet."""
+
+    def last_words() -> list[str]:
+        return [line.split()[-1] for line in (marks / "commands").read_text().splitlines()]
+
+    fold = workspace.results / "TopoMAEPretrainer__study_topomae_seed0__3d_fullres" / "fold_0"
+    fold.mkdir(parents=True)
+    (fold / "checkpoint_latest.pth").touch()
+    task(1, 0)
+    assert last_words() == ["--c"]
+    shutil.rmtree(fold / "validation")
+    task(1, 0)
+    assert last_words() == ["--c", "--val"]
+    task(1, 0)  # is complete
+    task(2, 0)
+    task(2, 0)  # fine-tuned and predicted
+    assert last_words() == ["--c", "--val", str(fold / "checkpoint_final.pth"), "3"]  # the last: -nps
+    assert [file.name for file in (study / "predictions").iterdir()] == ["topomae_1_seed0"]
 
 
 def test_a_new_tolerance_measures_again(study, marks):
