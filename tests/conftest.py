@@ -92,6 +92,17 @@ def no_split(workspace):
         file.write_bytes(content)
 
 
+@pytest.fixture
+def other_dataset(workspace):
+    """A second dataset with the same plans and cases."""
+    folder = workspace.preprocessed.with_name("Dataset997_Other")
+    shutil.copytree(workspace.preprocessed, folder)
+    (workspace.folder / "raw" / folder.name).mkdir()
+    yield folder
+    shutil.rmtree(folder)
+    (workspace.folder / "raw" / folder.name).rmdir()
+
+
 @pytest.fixture(scope="session")
 def pretrained(workspace):
     """A finished pre-training of fold 0."""

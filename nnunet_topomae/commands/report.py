@@ -21,6 +21,10 @@ from nnunet_topomae.studies.statistics import comparisons, equivalent_labels, se
 from nnunet_topomae.studies.steps import Steps
 
 _NO_RAW = "Pictures of cases are left out, because nnUNet_raw is not set or has no {}."
+_NO_PREDICTION = (
+    "Pictures of cases are left out, because {} does not exist; move away what is left of its folder, and "
+    "nnUNetv2_topomae study run predicts again."
+)
 _NO_PLANS = "Pre-trainings are left out, because nnUNet_preprocessed is not set or lacks plans of the study."
 _LINES = "Orange: the label. Blue, dashed: the prediction. Each plane is that with most labelled voxels."
 
@@ -78,7 +82,8 @@ def _is_study(folder: Path) -> bool:
 
 def _about_study(study: Study) -> _Part:
     records, runs = read_results(study), _finetunings(study)
-    compared, labels = comparisons(records, study.baselines, "dice"), equivalent_labels(records, study.baselines)
+    compared = comparisons(records, study.baselines, "dice", study.patients)
+    labels = equivalent_labels(records, study.baselines, study.patients)
     results, over_cases = Section("Results"), Section("Curves and boxes")
     if records:
         tables = [
@@ -168,12 +173,15 @@ def _test_cases(study: Study, records: Sequence[Record]) -> Section:
             f"{study.folder / RESULTS} has case {min(missing)}, which {raw.folder} has not; the results are of another "
             "dataset"
         )
+    folders = {row.name: predictions_folder(study.folder, row.name, shown.labelled, shown.seed) for row in shown.rows}
+    files = (folder / f"{case}{raw.file_ending}" for folder in folders.values() for case in shown.cases.values())
+    if gone := [file for file in files if not file.is_file()]:
+        return Section("Test cases", (), [_NO_PREDICTION.format(gone[0].relative_to(study.folder))])
     blocks = []
     for kind, case in shown.cases.items():
         for row in shown.rows:
-            folder = predictions_folder(study.folder, row.name, shown.labelled, shown.seed)
             what = f"{kind.capitalize()} case, {case}: {row.title}, Dice {shown.dice[row.name, case]:.3f}"
-            blocks.append(_planes(what, raw, case, folder))
+            blocks.append(_planes(what, raw, case, folders[row.name]))
     which = (
         f"Test cases ranked by the Dice of {shown.rows[-1].title} with {shown.labelled} labelled cases, seeds "
         f"averaged; the predictions are of seed {shown.seed}. {_LINES}"

@@ -11,6 +11,7 @@ from nnunet_topomae.settings.recipes import RECIPES
 from nnunet_topomae.studies.presets import KINDS, PRESETS, TOPOMAE_PLANS
 
 if TYPE_CHECKING:  # nnU-Net takes seconds to import, which --help can do without
+    from nnunet_topomae.studies.definition import Study
     from nnunet_topomae.studies.records import Record
     from nnunet_topomae.studies.running import Runner
     from nnunet_topomae.studies.steps import Steps
@@ -92,7 +93,8 @@ def _add_new_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="N",
-        help="numbers of labelled cases (default: all that are left; with --preset labels 5 10 20 40)",
+        help="numbers of labelled cases (default: all that are left; with --preset labels those of 5 10 20 40 that "
+        "there are cases for)",
     )
     parser.add_argument("--seeds", type=count, default=3, metavar="N", help="repetitions (default: %(default)s)")
     add_held_out_options(parser, usual_test="a fifth of all cases", seed="--split_seed")
@@ -156,16 +158,31 @@ def _new(options: argparse.Namespace) -> None:
     )
     study = make_study(options.folder, options.d, kinds, wishes, options.preset)
     counts = ", ".join(map(str, study.label_counts))
+    of_patients = f" of {len(set(study.patients.values()))} patients" if study.patients else ""
     say(
         f"{study.folder}: {len(study.rows)} rows, {counts} labelled cases, {len(study.seeds)} seeds, "
-        f"{len(study.test_cases)} test cases"
+        f"{len(study.test_cases)} test cases{of_patients}"
     )
+    say(f"  {_steps_made(study)}")
     width = max(len(row.name) for row in study.rows)
     for row in study.rows:
         say(f"  {row.name:<{width}}  {row.title}")
     for warning in study.warnings:
         say(f"WARNING: {warning}")
     say(f"\nNext:\n\n    nnUNetv2_topomae study run {options.folder}")
+
+
+def _steps_made(study: "Study") -> str:
+    """How many training steps every run of a new study makes, which all of its plans say."""
+    from nnunet_topomae.nnunet.planning.plans import FINETUNING, PRETRAINING
+    from nnunet_topomae.studies.steps import Steps
+
+    configuration = Steps(study).plans(study.rows[0].runs[0].plans)["configurations"][study.configuration]
+    made = {
+        block: configuration[block]["num_epochs"] * configuration[block]["num_iterations_per_epoch"]
+        for block in (FINETUNING, PRETRAINING)
+    }
+    return f"{made[FINETUNING]} steps of every fine-tuning, {made[PRETRAINING]} of every pre-training"
 
 
 def _steps(options: argparse.Namespace) -> "Steps":

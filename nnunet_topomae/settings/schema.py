@@ -148,7 +148,19 @@ class Name:
         return "null or the name of a trainer"
 
 
-Accepted = Number | Numbers | Flag | Subset | Grid | Identifiers | Choice | Name
+@dataclass(frozen=True)
+class PlansName:
+    """Accepts null or the name of plans, which is that of a file without its ending."""
+
+    def accepts(self, value: Any) -> bool:
+        """Whether ``value`` is None or a name that leads to no other folder."""
+        return value is None or (isinstance(value, str) and value != "" and "/" not in value)
+
+    def __str__(self) -> str:
+        return "null or the name of plans"
+
+
+Accepted = Number | Numbers | Flag | Subset | Grid | Identifiers | Choice | Name | PlansName
 
 
 def setting(default: Any, accepted: Accepted, meaning: str, source: str) -> Any:

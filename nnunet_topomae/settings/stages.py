@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nnunet_topomae.settings.recipes import OPTIMIZERS, RECIPES, SCHEDULE_STEPS, SCHEDULES, recipe
-from nnunet_topomae.settings.schema import Choice, Flag, Identifiers, Name, Number, setting, with_default
+from nnunet_topomae.settings.schema import Choice, Flag, Identifiers, Name, Number, PlansName, setting, with_default
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,12 @@ class PretrainingConfig(StageConfig):
         (),
         Identifiers(),
         "IDs of other datasets whose images take part; they must be preprocessed with the same plans",
+        "ours",
+    )
+    datasets_plans: str | None = setting(
+        None,
+        PlansName(),
+        "name of the plans that the other datasets were preprocessed with; null: that of these plans",
         "ours",
     )
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from nnunet_topomae.files import read_json, write_json
+from nnunet_topomae.nnunet.data.splits import Split, check_pattern
 from nnunet_topomae.settings.schema import Flag, Number
 
 VERSION = 1
@@ -73,6 +74,8 @@ class Study:
         rows: what is compared.
         version: of the file.
         disable_tta: whether test cases are predicted without mirroring (nnUNetv2_predict --disable_tta).
+        patient: a regular expression that finds the patient in the name of a case, see
+            :class:`~nnunet_topomae.nnunet.data.splits.Split`; None: every case is of another patient.
     """
 
     folder: Path
@@ -85,11 +88,18 @@ class Study:
     rows: Sequence[Row] = field(default_factory=list)
     version: int = VERSION
     disable_tta: bool = False
+    patient: str | None = None
 
     @property
     def baselines(self) -> dict[str, str]:
         """The row that each pre-trained row is compared with."""
         return {row.name: row.compared_with for row in self.rows if row.compared_with}
+
+    @property
+    def patients(self) -> dict[str, str]:
+        """The patient of each test case; empty if every case is of another patient."""
+        split = Split(patient=self.patient)
+        return {case: split.patient_of(case) for case in self.test_cases} if self.patient else {}
 
     @property
     def titles(self) -> dict[str, str]:
@@ -185,6 +195,7 @@ _KINDS: dict[str, Flag | Number | _Text | _ListOf | _Object] = {  # of values in
     "test_cases": _ListOf(_Text()),
     "nsd_tolerance": Number(0, low_open=True),
     "disable_tta": Flag(),
+    "patient": _Text(optional=True),
 }
 
 
@@ -250,6 +261,7 @@ def _check(study: Study) -> None:
     Raises:
         ValueError: names what does not.
     """
+    check_pattern(study.patient)
     names = [row.name for row in study.rows]
     for row in study.rows:
         if names.count(row.name) > 1:

@@ -21,7 +21,7 @@ from nnunet_topomae.networks import UNETRPP
 from nnunet_topomae.nnunet.data.preprocessed import PlannedDataset
 from nnunet_topomae.nnunet.data.raw import read_dataset
 from nnunet_topomae.nnunet.data.splits import SPLITS as SPLIT_FILE
-from nnunet_topomae.nnunet.data.splits import Split, as_entries, existing_label_counts, label_counts
+from nnunet_topomae.nnunet.data.splits import Split, as_entries, check_all_added, existing_label_counts, label_counts
 from nnunet_topomae.nnunet.finding import find_class
 from nnunet_topomae.nnunet.planning.plans import FINETUNING, PRETRAINING
 from nnunet_topomae.nnunet.training.pretraining import Pretrainer, external_folders
@@ -31,7 +31,8 @@ from nnunet_topomae.studies.definition import FILE, PREPROCESSING, SPLITS, Row, 
 from nnunet_topomae.studies.presets import LABEL_COUNTS, RowKind, baseline_of
 
 _FIRST_SEED = 12345  # nnU-Net's split seed, the default of both blocks
-_MOST_ITERATIONS, _LEAST_EPOCHS, _TRAINING_PER_VALIDATION = 250, 10, 5  # per epoch: nnU-Net's; ours; nnU-Net's
+_MOST_ITERATIONS, _LEAST_ITERATIONS, _TRAINING_PER_VALIDATION = 250, 10, 5  # per epoch: nnU-Net's; ours; nnU-Net's
+_LEAST_EPOCHS = 10
 _WARMUP_SHARE = 0.05  # MAE
 _IN_EPOCHS = ("warmup_epochs", "freeze_epochs")  # belong to the num_epochs that the plans had
 _OF_FUSION = ("vit", "taps", "pyramid_channels", "pyramid_blocks", "fusion_gain", "drop_path")
@@ -45,7 +46,8 @@ class Wishes:
     Attributes:
         configuration: of all plans.
         plans: name of the plans that crop and batch are taken from, and that rows of the fused network start from.
-        labelled: numbers of labelled cases; none for all cases that are left, with the preset ``labels`` 5, 10, 20, 40.
+        labelled: numbers of labelled cases; none for all cases that are left, with the preset ``labels`` for those of
+            5, 10, 20 and 40 that there are cases for.
         num_seeds: how often every run is repeated with other seeds.
         num_val, num_test: numbers of validation and test cases; None for a fifth of the cases to test on.
         patient: see :class:`~nnunet_topomae.nnunet.data.splits.Split`.
@@ -96,12 +98,16 @@ def make_study(
     cases = sorted(read_dataset(Path(nnUNet_raw) / dataset)[1])
     base = _PlansFiles(dataset_id, dataset, wishes.configuration)
     splits = existing_label_counts(base.folder, cases) if wishes.existing_split else _splits(cases, wishes, preset)
+    check_all_added(base.folder, splits[0])
     common = _Common.of(base.read(wishes.plans), wishes)
     planned = {name: common.plan(base.read(kind.plans or wishes.plans), kind) for name, kind in kinds.items()}
     settings = {
         name: {**check_row(plans, wishes.configuration, kinds[name]), **base.images(kinds[name], wishes.plans)}
         for name, plans in planned.items()
     }
+    for name, kind in kinds.items():
+        if kind.pretrainer:
+            base.check_others(kind.plans or wishes.plans, settings[name])
     differing = differences(settings)
     rows = [
         Row(
@@ -130,6 +136,7 @@ def make_study(
         wishes.nsd_tolerance,
         rows,
         disable_tta=wishes.disable_tta,
+        patient=splits[0].patient,
     )
     files = {
         base.file(run.plans): seeded(planned[row.name], run.plans, wishes.configuration, run.seed)
@@ -157,8 +164,8 @@ def _splits(cases: Sequence[str], wishes: Wishes, preset: str | None) -> list[Sp
         raise ValueError(
             f"{wishes.num_val} validation and {num_test} test cases leave none of {len(cases)} to train on"
         )
-    usual = [count for count in LABEL_COUNTS if count < left] if preset == "labels" else []
-    counts = wishes.labelled or [*usual, left]
+    usual = [count for count in LABEL_COUNTS if count <= left] if preset == "labels" else []
+    counts = wishes.labelled or usual or [left]
     return label_counts(cases, counts, wishes.num_val, num_test, wishes.split_seed, wishes.patient)
 
 
@@ -203,6 +210,15 @@ class _PlansFiles:
             found[f"{PRETRAINING}.added_images"] = len(dataset.unlabelled_cases(self.configuration))
         return found
 
+    def check_others(self, plans: str, settings: Mapping[str, Any]) -> None:
+        """See that the other datasets that a row is pre-trained on are there, preprocessed like this one.
+
+        Raises:
+            FileNotFoundError, ValueError: see :meth:`PlannedDataset.open_others`.
+        """
+        others, of_others = (settings[f"{PRETRAINING}.{key}"] for key in ("datasets", "datasets_plans"))
+        PlannedDataset.of(self.dataset_id, plans).open_others(others, of_others, self.configuration)
+
 
 @dataclass(frozen=True)
 class _Common:
@@ -242,7 +258,9 @@ class _Common:
             architecture["arch_kwargs"] = {
                 key: value for key, value in architecture["arch_kwargs"].items() if key not in _OF_FUSION
             }
-        configuration[PRETRAINING] = {**configuration.get(PRETRAINING, {}), **self.pretraining}
+        pretraining = configuration[PRETRAINING] = {**configuration.get(PRETRAINING, {}), **self.pretraining}
+        if pretraining.get("datasets"):  # which have no plans of the study
+            pretraining["datasets_plans"] = pretraining.get("datasets_plans") or plans["plans_name"]
         own = {key: value for key, value in configuration.get(FINETUNING, {}).items() if key not in _IN_EPOCHS}
         configuration[FINETUNING] = {**own, **self.finetuning, "from_scratch": kind.pretrainer is None}
         for key, value in kind.settings.items():
@@ -264,13 +282,19 @@ def _iterations(block: Mapping[str, Any], config: type[StageConfig]) -> int:
 def schedule(iterations: int) -> dict[str, int]:
     """Divide training steps into epochs: of 250 steps as in nnU-Net, or of fewer if that would be below 10 epochs.
 
+    Epochs are a little shorter where that divides the number of steps; where no length of at least 10 steps does, a few
+    steps more or fewer are made.
+
     Example:
         >>> schedule(5000)
         {'num_epochs': 20, 'num_iterations_per_epoch': 250, 'num_val_iterations_per_epoch': 50}
+        >>> schedule(2600)
+        {'num_epochs': 13, 'num_iterations_per_epoch': 200, 'num_val_iterations_per_epoch': 40}
         >>> schedule(100)
         {'num_epochs': 10, 'num_iterations_per_epoch': 10, 'num_val_iterations_per_epoch': 2}
     """
-    per_epoch = min(_MOST_ITERATIONS, max(iterations // _LEAST_EPOCHS, 1))
+    most = min(_MOST_ITERATIONS, max(iterations // _LEAST_EPOCHS, 1))
+    per_epoch = next((each for each in range(most, _LEAST_ITERATIONS - 1, -1) if iterations % each == 0), most)
     return {
         "num_epochs": round(iterations / per_epoch),
         "num_iterations_per_epoch": per_epoch,

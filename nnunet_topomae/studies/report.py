@@ -38,9 +38,19 @@ def main_table(study: Study, records: Sequence[Record], compared: Iterable[Compa
         ["row", "labelled cases", "seeds", f"mean {name}", "sd over seeds", "compared with", "difference",
          "95 % interval", "p, t-test", "p, Wilcoxon", "p, Holm"],
         rows,
-        "Mean over cases of the mean over structures. The difference is paired over cases, with seeds averaged per "
-        "case. Holm: corrected for the number of comparisons.",
+        f"Mean over cases of the mean over structures. {_pairing(study)} Holm: corrected for the number of "
+        f"comparisons.",
     )  # fmt: skip
+
+
+def _pairing(study: Study) -> str:
+    """What is paired in comparisons, as a sentence."""
+    if not (patients := study.patients):
+        return "The difference is paired over cases, with seeds averaged per case."
+    return (
+        f"The difference is paired over {len(set(patients.values()))} patients, with seeds and cases averaged per "
+        f"patient."
+    )
 
 
 def _mean_and_deviation(seeds: Sequence[float]) -> list[str]:
@@ -177,7 +187,7 @@ class Shown(NamedTuple):
         cases: names by what they are: best, median, worst.
         labelled: number of labelled cases of the runs that are shown.
         rows: whose predictions are shown, the baselines first.
-        seed: of these runs.
+        seed: of these runs, the smallest that has been measured of all of them.
         dice: by row and case.
     """
 
@@ -191,7 +201,8 @@ class Shown(NamedTuple):
 def chosen_cases(study: Study, records: Sequence[Record]) -> Shown | None:
     """The best, median and worst case of the best row with the fewest labelled cases, where pre-training matters most.
 
-    None if there are no results.
+    The baselines are shown beside it if all of them have been measured with a seed that it has. None if there are no
+    results.
     """
     means = case_means(records, _MAIN)
     if not means:
@@ -204,6 +215,12 @@ def chosen_cases(study: Study, records: Sequence[Record]) -> Shown | None:
     ranked = sorted(of_best, key=lambda case: of_best[case])
     kinds = {"best": ranked[-1], "median": ranked[len(ranked) // 2], "worst": ranked[0]}
     rows = [*(row for row in there.values() if row.baseline and row != best), best]
-    seed = min(record.seed for record in records if (record.row, record.labelled) == (best.name, labelled))
+    seeds = [_seeds(records, row, labelled) for row in rows]
+    if not (shared := set.intersection(*seeds)):
+        rows, shared = [best], seeds[-1]
     dice = {(row.name, case): value for row in rows for case, value in means[row.name, labelled].items()}
-    return Shown(kinds, labelled, rows, seed, dice)
+    return Shown(kinds, labelled, rows, min(shared), dice)
+
+
+def _seeds(records: Iterable[Record], row: Row, labelled: int) -> set[int]:
+    return {record.seed for record in records if (record.row, record.labelled) == (row.name, labelled)}

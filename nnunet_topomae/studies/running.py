@@ -109,8 +109,8 @@ class Runner:
             self.failed[row] = step
             self.say(f"{step.name} failed with exit status {status}; {self.log(step)} ends:\n{self._tail(step)}")
             return False
-        if step.partial and step.target:
-            step.partial.rename(step.target)
+        if step.partial:
+            step.partial.rename(step.folder)
         return True
 
     def log(self, step: Step) -> Path:
@@ -123,12 +123,13 @@ class Runner:
 
     def _call(self, step: Step, lock: int) -> int:
         """Exit status of a command; it is stopped with all of its processes if this one is, or at the deadline."""
+        words = step.words
         self.log(step).parent.mkdir(exist_ok=True)
         with self.log(step).open("a") as output, _terminated_as_interrupted():
-            output.write(f"$ {' '.join(step.words)}\n")
+            output.write(f"$ {' '.join(words)}\n")
             output.flush()
             process = subprocess.Popen(
-                [executable(step.words[0]), *step.words[1:]],
+                [executable(words[0]), *words[1:]],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -14,6 +14,7 @@ from scipy.optimize import isotonic_regression
 from nnunet_topomae.studies.records import Record
 
 Floats = npt.NDArray[np.float64]
+Values = dict[int, dict[tuple[str, str], float]]  # of a run, by seed, by case and structure
 Scores = dict[tuple[str, int], dict[int, dict[str, float]]]  # by row and number of labels, by seed, by case
 
 LEVEL = 0.05  # of significance; intervals cover the rest
@@ -22,19 +23,22 @@ _RESAMPLES = 9999
 
 @dataclass(frozen=True)
 class Comparison:
-    """A row against its baseline with the same number of labels, paired over test cases.
+    """A row against its baseline with the same number of labels, paired over test cases, or over their patients.
 
     Attributes:
         row: its name.
         baseline: its name.
         labelled: number of labelled cases.
-        cases: number of test cases in which the measure is defined for both.
-        difference: mean over cases of row - baseline.
-        low: lower end of the difference's 95 % bootstrap interval (percentiles; cases are drawn with replacement).
+        cases: number of test cases with a structure for which the measure is defined in both rows; of their patients
+            if the study names patients.
+        difference: mean over cases, or patients, of row - baseline.
+        low: lower end of the difference's 95 % bootstrap interval (percentiles; cases, or patients, are drawn with
+            replacement).
         high: its upper end.
         t_p: p-value of the paired t-test, two-sided; nan for fewer than two cases.
         wilcoxon_p: p-value of Wilcoxon's signed-rank test, two-sided.
         holm_p: p-value of the t-test after Holm's correction over all comparisons of the study.
+        unit: what ``cases`` counts: test cases or patients.
     """
 
     row: str
@@ -47,6 +51,7 @@ class Comparison:
     t_p: float
     wilcoxon_p: float
     holm_p: float = nan
+    unit: str = "test cases"
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class Equivalent:
         labelled: number of labelled cases of the row.
         equivalent: number of labelled cases from scratch that reach the same mean; infinite if the curve from scratch
             does not reach it, 0 if the row is worse than from scratch with the fewest labels.
-        low: lower end of the 95 % bootstrap interval over test cases.
+        low: lower end of the 95 % bootstrap interval over test cases, or patients.
         high: its upper end.
     """
 
@@ -69,17 +74,30 @@ class Equivalent:
     high: float
 
 
-def scores(records: Iterable[Record], measure: str) -> Scores:
-    """A measure per case: the mean over those structures for which it is defined; other cases are left out."""
-    values: dict = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+def defined(records: Iterable[Record], measure: str) -> dict[tuple[str, int], Values]:
+    """The values of a measure where it is defined, by row and number of labels."""
+    values: dict = defaultdict(lambda: defaultdict(dict))
     for record in records:
         value = getattr(record.measures, measure)
         if value is not None:
-            values[record.row, record.labelled][record.seed][record.case].append(value)
+            values[record.row, record.labelled][record.seed][record.case, record.structure] = value
+    return values
+
+
+def scores(records: Iterable[Record], measure: str) -> Scores:
+    """A measure per case: the mean over those structures for which it is defined; other cases are left out."""
     return {
-        run: {seed: {case: float(np.mean(each)) for case, each in cases.items()} for seed, cases in seeds.items()}
-        for run, seeds in values.items()
+        run: {seed: _means((case, value) for (case, _), value in values.items()) for seed, values in seeds.items()}
+        for run, seeds in defined(records, measure).items()
     }
+
+
+def _means(named: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """The mean of the values of each name."""
+    values: dict[str, list[float]] = {}
+    for name, value in named:
+        values.setdefault(name, []).append(value)
+    return {name: float(np.mean(each)) for name, each in values.items()}
 
 
 def seed_means(records: Iterable[Record], measure: str) -> dict[tuple[str, int], list[float]]:
@@ -99,12 +117,22 @@ def case_means(records: Iterable[Record], measure: str) -> dict[tuple[str, int],
     return found
 
 
-def paired(first: Mapping[int, Mapping[str, float]], *others: Mapping[int, Mapping[str, float]]) -> list[Floats]:
-    """Scores per case, averaged over the seeds that all have, for the cases that are in all of them: (N,) each."""
-    everything = (first, *others)
-    seeds = sorted(set(first).intersection(*others))
-    cases = sorted(set.intersection(*(set(each[seed]) for each in everything for seed in seeds))) if seeds else []
-    return [np.array([np.mean([each[seed][case] for seed in seeds]) for case in cases]) for each in everything]
+def paired(*runs: Values, patients: Mapping[str, str]) -> list[Floats]:
+    """Scores of the test cases, or of their patients, in several runs, to be compared: (N,) each.
+
+    Only structures of a case count for which the measure is defined in all runs, with every seed that all runs have: a
+    row is not worse for having found what another one has missed. Means are over these structures and seeds, then over
+    the cases of a patient.
+
+    Args:
+        runs: what is compared.
+        patients: the patient of each test case; empty if every case counts by itself.
+    """
+    seeds = sorted(set.intersection(*map(set, runs)))
+    common = sorted(set.intersection(*(set(run[seed]) for run in runs for seed in seeds))) if seeds else []
+    by_case = [_means((pair[0], run[seed][pair]) for pair in common for seed in seeds) for run in runs]
+    by_patient = [_means((patients.get(case, case), score) for case, score in of_run.items()) for of_run in by_case]
+    return [np.array(list(means.values())) for means in by_patient]
 
 
 def resamples(num_cases: int, seed: int = 0) -> npt.NDArray[np.int64]:
@@ -149,37 +177,46 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def comparisons(records: Sequence[Record], baselines: Mapping[str, str], measure: str) -> list[Comparison]:
+def comparisons(
+    records: Sequence[Record], baselines: Mapping[str, str], measure: str, patients: Mapping[str, str]
+) -> list[Comparison]:
     """Every row against its baseline at every number of labels that both have been measured with.
 
     Args:
         records: of a study.
         baselines: the baseline of each pre-trained row.
         measure: name of a field of :class:`Measures`.
+        patients: see :func:`paired`.
     """
-    found, by_run = [], scores(records, measure)
+    found, by_run = [], defined(records, measure)
     counts = sorted({labelled for _, labelled in by_run})
     for row, baseline in baselines.items():
         for labelled in counts:
             runs = by_run.get((row, labelled)), by_run.get((baseline, labelled))
-            if runs[0] and runs[1] and (comparison := compare(row, baseline, labelled, *paired(runs[0], runs[1]))):
+            if not (runs[0] and runs[1]):
+                continue
+            scored = paired(runs[0], runs[1], patients=patients)
+            if comparison := compare(row, baseline, labelled, *scored):
                 found.append(comparison)
-    corrected = holm([comparison.t_p for comparison in found])
-    return [replace(comparison, holm_p=p) for comparison, p in zip(found, corrected, strict=True)]
+    corrected, unit = holm([comparison.t_p for comparison in found]), "patients" if patients else "test cases"
+    return [replace(comparison, holm_p=p, unit=unit) for comparison, p in zip(found, corrected, strict=True)]
 
 
-def equivalent_labels(records: Sequence[Record], baselines: Mapping[str, str]) -> list[Equivalent]:
+def equivalent_labels(
+    records: Sequence[Record], baselines: Mapping[str, str], patients: Mapping[str, str]
+) -> list[Equivalent]:
     """For every pre-trained row, how many labels from scratch give the same Dice.
 
-    The curve from scratch is made to rise (isotonic regression of the means over cases), and is read between its points
-    on a logarithmic axis of labels; see :func:`read_curve`. Rows whose baseline was measured with one number of labels
-    only have no answer.
+    The curve from scratch is made to rise (isotonic regression of the means over cases, or patients), and is read
+    between its points on a logarithmic axis of labels; see :func:`read_curve`. Rows whose baseline was measured with
+    one number of labels only have no answer. Arguments are those of :func:`comparisons`.
     """
-    found, by_run = [], scores(records, "dice")
+    found, by_run = [], defined(records, "dice")
     for row, baseline in baselines.items():
         counts = sorted(labelled for name, labelled in by_run if name == baseline)
         for labelled in sorted(labelled for name, labelled in by_run if name == row):
-            with_row, *curve = paired(by_run[row, labelled], *(by_run[baseline, count] for count in counts))
+            curve_runs = [by_run[baseline, count] for count in counts]
+            with_row, *curve = paired(by_run[row, labelled], *curve_runs, patients=patients)
             if len(counts) > 1 and len(with_row):
                 found.append(_equivalent(row, labelled, with_row, counts, np.array(curve)))
     return found
@@ -215,22 +252,27 @@ def read_curve(counts: Sequence[int], means: Floats, target: float) -> float:
     return float(np.round(np.exp(np.interp(target, rising[first], np.log(np.asarray(counts)[first]))), 6))
 
 
-def answer(records: Sequence[Record], baselines: Mapping[str, str], titles: Mapping[str, str]) -> dict[str, Any]:
+def answer(
+    records: Sequence[Record], baselines: Mapping[str, str], titles: Mapping[str, str], patients: Mapping[str, str]
+) -> dict[str, Any]:
     """The answer of a study as JSON: a sentence, and the figures behind it; null stands for nan and for infinite.
 
     Args:
         records: all that has been measured.
         baselines: the baseline of each pre-trained row; the sentence is about the last row.
         titles: of all rows.
+        patients: see :func:`paired`.
     """
-    by_dice, labels = comparisons(records, baselines, "dice"), equivalent_labels(records, baselines)
+    by_dice = comparisons(records, baselines, "dice", patients)
+    labels = equivalent_labels(records, baselines, patients)
     return {
         "sentence": sentence(by_dice, labels, baselines, titles),
         "measure": "dice",
         "comparisons": [_plain(comparison) for comparison in by_dice],
         "equivalent_labels": [_plain(each) for each in labels],
         "other_measures": {
-            measure: [_plain(each) for each in comparisons(records, baselines, measure)] for measure in ("hd95", "nsd")
+            measure: [_plain(each) for each in comparisons(records, baselines, measure, patients)]
+            for measure in ("hd95", "nsd")
         },
     }
 
@@ -255,14 +297,15 @@ def sentence(
     gains = [each for each in certain if each.difference > 0]
     shown = [*gains, *certain, max(of_row, key=lambda each: each.difference)][0]
     title, baseline = titles[shown.row], titles[shown.baseline]
-    figures = f"Dice {shown.difference:+.3f}, 95 % interval {shown.low:+.3f} to {shown.high:+.3f}, {_p(shown.holm_p)}"
+    interval = f"95 % interval {shown.low:+.3f} to {shown.high:+.3f}"
+    figures = f"Dice {shown.difference:+.3f}, {interval}, {_p(shown.holm_p)}, {shown.cases} {shown.unit}"
     with_labels = f"with {shown.labelled} labelled case{'s' * (shown.labelled > 1)}"
     if not certain:
         where = ", where the difference is largest" if len(of_row) > 1 else ""
-        return f"No gain of {title} over {baseline} seen {with_labels}{where} ({figures}, {shown.cases} test cases)."
+        return f"No gain of {title} over {baseline} seen {with_labels}{where} ({figures})."
     if not gains:
-        return f"{with_labels.capitalize()}, {title} is worse than {baseline} ({figures}, {shown.cases} test cases)."
-    gain = f"{with_labels.capitalize()}, {title} is better than {baseline} ({figures}, {shown.cases} test cases)"
+        return f"{with_labels.capitalize()}, {title} is worse than {baseline} ({figures})."
+    gain = f"{with_labels.capitalize()}, {title} is better than {baseline} ({figures})"
     equal = [each for each in labels if (each.row, each.labelled) == (shown.row, shown.labelled)]
     return f"{gain}{_as_good_as(equal[0]) if equal else ''}."
 

@@ -19,33 +19,60 @@ from nnunet_topomae.nnunet.data.splits import read_splits
 from nnunet_topomae.nnunet.planning.plans import FINETUNING
 from nnunet_topomae.studies.definition import FILE, SPLITS, Row, Run, Study, predictions_folder
 
-_FINAL, _LATEST, _SUMMARY = "checkpoint_final.pth", "checkpoint_latest.pth", "validation/summary.json"
+FINAL, LATEST, SUMMARY = "checkpoint_final.pth", "checkpoint_latest.pth", "validation/summary.json"
 _PRETRAINING_FOLD = 0  # all folds have the same images
 PRETRAIN, FINETUNE, PREDICT = "pre-training", "fine-tuning", "prediction"
 
 
 @dataclass(frozen=True)
 class Step:
-    """A command of a study.
+    """A command of a study; what its files say is looked up whenever it is asked for.
 
     Attributes:
         stage: ``PRETRAIN``, ``FINETUNE`` or ``PREDICT``.
         name: names its log.
-        words: the command line.
-        is_done: whether its files are there.
-        target: of a prediction: folder that ``partial``, into which it is written, is renamed to.
+        command: nnU-Net's command and the arguments that it always has.
+        folder: of the fold that is trained; of a prediction the folder that ``partial``, into which it is written, is
+            renamed to.
+        weights: the checkpoint that a training starts from; None if it starts from its seed.
     """
 
     stage: str
     name: str
-    words: tuple[str, ...]
-    is_done: bool
-    target: Path | None = None
+    command: tuple[str, ...]
+    folder: Path
+    weights: Path | None = None
 
     @property
     def partial(self) -> Path | None:
         """The folder of a prediction that is not finished."""
-        return self.target.with_name(f".{self.target.name}.partial") if self.target else None
+        return unfinished(self.folder) if self.stage == PREDICT else None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether its files are there."""
+        if self.stage == PREDICT:
+            return self.folder.is_dir()
+        return (self.folder / FINAL).is_file() and (self.folder / SUMMARY).is_file()
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The command line: a training that has begun goes on, one that lacks its validation is validated.
+
+        ``train`` in ``scripts.py`` says the same as a function of shell.
+        """
+        if self.stage == PREDICT:
+            return self.command
+        if (self.folder / FINAL).is_file():
+            return (*self.command, "--val")
+        if (self.folder / LATEST).is_file():
+            return (*self.command, "--c")
+        return (*self.command, "-pretrained_weights", str(self.weights)) if self.weights else self.command
+
+
+def unfinished(predictions: Path) -> Path:
+    """The folder that predictions are written into until they are complete."""
+    return predictions.with_name(f".{predictions.name}.partial")
 
 
 class Steps:
@@ -193,12 +220,12 @@ class Steps:
     def of_run(self, row: Row, run: Run) -> Iterator[Step]:
         """The steps of a run, in their order."""
         name = f"{row.name}_{run.labelled}_seed{run.seed}"
-        weights: tuple[str, ...] = ()
+        weights = None
         if row.pretrainer:
             owner, plans = self._pretraining(row, run)
-            weights = ("-pretrained_weights", str(self.pretraining_fold(row, run) / _FINAL))
+            weights = self.pretraining_fold(row, run) / FINAL
             pretraining = f"{owner.name}_seed{run.seed}_pretraining"
-            yield self._training(PRETRAIN, pretraining, row.pretrainer, plans, _PRETRAINING_FOLD, ())
+            yield self._training(PRETRAIN, pretraining, row.pretrainer, plans, _PRETRAINING_FOLD)
         yield self._training(FINETUNE, f"{name}_finetuning", row.finetuner, run.plans, run.fold, weights)
         yield self._prediction(name, row, run)
 
@@ -213,25 +240,24 @@ class Steps:
         candidates = ((other, each.plans) for other in self.study.rows for each in other.runs if other.pretrainer)
         return next((other, plans) for other, plans in candidates if of(other, plans) == wanted)
 
-    def _training(self, stage: str, name: str, trainer: str, plans: str, fold: int, weights: tuple[str, ...]) -> Step:
-        folder = self._output(trainer, plans) / f"fold_{fold}"
-        is_trained = (folder / _FINAL).is_file()
-        extra = ("--val",) if is_trained else ("--c",) if (folder / _LATEST).is_file() else weights
+    def _training(
+        self, stage: str, name: str, trainer: str, plans: str, fold: int, weights: Path | None = None
+    ) -> Step:
         study = self.study
         words = ("nnUNetv2_train", study.dataset, study.configuration, str(fold), "-p", plans, "-tr", trainer)
-        is_done = is_trained and (folder / _SUMMARY).is_file()
-        return Step(stage, name, (*words, "-device", self.device, *extra), is_done)
+        folder = self._output(trainer, plans) / f"fold_{fold}"
+        return Step(stage, name, (*words, "-device", self.device), folder, weights)
 
     def _prediction(self, name: str, row: Row, run: Run) -> Step:
-        target = self.predictions(row, run)
-        step = Step(PREDICT, f"{name}_prediction", (), target.is_dir(), target)
+        folder = self.predictions(row, run)
         model = ("-d", self.study.dataset, "-c", self.study.configuration, "-f", str(run.fold), "-p", run.plans)
+        places = ("-i", str(self.test_images), "-o", str(unfinished(folder)))
         words = (
-            "nnUNetv2_predict", *model, "-tr", row.finetuner, "-i", str(self.test_images), "-o", str(step.partial),
+            "nnUNetv2_predict", *model, "-tr", row.finetuner, *places,
             "-device", self.device, "-npp", str(self.num_processes), "-nps", str(self.num_processes),
             *(("--disable_tta",) if self.study.disable_tta else ()),
         )  # fmt: skip
-        return Step(step.stage, step.name, words, step.is_done, target)
+        return Step(PREDICT, f"{name}_prediction", words, folder)
 
 
 def _first_difference(written: Any, present: Any, key: str = "") -> str:

@@ -39,7 +39,9 @@ def _by_seed(study: Study, state: Callable[[Row, Run], str]) -> Iterable[tuple[R
 def results_table(study: Study, records: Sequence[Record]) -> str:
     """Dice, HD95 and surface Dice of every row, and how its Dice differs from that of its baseline."""
     by_measure = {measure: seed_means(records, measure) for measure in ("dice", "hd95", "nsd")}
-    compared = {(each.row, each.labelled): each for each in comparisons(records, study.baselines, "dice")}
+    compared = {
+        (each.row, each.labelled): each for each in comparisons(records, study.baselines, "dice", study.patients)
+    }
     lines = []
     for row in study.rows:
         for labelled in study.label_counts:

@@ -308,10 +308,27 @@ def test_an_optimizer_that_differs_is_shown(tmp_path, monkeypatch):
     assert '<th scope="row">finetuning.optimizer</th><td>sgd</td><td>adamw</td>' in page
 
 
-def test_missing_predictions_are_named(copied, capsys):
+@pytest.mark.usefixtures("undrawn")
+def test_without_predictions_cases_are_not_shown(copied):
     shutil.rmtree(copied / "study" / "predictions" / "topomae_5_seed0")
-    said = _refused(copied, capsys, copied / "study")
-    assert re.search(r"topomae_5_seed0/phantom_\d+.nii.gz does not exist; predict the test cases again", said)
+    assert cli.main(["report", str(copied / "study"), "-o", str(copied / "report.html")]) == 0
+    text = Outline(copied / "report.html").text
+    assert re.search(r"left out, because predictions/topomae_5_seed0/phantom_\d+.nii.gz does not exist; ", text)
+    assert "Worst case" not in text
+    assert answer(copied) in text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_of_an_unfinished_study_a_seed_is_shown_that_all_rows_have(copied):
+    """Seed 0 of the row from scratch is yet to be trained."""
+    file = copied / "study" / "results.csv"
+    kept = [line for line in file.read_text().splitlines() if not line.startswith("scratch,5,0,")]
+    file.write_text("\n".join(kept))
+    shutil.rmtree(copied / "study" / "predictions" / "scratch_5_seed0")
+    assert cli.main(["report", str(copied / "study"), "-o", str(copied / "report.html")]) == 0
+    text = Outline(copied / "report.html").text
+    assert "the predictions are of seed 1" in text
+    assert "Worst case" in text
 
 
 @pytest.fixture(scope="module")

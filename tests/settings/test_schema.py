@@ -60,6 +60,8 @@ def test_left_out_keys_take_their_defaults():
         ({"topology": True}, "pretraining.topology must be a block of settings, got True"),
         ({"spatial": {"enabled": 1}}, "pretraining.spatial.enabled in the plans must be true or false, got 1"),
         ({"from_scratch": True}, "unknown key pretraining.from_scratch"),
+        ({"datasets_plans": "../x"}, "pretraining.datasets_plans in the plans must be null or the name of plans, got"),
+        ({"datasets_plans": ""}, "pretraining.datasets_plans in the plans must be null or the name of plans, got"),
     ],
 )
 def test_bad_keys_are_named(block, message):

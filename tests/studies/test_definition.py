@@ -35,6 +35,8 @@ WRONG = {  # where study.json is spoilt, by which value, and what is said
     "a baseline of a text": (["rows", 0, "baseline"], "no", r'rows\[0\].baseline must be true or false, got "no"'),
     "differs in a list": (["rows", 0, "differs"], [], r"rows\[0\].differs must be an object, got \[\]"),
     "a tolerance as text": (["nsd_tolerance"], "1", 'nsd_tolerance must be a number above 0, got "1"'),
+    "a pattern of a number": (["patient"], 3, "patient must be null or a text, got 3"),
+    "a pattern that is none": (["patient"], "(", r"the patient must be a regular expression, got '\('"),
     "a run twice": (["rows", 0, "runs", 1], {"labelled": 5, "seed": 0, "plans": "study_scratch_seed0", "fold": 0},
                     "scratch has a run with 5 labelled cases and seed 0 twice; remove one of them"),
     "no such baseline": (["rows", 1, "compared_with"], "x", "spark is compared with x, but there is no such row"),
@@ -66,3 +68,17 @@ def test_a_key_that_is_missing_is_named(own, place):
     with pytest.raises(ValueError) as refused:  # noqa: PT011 - compared as a whole
         read_study(own)
     assert str(refused.value) == f"{own / 'study.json'}: {named} is missing"
+
+
+def test_studies_of_before_patients_were_kept_can_be_read(own):
+    content = json.loads((own / "study.json").read_text())
+    del content["patient"]
+    (own / "study.json").write_text(json.dumps(content))
+    assert read_study(own).patients == {}
+
+
+def test_the_pattern_finds_the_patient_of_a_case(own):
+    content = json.loads((own / "study.json").read_text())
+    content |= {"patient": r"^\w+?(?=_)", "test_cases": ["ann_1", "ann_2", "bob_1", "eve"]}
+    (own / "study.json").write_text(json.dumps(content))
+    assert read_study(own).patients == {"ann_1": "ann", "ann_2": "ann", "bob_1": "bob", "eve": "eve"}

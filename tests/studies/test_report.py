@@ -72,7 +72,7 @@ def _means_of_seeds(table, row, labelled, measure="dice"):
 
 def test_table_has_the_rows_in_their_order_recomputed(study, folder, table):
     records = read_results(study)
-    rows = main_table(study, records, comparisons(records, study.baselines, "dice")).rows
+    rows = main_table(study, records, comparisons(records, study.baselines, "dice", study.patients)).rows
     names = [name for name in made_up.ROWS for _ in made_up.COUNTS]
     assert [(row[0], row[1]) for row in rows] == [
         (made_up.ROWS[name][0], count) for name, count in zip(names, ["5", "10"] * 3, strict=True)
@@ -85,7 +85,7 @@ def test_table_has_the_rows_in_their_order_recomputed(study, folder, table):
 
 def test_differences_are_paired_over_cases(study, table):
     records = read_results(study)
-    compared = comparisons(records, study.baselines, "dice")
+    compared = comparisons(records, study.baselines, "dice", study.patients)
     rows = {tuple(row[:2]): row for row in main_table(study, records, compared).rows}
 
     def of_cases(row):
@@ -98,6 +98,12 @@ def test_differences_are_paired_over_cases(study, table):
     assert line[5:7] == ["UNETR++ with ViT from scratch", f"{np.mean(ours - scratch):+.3f}"]
     assert line[8] == (f"{p:.3f}" if p >= 0.001 else "< 0.001")
     assert line[9] == f"{stats.wilcoxon(ours, scratch).pvalue:.3f}"
+
+
+def test_the_table_says_of_how_many_patients(study):
+    named = replace(study, test_cases=["ann_1", "ann_2", "bob_1"], patient="[a-z]+")
+    assert "paired over cases, with seeds averaged per case." in main_table(study, RECORDS, []).note
+    assert "paired over 2 patients, with seeds and cases averaged per patient." in main_table(named, RECORDS, []).note
 
 
 def test_intervals_and_p_values_as_people_write_them(study):
@@ -157,7 +163,7 @@ def test_cases_are_ranked_by_the_best_row_with_the_fewest_labels(study):
         record
         for case, dice in values.items()
         for record in (
-            _record("scratch", 5, 0, case, "tube", dice),
+            _record("scratch", 5, 1, case, "tube", dice),
             _record("spark", 5, 1, case, "tube", dice),
             _record("topomae", 5, 1, case, "tube", dice + 0.05),
             _record("spark", 10, 0, case, "tube", 1 - dice),
@@ -168,6 +174,25 @@ def test_cases_are_ranked_by_the_best_row_with_the_fewest_labels(study):
     assert (shown.labelled, [row.name for row in shown.rows], shown.seed) == (5, ["scratch", "topomae"], 1)
     assert shown.dice["topomae", "b"] == pytest.approx(0.25)
     assert shown.dice["scratch", "b"] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "of_scratch", "rows", "seed"),
+    [
+        ((0, 1, 2), (1, 2), ["scratch", "topomae"], 1),
+        ((1,), (0, 1), ["scratch", "topomae"], 1),
+        ((2, 1), (0,), ["topomae"], 1),  # nothing to show beside it yet
+        ((0,), (), ["topomae"], 0),
+    ],
+)
+def test_cases_are_shown_of_a_seed_that_all_rows_have(study, seeds, of_scratch, rows, seed):
+    records = [
+        _record(row, 5, number, "a", "tube", 0.5)
+        for row, numbers in (("topomae", seeds), ("scratch", of_scratch))
+        for number in numbers
+    ]
+    shown = chosen_cases(study, records)
+    assert ([row.name for row in shown.rows], shown.seed) == (rows, seed)
 
 
 def test_without_results_there_is_no_case_to_show(study):

@@ -18,6 +18,7 @@ from nnunet_topomae.studies.statistics import (
 )
 
 BASELINES, TITLES = {"ours": "scratch"}, {"ours": "Ours", "scratch": "from scratch"}
+SINGLE: dict[str, str] = {}  # every case is of another patient
 NAN = math.nan
 
 
@@ -50,9 +51,59 @@ def test_a_case_has_the_mean_of_its_defined_structures():
 def test_seeds_are_averaged_and_cases_are_paired():
     ours = {0: {"a": 0.5, "b": 0.6}, 1: {"a": 0.7, "b": 0.8, "c": 0.9}}
     scratch = {0: {"a": 0.1, "b": 0.2, "c": 0.3}, 1: {"a": 0.3, "b": 0.4}, 2: {"a": 0.9, "b": 0.9}}
-    first, second = paired(ours, scratch)
+    runs = (
+        {seed: {(case, "organ"): value for case, value in values.items()} for seed, values in run.items()}
+        for run in (ours, scratch)
+    )
+    first, second = paired(*runs, patients=SINGLE)
     assert first == pytest.approx([0.6, 0.7])  # a and b, seeds 0 and 1
     assert second == pytest.approx([0.2, 0.3])
+
+
+def test_a_structure_that_the_baseline_misses_makes_no_row_worse():
+    """HD95 of the small structure is not defined from scratch with one seed; of case b there is no other one."""
+    records = [
+        record(row, 5, 0.5, case, seed, structure, hd95)
+        for row, case, seed, structure, hd95 in [
+            ("ours", "a", 0, "large", 2.0), ("ours", "a", 0, "small", 30.0), ("ours", "b", 0, "small", 40.0),
+            ("ours", "a", 1, "large", 4.0), ("ours", "a", 1, "small", 50.0), ("ours", "b", 1, "small", 60.0),
+            ("scratch", "a", 0, "large", 5.0), ("scratch", "a", 0, "small", 1.0), ("scratch", "b", 0, "small", None),
+            ("scratch", "a", 1, "large", 7.0), ("scratch", "a", 1, "small", None), ("scratch", "b", 1, "small", 8.0),
+        ]
+    ]  # fmt: skip
+    (found,) = comparisons(records, BASELINES, "hd95", SINGLE)
+    assert (found.cases, found.difference) == (1, -3.0)  # the large structure of a: (2 + 4) / 2 - (5 + 7) / 2
+    assert comparisons(records[:3] + records[8:9], BASELINES, "hd95", SINGLE) == []  # nothing is defined in both
+
+
+def test_cases_of_a_patient_are_one_observation():
+    """Three images of a patient say no more than their mean, which has the same p-values, interval and labels saved."""
+    rng = np.random.default_rng(0)
+    means = {("ours", 5): 0.72, ("scratch", 5): 0.70, ("scratch", 10): 0.75}
+    drawn = {run: mean + rng.normal(0, 0.03, (6, 3)) for run, mean in means.items()}  # patients, images
+    images, merged = (
+        [
+            record(*run, dice, case=f"p{patient}_{image}")
+            for run, values in drawn.items()
+            for patient, of_patient in enumerate(values)
+            for image, dice in enumerate(of_patient if every else [of_patient.mean()])
+        ]
+        for every in (True, False)
+    )
+    patients = {each.case: each.case.partition("_")[0] for each in images}
+    (found,) = comparisons(images, BASELINES, "dice", patients)
+    assert (found.cases, found.unit) == (6, "patients")
+    p_value = scipy.stats.ttest_rel(drawn["ours", 5].mean(axis=1), drawn["scratch", 5].mean(axis=1)).pvalue
+    assert found.t_p == pytest.approx(p_value)
+    (expected,) = comparisons(merged, BASELINES, "dice", SINGLE)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    (saved,), (expected,) = equivalent_labels(images, BASELINES, patients), equivalent_labels(merged, BASELINES, SINGLE)
+    assert (saved.equivalent, saved.low, saved.high) == pytest.approx(
+        (expected.equivalent, expected.low, expected.high)
+    )
+    said = answer(images, BASELINES, TITLES, patients)
+    assert ", 6 patients)" in said["sentence"]
+    assert said["comparisons"][0]["unit"] == "patients"
 
 
 def test_p_values_and_interval_are_those_of_scipy():
@@ -98,7 +149,7 @@ def test_holm_counts_all_comparisons():
     records = study(
         {("ours", 5): 0.71, ("scratch", 5): 0.7, ("ours", 10): 0.9, ("scratch", 10): 0.7, ("ours", 20): 0.8}
     )
-    found = comparisons(records, BASELINES, "dice")
+    found = comparisons(records, BASELINES, "dice", SINGLE)
     assert [each.labelled for each in found] == [5, 10]
     assert [each.holm_p for each in found] == pytest.approx(holm([each.t_p for each in found]))
 
@@ -126,42 +177,42 @@ def test_as_good_as_more_labels_from_scratch():
     records = study(
         {("ours", 10): 0.75, ("scratch", 10): 0.6, ("scratch", 20): 0.7, ("scratch", 40): 0.8}, spread=0.001
     )
-    (found,) = equivalent_labels(records, BASELINES)
+    (found,) = equivalent_labels(records, BASELINES, SINGLE)
     assert found.equivalent == pytest.approx(20 * math.sqrt(2), rel=0.02)
     assert found.low < found.equivalent < found.high
-    said = answer(records, BASELINES, TITLES)["sentence"]
+    said = answer(records, BASELINES, TITLES, SINGLE)["sentence"]
     assert said.startswith("With 10 labelled cases, Ours is better than from scratch (Dice +0.149")
     assert said.endswith("as good as 28 labels from scratch (95 % interval 28 to 28).")
 
 
 def test_better_than_all_that_was_tried_is_null_in_json():
-    found = answer(study({("ours", 10): 0.9, ("scratch", 10): 0.6, ("scratch", 20): 0.7}), BASELINES, TITLES)
+    found = answer(study({("ours", 10): 0.9, ("scratch", 10): 0.6, ("scratch", 20): 0.7}), BASELINES, TITLES, SINGLE)
     (labels,) = found["equivalent_labels"]
     assert labels == {"row": "ours", "labelled": 10, "equivalent": None, "low": None, "high": None}
     assert "better than from scratch with the largest number of labels that was tried" in found["sentence"]
 
 
 def test_no_gain():
-    found = answer(study({("ours", 10): 0.7, ("scratch", 10): 0.7}), BASELINES, TITLES)
+    found = answer(study({("ours", 10): 0.7, ("scratch", 10): 0.7}), BASELINES, TITLES, SINGLE)
     assert found["sentence"].startswith("No gain of Ours over from scratch seen with 10 labelled cases (Dice ")
     assert found["equivalent_labels"] == []
 
 
 def test_of_several_numbers_of_labels_without_a_gain_the_largest_difference_is_said():
     values = {("ours", 10): 0.7, ("scratch", 10): 0.7, ("ours", 20): 0.8, ("scratch", 20): 0.8}
-    said = answer(study(values), BASELINES, TITLES)["sentence"]
+    said = answer(study(values), BASELINES, TITLES, SINGLE)["sentence"]
     assert said.startswith("No gain of Ours over from scratch seen with ")
     assert " labelled cases, where the difference is largest (Dice " in said
 
 
 def test_a_loss_is_called_one():
-    found = answer(study({("ours", 10): 0.5, ("scratch", 10): 0.7, ("scratch", 20): 0.8}), BASELINES, TITLES)
+    found = answer(study({("ours", 10): 0.5, ("scratch", 10): 0.7, ("scratch", 20): 0.8}), BASELINES, TITLES, SINGLE)
     assert found["sentence"].startswith("With 10 labelled cases, Ours is worse than from scratch (Dice -0.2")
     assert [labels["equivalent"] for labels in found["equivalent_labels"]] == [0.0]
 
 
 def test_nothing_to_compare_yet():
-    found = answer(study({("scratch", 10): 0.7}), BASELINES, TITLES)
+    found = answer(study({("scratch", 10): 0.7}), BASELINES, TITLES, SINGLE)
     assert found["sentence"] == "No row has been measured beside its baseline yet, so there is no answer."
 
 

@@ -160,6 +160,63 @@ def test_other_keys_of_a_rows_plans_are_kept(workspace, new):
     }
 
 
+@pytest.mark.parametrize(
+    ("usual", "counts"), [((1, 2, 40), [1, 2]), ((1, 3), [1, 3]), ((4, 40), [3])], ids=["some", "all", "none"]
+)
+def test_the_usual_numbers_of_labels_that_there_are_cases_for(new, monkeypatch, usual, counts):
+    """Three cases are left to train on; all of them are labelled only where fewer would be too few."""
+    monkeypatch.setattr("nnunet_topomae.studies.new.LABEL_COUNTS", usual)
+    assert read_study(new("--preset", "labels")).label_counts == counts
+
+
+def test_the_pattern_of_patients_is_kept_and_used(new, marks):
+    folder = new("--rows", "scratch", "topomae", "--labelled", "1", "--test", "2", "--patient", r"phantom_\d+")
+    assert read_study(folder).patient == r"phantom_\d+"
+    content = json.loads((folder / "study.json").read_text())
+    (folder / "study.json").write_text(json.dumps({**content, "patient": "phantom"}))  # as if both were of one patient
+    assert run(folder) == 0
+    (compared,) = json.loads((folder / "answer.json").read_text())["comparisons"]
+    assert (compared["cases"], compared["unit"], compared["t_p"]) == (1, "patients", None)
+
+
+def test_rows_can_be_pretrained_on_other_datasets(workspace, other_dataset, new):
+    """Which have the plans that the row starts from, and not those of the study."""
+    plans = workspace.write_plans("StudyBoth", lambda c: c["pretraining"].update(datasets=[997]))
+    shutil.copy(workspace.preprocessed / f"{plans}.json", other_dataset)
+    new("--rows", "scratch", f"own={plans}:FusedFinetuneTrainer:TopoMAEPretrainer", "--labelled", "2")
+    training, validation = workspace.trainer("TopoMAEPretrainer", "study_own_seed0").get_tr_and_val_datasets()
+    assert sum(case.startswith("Dataset997_Other/") for case in training.identifiers) == 5
+    assert not any("/" in case for case in validation.identifiers)
+
+
+@pytest.mark.parametrize(
+    ("edit", "sentence"),
+    [
+        (None, "{other}/StudyBoth.json does not exist; plan the dataset with <what the library says>"),
+        (
+            lambda c: c.update(spacing=[3, 1, 1]),
+            "Dataset997_Other was not preprocessed like Dataset998_Phantom: spacing is <what the library says>",
+        ),
+    ],
+    ids=["not there", "otherwise"],
+)
+def test_other_datasets_that_cannot_take_part_are_refused(
+    workspace, other_dataset, no_split, tmp_path, capsys, edit, sentence
+):
+    plans = workspace.write_plans("StudyBoth", lambda c: c["pretraining"].update(datasets=[997]))
+    file = other_dataset / f"{plans}.json"
+    file.unlink(missing_ok=True)
+    if edit:
+        shutil.copy(workspace.preprocessed / file.name, file)
+        _edit(file, lambda content: edit(content["configurations"]["3d_fullres"]))
+    own = ["--rows", f"own={plans}:FusedFinetuneTrainer:TopoMAEPretrainer"]
+    before = snapshot(workspace.folder)
+    said = refused(["study", "new", tmp_path / "study", "-d", 998, "--val", 1, "--test", 1, *own], capsys)
+    assert says(said, f"Error: {sentence.format(other=other_dataset)}\n"), said
+    assert snapshot(workspace.folder) == before
+    assert not (tmp_path / "study").exists()
+
+
 def test_rows_that_were_preprocessed_otherwise_are_named(workspace, new, capsys):
     workspace.write_plans("StudyOtherSpacing", lambda configuration: configuration.update(spacing=[4.0, 2.0, 2.0]))
     own = "own=StudyOtherSpacing:FusedFinetuneTrainer:TopoMAEPretrainer"
@@ -550,6 +607,37 @@ def test_an_existing_split_must_be_one_of_label_counts(
     assert not (tmp_path / "study").exists()
 
 
+@pytest.fixture
+def added(workspace):
+    """Another image of every patient, added without its label; the names of the patients."""
+    folder = workspace.preprocessed / "nnUNetTopoMAEPlans_3d_fullres_unlabelled"
+    patients = sorted(file.name.removesuffix(".nii.gz") for file in (workspace.raw / "labelsTr").iterdir())
+    folder.mkdir()
+    for patient in patients:
+        for ending in (".b2nd", "_seg.b2nd", ".pkl"):
+            (folder / f"{patient}_later{ending}").touch()
+    yield patients
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("existing", [True, False], ids=["existing split", "drawn split"])
+def test_images_of_held_out_patients_are_refused(workspace, no_split, added, tmp_path, capsys, existing):
+    arguments = ["--rows", "scratch", "--val", "1", "--test", "1", "--patient", r"phantom_\d+"]
+    if existing:
+        no_split.write_text(json.dumps([{**_folds(workspace, ONE)[0], "patient": r"phantom_\d+"}]))
+        arguments = EXISTING
+    before = snapshot(workspace.folder)
+    said = refused(["study", "new", tmp_path / "study", "-d", 998, *arguments], capsys)
+    patient = said.removeprefix("Error: the added image ").partition("_later")[0]
+    assert said == (
+        f"Error: the added image {patient}_later is of the same patient as {patient}, which is held out; remove it "
+        f"with nnUNetv2_topomae add_unlabelled --remove {patient}_later, or hold out other cases\n"
+    )
+    assert patient == added[3] if existing else patient in added
+    assert snapshot(workspace.folder) == before
+    assert not (tmp_path / "study").exists()
+
+
 def test_an_existing_split_names_cases_of_the_dataset_only(workspace, no_split, tmp_path, capsys):
     no_split.write_text(json.dumps([{**_folds(workspace, ONE)[0], "test": ["nobody"]}]))
     said = refused(["study", "new", tmp_path / "study", "-d", 998, *EXISTING], capsys)
@@ -567,32 +655,46 @@ def test_what_is_there_already_is_kept(workspace, study, tmp_path, capsys):
     assert snapshot(workspace.folder) == before
 
 
+def _with_stand_ins(marks) -> dict[str, str]:
+    """An environment in which the stand-ins are found first."""
+    return {**os.environ, "PATH": f"{marks}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
 def test_commands_do_what_run_does(study, marks, capsys, workspace):
     capsys.readouterr()
     assert cli.main(["study", "commands", str(study), "--device", "cpu"]) == 0
     script = capsys.readouterr().out
-    for name in ("nnUNetv2_train", "nnUNetv2_predict"):
-        script = script.replace(f"\n{name} ", f"\n{marks / name} ")
-    script = script.replace("nnUNetv2_topomae ", f"{Path(sys.executable).parent / 'nnUNetv2_topomae'} ")
-    subprocess.run(["bash", "-c", script], check=True, stdout=subprocess.DEVNULL)
+    environment = _with_stand_ins(marks)
+    subprocess.run(["bash", "-c", script], check=True, env=environment, stdout=subprocess.DEVNULL)
     assert len(commands(marks)) == 9
     assert (study / "answer.json").is_file()
     assert run(study) == 0
     assert len(commands(marks)) == 9  # nothing was missing
 
 
-def test_slurm_arrays_wait_for_pretrainings(study, marks, capsys):
+@pytest.fixture
+def task(study, marks, capsys):
+    """Runs a task of one of the job arrays that a script for SLURM has submitted."""
     capsys.readouterr()
     assert cli.main(["study", "commands", str(study), "--device", "cpu", "--slurm=--gres=gpu:1"]) == 0
     script = capsys.readouterr().out
-    sbatch = marks / "sbatch"  # keeps what is submitted, then runs one task of it
+    sbatch = marks / "sbatch"  # keeps what is submitted
     sbatch.write_text(
         f'#!/usr/bin/env bash\necho "$*" >> {marks}/submitted\nn=$(wc -l < {marks}/submitted)\n'
         f'[[ "$*" == *--wrap* ]] || cat > {marks}/job$n\necho $n\n'
     )
     sbatch.chmod(0o755)
-    environment = {**os.environ, "PATH": f"{marks}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment = _with_stand_ins(marks)
     subprocess.run(["bash", "-c", script], check=True, env=environment, stdout=subprocess.DEVNULL)
+
+    def run_task(job: int, number: int) -> None:
+        of_task = {**environment, "SLURM_ARRAY_TASK_ID": str(number)}
+        subprocess.run(["bash", str(marks / f"job{job}")], check=True, env=of_task, stdout=subprocess.DEVNULL)
+
+    return run_task
+
+
+def test_slurm_arrays_wait_for_pretrainings(task, marks):
     submitted = (marks / "submitted").read_text().splitlines()
     assert submitted[:3] == [
         "--parsable --job-name=pretrainings --array=0-0 --gres=gpu:1",
@@ -600,10 +702,30 @@ def test_slurm_arrays_wait_for_pretrainings(study, marks, capsys):
         "--parsable --job-name=others --array=0-1 --gres=gpu:1",
     ]
     assert submitted[3].startswith("--dependency=afterany:2:3 --job-name=measure --wrap nnUNetv2_topomae study measure")
-    for job, task in ((1, 0), (2, 1)):
-        task_environment = {**environment, "SLURM_ARRAY_TASK_ID": str(task)}
-        subprocess.run(["bash", str(marks / f"job{job}")], check=True, env=task_environment)
+    task(1, 0)
+    task(2, 1)
     assert [each.split()[-1] for each in commands(marks)] == ["0", "1", "-c"]
+
+
+def test_a_task_that_slurm_starts_again_goes_on(task, study, marks, workspace):
+    """The script was printed when nothing had been trained yet."""
+
+    def last_words() -> list[str]:
+        return [line.split()[-1] for line in (marks / "commands").read_text().splitlines()]
+
+    fold = workspace.results / "TopoMAEPretrainer__study_topomae_seed0__3d_fullres" / "fold_0"
+    fold.mkdir(parents=True)
+    (fold / "checkpoint_latest.pth").touch()
+    task(1, 0)
+    assert last_words() == ["--c"]
+    shutil.rmtree(fold / "validation")
+    task(1, 0)
+    assert last_words() == ["--c", "--val"]
+    task(1, 0)  # is complete
+    task(2, 0)
+    task(2, 0)  # fine-tuned and predicted
+    assert last_words() == ["--c", "--val", str(fold / "checkpoint_final.pth"), "3"]  # the last: -nps
+    assert [file.name for file in (study / "predictions").iterdir()] == ["topomae_1_seed0"]
 
 
 def test_a_new_tolerance_measures_again(study, marks):
@@ -631,11 +753,30 @@ def test_what_cannot_be_measured_again_is_not_lost(study, marks, capsys):
     assert (study / "results.csv").read_bytes() == before
 
 
-@pytest.mark.parametrize("iterations", [1, 6, 10, 99, 2499, 2500, 250_000])
-def test_schedules(iterations):
+@pytest.mark.parametrize(
+    ("iterations", "num_epochs", "per_epoch"),
+    [
+        (1, 1, 1),
+        (6, 6, 1),
+        (99, 11, 9),
+        (100, 10, 10),
+        (600, 10, 60),
+        (1500, 10, 150),
+        (2600, 13, 200),
+        (5000, 20, 250),
+        (250_000, 1000, 250),
+        (101, 10, 10),  # primes: as near as whole epochs come
+        (2503, 10, 250),
+    ],
+)
+def test_schedules(iterations, num_epochs, per_epoch):
     found = schedule(iterations)
-    assert found["num_epochs"] * found["num_iterations_per_epoch"] == pytest.approx(iterations, rel=0.05)
-    assert found["num_iterations_per_epoch"] <= 250
+    assert (found["num_epochs"], found["num_iterations_per_epoch"]) == (num_epochs, per_epoch)
+
+
+def test_the_steps_that_are_made_are_said(new, capsys):
+    new("--rows", "scratch", "--iterations", "101", "--pretraining_iterations", "2600")
+    assert "\n  100 steps of every fine-tuning, 2600 of every pre-training\n" in capsys.readouterr().out
 
 
 def test_differences_are_of_what_can_be_compared():

@@ -1,6 +1,6 @@
 """Planned and preprocessed datasets: where their cases lie, and how those of several datasets are used as one."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -200,6 +200,26 @@ class PlannedDataset:
         prefix = f"{self.folder.name}/"
         return [PrefixedCases(open_cases(folder, cases), prefix) for folder, cases in folders.items() if cases]
 
+    def open_others(self, numbers: Iterable[int], plans: str | None, configuration: str) -> list[Cases]:
+        """All cases of other datasets, preprocessed like this one, under the names ``DatasetXXX_Name/CASE``.
+
+        Args:
+            numbers: their IDs; that of this dataset is left out.
+            plans: name of their plans; None: that of the plans of this dataset.
+            configuration: of these plans.
+
+        Raises:
+            FileNotFoundError: if a dataset has no such plans.
+            ValueError: if one has no preprocessed case, or was preprocessed differently.
+        """
+        found: list[Cases] = []
+        for number in numbers:
+            other = PlannedDataset.of(number, plans or self.plans.plans_name)
+            if other.folder != self.folder:
+                self.check_same_preprocessing(other, configuration)
+                found += other.open_all(configuration)
+        return found
+
     def preprocessing(self, configuration: str) -> dict[str, Any]:
         """Everything in the plans that decides what preprocessed images look like, by the names that nnU-Net has."""
         settings = self.plans.get_configuration(configuration).configuration
@@ -220,7 +240,7 @@ class PlannedDataset:
             raise ValueError(
                 f"{other.folder.name} was not preprocessed like {self.folder.name}: {difference}; bring the plans "
                 f"there with nnUNetv2_move_plans_between_datasets -s {self.folder.name} -t {other.folder.name} "
-                f"-sp {self.plans.plans_name}, preprocess it with nnUNetv2_preprocess, or leave it out of "
+                f"-sp {other.plans.plans_name}, preprocess it with nnUNetv2_preprocess, or leave it out of "
                 f"pretraining.datasets"
             )
 

@@ -52,27 +52,24 @@ class PretrainingCases:
         split = generate_crossval_split(cases, seed=_SPLIT_SEED, n_splits=_FOLDS)[fold % _FOLDS]
         return list(split["train"]), list(split["val"])
 
-    def training(self, own: Cases, others: Sequence[int]) -> Cases:
+    def training(self, own: Cases, others: Sequence[int], others_plans: str | None) -> Cases:
         """All cases to draw from: the fold's own, all that were added without labels, and every case of other datasets.
 
         Args:
             own: the fold's training cases, and those that the split keeps as unlabelled.
             others: IDs of the other datasets.
+            others_plans: name of their plans; None: that of this dataset's plans.
 
         Raises:
-            ValueError: if a case is there with and without labels, an added one is of the same patient
-                as a validation or test case, or another dataset was preprocessed differently.
+            FileNotFoundError, ValueError: if a case is there with and without labels, an added one is of the same
+                patient as a validation or test case, or for another dataset, see :meth:`PlannedDataset.open_others`.
         """
         parts: list[Cases] = [own]
         if self._unlabelled and not self.without_labels:
             self._check_distinct()
             self.split.check_added(self._unlabelled)
             parts.append(open_cases(self.dataset.unlabelled_folder(self.configuration), self._unlabelled))
-        for number in others:
-            other = PlannedDataset.of(number, self.dataset.plans.plans_name)
-            if other.folder != self.dataset.folder:
-                self.dataset.check_same_preprocessing(other, self.configuration)
-                parts += other.open_all(self.configuration)
+        parts += self.dataset.open_others(others, others_plans, self.configuration)
         return own if len(parts) == 1 else JoinedCases(*parts)
 
     def _check_distinct(self) -> None:

@@ -225,9 +225,18 @@ def write_label_counts(
     """
     file, cases = _open(dataset_id, overwrite=overwrite)
     splits = label_counts(cases, counts, num_val, num_test, seed, patient)
-    for folder_of_added in file.parent.glob("*_unlabelled"):
-        splits[0].check_added(cases_in(folder_of_added))
+    check_all_added(file.parent, splits[0])
     return file, _write(file, splits)
+
+
+def check_all_added(folder: Path, split: Split) -> None:
+    """See that no image that was added to a preprocessed dataset, for any plans, is of a patient who is held out.
+
+    Raises:
+        ValueError: names such an image.
+    """
+    for added in sorted(folder.glob("*_unlabelled")):
+        split.check_added(cases_in(added))
 
 
 def _open(dataset_id: int, *, overwrite: bool) -> tuple[Path, list[str]]:

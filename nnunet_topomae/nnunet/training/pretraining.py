@@ -144,7 +144,7 @@ class Pretrainer(StageTrainer):
     def get_tr_and_val_datasets(self) -> tuple[Cases, Cases]:
         """All cases to train on, with unlabelled ones and those of other datasets, and the fold's validation cases."""
         training, validation = super().get_tr_and_val_datasets()
-        return self.cases.training(training, self.config.datasets), validation
+        return self.cases.training(training, self.config.datasets, self.config.datasets_plans), validation
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """No weight decay on biases, norms, positions and the like."""

@@ -104,17 +104,6 @@ def test_nothing_is_overwritten(workspace, larger, capsys):
     assert file.read_bytes() == before
 
 
-@pytest.fixture
-def other_dataset(workspace):
-    """A second dataset with the same plans and cases."""
-    folder = workspace.preprocessed.with_name("Dataset997_Other")
-    shutil.copytree(workspace.preprocessed, folder)
-    (workspace.folder / "raw" / folder.name).mkdir()
-    yield folder
-    shutil.rmtree(folder)
-    (workspace.folder / "raw" / folder.name).rmdir()
-
-
 def test_several_datasets_are_pretrained_on_together(workspace, other_dataset):
     def both(configuration):
         configuration["pretraining"]["datasets"] = [998, 997]
