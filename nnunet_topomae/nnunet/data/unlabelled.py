@@ -13,7 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from nnunet_topomae.nnunet.data.image_files import inspect
-from nnunet_topomae.nnunet.data.preprocessed import PlannedDataset
+from nnunet_topomae.nnunet.data.preprocessed import PlannedDataset, files_of, open_cases
 from nnunet_topomae.nnunet.data.raw import name_problem
 from nnunet_topomae.nnunet.data.splits import read_splits
 
@@ -123,6 +123,6 @@ def remove(dataset: PlannedDataset, case: str, configurations: Sequence[str]) ->
         folders = " or ".join(str(dataset.unlabelled_folder(name)) for name in configurations)
         raise ValueError(f"there is no unlabelled case {case} in {folders}")
     for name in holding:
-        folder = dataset.unlabelled_folder(name)
-        for file in sorted({*folder.glob(f"{case}.*"), *folder.glob(f"{case}_seg.*")}):  # the image first
+        cases = open_cases(dataset.unlabelled_folder(name), [case])
+        for file in files_of(cases, case, with_label=True):  # the image first, without which a case does not count
             file.unlink()

@@ -144,6 +144,23 @@ def test_list_and_remove(workspace, images, in_threads, no_split, capsys):
     assert "there is no unlabelled case extra_1" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("case", ["1.2.840", "ct[1]", "a*"])
+@pytest.mark.parametrize("endings", [(".b2nd", "_seg.b2nd", ".pkl"), (".npz", ".npy", "_seg.npy", ".pkl")])
+def test_only_the_case_of_that_very_name_is_removed(workspace, case, endings):
+    """The files are those that nnU-Net's two classes of datasets write, and unpack."""
+    dataset, folder = PlannedDataset.of(998, TopoMAEPlanner.default_plans_name), _folder(workspace)
+    others = ["1.2.840.7", "1.2.840_seg.7", "ct1", "abc"]
+    folder.mkdir()
+    try:
+        for name in (case, *others):
+            for ending in endings:
+                (folder / f"{name}{ending}").touch()
+        unlabelled.remove(dataset, case, ["3d_fullres"])
+        assert {file.name for file in folder.iterdir()} == {f"{name}{ending}" for name in others for ending in endings}
+    finally:
+        shutil.rmtree(folder)
+
+
 def test_a_case_that_got_its_label_later_is_named(workspace, images, in_threads):
     (images / "phantom_000_0000.nii.gz").unlink()
     assert cli.main([*ADD, "-i", str(images), "-np", "1"]) == 0
