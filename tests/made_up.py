@@ -128,7 +128,7 @@ def write_fold(results: Path, trainer: str, plans: str, fold: int, log: dict, fi
     """The folder of a fold with a checkpoint that holds a log."""
     folder = results / f"{trainer}__{plans}__3d_fullres" / f"fold_{fold}"
     folder.mkdir(parents=True)
-    description = {"labels": LABELS, "channel_names": {"0": "CT"}}
+    description = {"labels": LABELS, "channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}
     arguments = {"plans": planned(results.name, plans, finetuning or {"seed": fold}), "configuration": "3d_fullres",
                  "fold": fold, "dataset_json": description}  # fmt: skip
     versions = {"nnunet-topomae": "0.1", "nnunetv2": "2.8.1", "torch": "2.9.0"}

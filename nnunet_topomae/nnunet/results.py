@@ -47,7 +47,9 @@ def read_run(folder: Path, title: str = "") -> Run:
         trainer = record.get("finetuned_by", trainer)
         plans, configuration = arguments["plans"], arguments["configuration"]
         settings = flatten(plans["configurations"][configuration])
-        labels = {str(value): name for name, value in arguments["dataset_json"]["labels"].items()}
+        description = arguments["dataset_json"]
+        labels = {str(value): name for name, value in description["labels"].items()}
+        file_ending = description["file_ending"]
         names = plans["dataset_name"], plans["plans_name"], configuration, str(arguments["fold"])
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is no checkpoint of nnU-Net: {_in_words(error)}") from error
@@ -57,7 +59,8 @@ def read_run(folder: Path, title: str = "") -> Run:
     called = title or f"{trainer}, {names[1]}, fold {names[3]}"
     file = folder / "validation" / "summary.json"
     summary = read_json(file) if file.is_file() else {}
-    run = Run(folder, called, trainer, *names, log, settings, summary, headings, _made_with(record, folder))
+    made_with = _made_with(record, folder)
+    run = Run(folder, called, trainer, *names, log, settings, summary, headings, made_with, file_ending)
     try:
         run.outcome(), run.figures()
     except (KeyError, TypeError, ValueError, AttributeError) as error:

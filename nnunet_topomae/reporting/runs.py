@@ -55,6 +55,7 @@ class Run:
         summary: the content of validation/summary.json; empty if there is none.
         headings: names of the branches as people read them.
         made_with: versions and hardware, as far as they are known.
+        file_ending: of the segmentations of the dataset, with the dot.
     """
 
     folder: Path
@@ -69,6 +70,7 @@ class Run:
     summary: Mapping[str, Any] = field(default_factory=dict)
     headings: Mapping[str, str] = field(default_factory=dict)
     made_with: Mapping[str, str] = field(default_factory=dict)
+    file_ending: str = ".nii.gz"
 
     @property
     def pretraining(self) -> bool:
@@ -105,7 +107,7 @@ class Run:
             defined = [value for value in values if value is not None and not math.isnan(value)]
             if defined:
                 name = Path(case["prediction_file"]).name
-                found[name[: name.index(".")]] = float(np.mean(defined))
+                found[name.removesuffix(self.file_ending)] = float(np.mean(defined))
         return found
 
     def outcome(self) -> str:

@@ -65,6 +65,19 @@ def test_dice_of_a_case_is_the_mean_of_its_defined_structures(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("files", "file_ending", "cases"),
+    [
+        (("1.2.840.1.nii.gz", "1.2.840.2.nii.gz"), ".nii.gz", {"1.2.840.1", "1.2.840.2"}),
+        (("a.b.nrrd", "a.c.nrrd"), ".nrrd", {"a.b", "a.c"}),
+    ],
+)
+def test_cases_with_dots_in_their_names_stay_distinct(tmp_path, files, file_ending, cases):
+    listed = [{"prediction_file": f"/elsewhere/{file}", "metrics": {"1": {"Dice": 0.5}}} for file in files]
+    run = _finetuning(tmp_path, summary={"metric_per_case": listed}, file_ending=file_ending)
+    assert run.dice == dict.fromkeys(cases, 0.5)
+
+
+@pytest.mark.parametrize(
     ("make", "changes", "expected"),
     [
         (_pretraining, {}, "pre-training: skill of ViT 0.50 (0: has learned nothing, 1: perfect)."),

@@ -1,0 +1,38 @@
+"""What is read of a fold; the rest of its folder is read in tests/commands/test_report.py."""
+
+import pytest
+import torch
+
+import made_up
+from nnunet_topomae.files import write_json
+from nnunet_topomae.nnunet.results import read_run
+
+
+def _fold(folder, edit=lambda checkpoint: None):
+    """The fold of a fine-tuning whose checkpoint was edited by ``edit(checkpoint)``."""
+    fold = made_up.write_fold(folder, made_up.FINETUNER, "plans", 0, made_up.finetuning_log(0))
+    file = fold / "checkpoint_final.pth"
+    checkpoint = torch.load(file)
+    edit(checkpoint)
+    torch.save(checkpoint, file)
+    return fold
+
+
+def _validated(fold, means, cases=()):
+    """The fold with a summary as nnU-Net writes it."""
+    (fold / "validation").mkdir()
+    summary = {"mean": means, "foreground_mean": {"Dice": 0.5}, "metric_per_case": list(cases)}
+    write_json(summary, fold / "validation" / "summary.json")
+    return fold
+
+
+def test_names_of_cases_end_where_the_file_ending_of_the_dataset_begins(tmp_path):
+    fold = _fold(tmp_path, lambda c: c["init_args"]["dataset_json"].update(file_ending=".ct.nrrd"))
+    case = {"prediction_file": "/elsewhere/1.2.840.ct.nrrd", "metrics": {"1": {"Dice": 0.5}}}
+    assert read_run(_validated(fold, {}, [case])).dice == {"1.2.840": 0.5}
+
+
+def test_a_checkpoint_without_a_file_ending_is_refused(tmp_path):
+    fold = _fold(tmp_path, lambda c: c["init_args"]["dataset_json"].pop("file_ending"))
+    with pytest.raises(ValueError, match=r"checkpoint_final.pth is no checkpoint of nnU-Net: it lacks 'file_ending'"):
+        read_run(fold)
