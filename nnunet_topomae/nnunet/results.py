@@ -1,6 +1,6 @@
 """Reading what training runs have left in nnU-Net's folder of results, and the test cases that they were tried on."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,7 +48,7 @@ def read_run(folder: Path, title: str = "") -> Run:
         plans, configuration = arguments["plans"], arguments["configuration"]
         settings = flatten(plans["configurations"][configuration])
         description = arguments["dataset_json"]
-        labels = {str(value): name for name, value in description["labels"].items()}
+        labels = {_key(value): name for name, value in description["labels"].items()}
         file_ending = description["file_ending"]
         names = plans["dataset_name"], plans["plans_name"], configuration, str(arguments["fold"])
     except (KeyError, TypeError, AttributeError) as error:
@@ -66,6 +66,11 @@ def read_run(folder: Path, title: str = "") -> Run:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{file} is broken: {_in_words(error)}; validate again with --val") from error
     return run
+
+
+def _key(label: int | Sequence[int]) -> str:
+    """The key of a label or region in nnU-Net's summary.json."""
+    return str(tuple(label) if isinstance(label, Sequence) else label)
 
 
 def _in_words(error: Exception) -> str:

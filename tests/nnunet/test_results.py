@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from nnunetv2.evaluation.evaluate_predictions import label_or_region_to_key
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 import made_up
 from nnunet_topomae.files import write_json
@@ -30,6 +32,16 @@ def test_names_of_cases_end_where_the_file_ending_of_the_dataset_begins(tmp_path
     fold = _fold(tmp_path, lambda c: c["init_args"]["dataset_json"].update(file_ending=".ct.nrrd"))
     case = {"prediction_file": "/elsewhere/1.2.840.ct.nrrd", "metrics": {"1": {"Dice": 0.5}}}
     assert read_run(_validated(fold, {}, [case])).dice == {"1.2.840": 0.5}
+
+
+def test_regions_are_called_by_their_names(tmp_path):
+    """The keys are made by nnU-Net's own functions, as when it validates."""
+    labels = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": [3], "vessel": 4}
+    fold = _fold(tmp_path, lambda c: c["init_args"]["dataset_json"].update(labels=labels))
+    regions = LabelManager(labels, [1, 2, 3, 4]).foreground_regions
+    means = {label_or_region_to_key(region): {"Dice": 0.5} for region in regions}
+    shown = [name for name, _ in read_run(_validated(fold, means)).figures().rows]
+    assert shown == ["whole", "core", "enhancing", "vessel", "all"]
 
 
 def test_a_checkpoint_without_a_file_ending_is_refused(tmp_path):
