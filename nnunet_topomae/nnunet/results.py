@@ -12,11 +12,12 @@ from nnunetv2.paths import nnUNet_raw
 from nnunet_topomae import trainers
 from nnunet_topomae.files import read_json
 from nnunet_topomae.nnunet.data.raw import read_dataset
+from nnunet_topomae.nnunet.planning.plans import FINETUNING, PRETRAINING
 from nnunet_topomae.nnunet.training.pretraining import external_folders, find_pretrainer
-from nnunet_topomae.nnunet.weights.checkpoints import VERSIONS, read_record
+from nnunet_topomae.nnunet.weights.checkpoints import FINETUNED_BY, UNTRAINED, VERSIONS, read_record
 from nnunet_topomae.reporting.figures import Geometry, plane_names
 from nnunet_topomae.reporting.runs import Run
-from nnunet_topomae.settings import flatten
+from nnunet_topomae.settings import FinetuningConfig, PretrainingConfig, flatten
 
 _CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")  # as long as a run goes on
 _INTERNAL = "architecture._kw_requires_import"  # how nnU-Net reads the arguments of a network
@@ -44,7 +45,7 @@ def read_run(folder: Path, title: str = "") -> Run:
     record = read_record(file)
     try:
         log, arguments, trainer = (record[key] for key in _KEYS)
-        trainer = record.get("finetuned_by", trainer)
+        trainer = record.get(FINETUNED_BY, trainer)
         plans, configuration = arguments["plans"], arguments["configuration"]
         settings = flatten(plans["configurations"][configuration])
         description = arguments["dataset_json"]
@@ -59,8 +60,8 @@ def read_run(folder: Path, title: str = "") -> Run:
     called = title or f"{trainer}, {names[1]}, fold {names[3]}"
     file = folder / "validation" / "summary.json"
     summary = read_json(file) if file.is_file() else {}
-    made_with = _made_with(record, folder)
-    run = Run(folder, called, trainer, *names, log, settings, summary, headings, made_with, file_ending)
+    made_with, seed = _made_with(record, folder), _seed(record, settings)
+    run = Run(folder, called, trainer, *names, log, settings, summary, headings, made_with, file_ending, seed)
     try:
         run.outcome(), run.figures()
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -75,6 +76,15 @@ def _key(label: int | Sequence[int]) -> str:
 
 def _in_words(error: Exception) -> str:
     return f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+
+
+def _seed(record: Mapping[str, Any], settings: Mapping[str, Any]) -> int | None:
+    """The seed of a run, by default that of its block; None for nnU-Net's own trainers, which take none."""
+    if UNTRAINED in record:
+        return settings.get(f"{PRETRAINING}.seed", PretrainingConfig.seed)
+    if FINETUNED_BY in record:
+        return settings.get(f"{FINETUNING}.seed", FinetuningConfig.seed)
+    return None
 
 
 def _made_with(record: Mapping[str, Any], folder: Path) -> dict[str, str]:

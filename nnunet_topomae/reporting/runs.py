@@ -56,6 +56,7 @@ class Run:
         headings: names of the branches as people read them.
         made_with: versions and hardware, as far as they are known.
         file_ending: of the segmentations of the dataset, with the dot.
+        seed: of its random numbers; None if the trainer takes none, as nnU-Net's own.
     """
 
     folder: Path
@@ -71,6 +72,7 @@ class Run:
     headings: Mapping[str, str] = field(default_factory=dict)
     made_with: Mapping[str, str] = field(default_factory=dict)
     file_ending: str = ".nii.gz"
+    seed: int | None = None
 
     @property
     def pretraining(self) -> bool:
@@ -235,7 +237,7 @@ def runs_table(runs: Sequence[Run]) -> Table:
     lines = [
         {
             **{name: getattr(run, name) for name in ("dataset", "trainer", "plans", "configuration", "fold")},
-            "seed": plain(_seed(run)),
+            "seed": _NONE if run.seed is None else str(run.seed),
             "epochs": str(len(run.seconds)),
             "hours": f"{run.hours:.2f}",
             **run.made_with,
@@ -250,10 +252,6 @@ def runs_table(runs: Sequence[Run]) -> Table:
     said = ", ".join(f"{name} {value}" for name, value in common.items())
     note = f"{sum(run.hours for run in runs):.2f} hours in all." + (f" All runs: {said}." if said else "")
     return Table("Runs", ["run", *own], rows, note)
-
-
-def _seed(run: Run) -> Any:
-    return run.settings.get(f"{'pretraining' if run.pretraining else 'finetuning'}.seed", 0)
 
 
 def settings_table(runs: Sequence[Run]) -> Table | None:

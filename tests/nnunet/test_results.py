@@ -10,9 +10,10 @@ from nnunet_topomae.files import write_json
 from nnunet_topomae.nnunet.results import read_run
 
 
-def _fold(folder, edit=lambda checkpoint: None):
-    """The fold of a fine-tuning whose checkpoint was edited by ``edit(checkpoint)``."""
-    fold = made_up.write_fold(folder, made_up.FINETUNER, "plans", 0, made_up.finetuning_log(0))
+def _fold(folder, edit, trainer=made_up.FINETUNER):
+    """The fold of a run whose checkpoint was edited by ``edit(checkpoint)``."""
+    log = made_up.finetuning_log(0) if trainer == made_up.FINETUNER else made_up.pretraining_log()
+    fold = made_up.write_fold(folder, trainer, "plans", 0, log)
     file = fold / "checkpoint_final.pth"
     checkpoint = torch.load(file)
     edit(checkpoint)
@@ -42,6 +43,32 @@ def test_regions_are_called_by_their_names(tmp_path):
     means = {label_or_region_to_key(region): {"Dice": 0.5} for region in regions}
     shown = [name for name, _ in read_run(_validated(fold, means)).figures().rows]
     assert shown == ["whole", "core", "enhancing", "vessel", "all"]
+
+
+def _plan(block, **seed):
+    def edit(checkpoint):
+        checkpoint["init_args"]["plans"]["configurations"]["3d_fullres"][block] = {"num_epochs": 3, **seed}
+
+    return edit
+
+
+def _of_stock_trainer(checkpoint):
+    del checkpoint["finetuned_by"]
+    _plan("finetuning", seed=3)(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "edit", "seed"),
+    [
+        (made_up.FINETUNER, _plan("finetuning", seed=3), 3),
+        (made_up.FINETUNER, _plan("finetuning"), 12345),
+        ("TopoMAEPretrainer", _plan("pretraining", seed=0), 0),
+        ("TopoMAEPretrainer", _plan("pretraining"), 12345),
+        (made_up.FINETUNER, _of_stock_trainer, None),
+    ],
+)
+def test_seeds_are_those_of_the_block_and_nnunets_own_trainers_have_none(tmp_path, trainer, edit, seed):
+    assert read_run(_fold(tmp_path, edit, trainer)).seed == seed
 
 
 def test_a_checkpoint_without_a_file_ending_is_refused(tmp_path):

@@ -33,7 +33,7 @@ def _pretraining(folder, title="pre-training", **changes):
     }
     means = {"vit": {"skill": 0.5, "MSE": 0.125}, "unetrpp": {"skill": None, "MSE": NAN}, "inpainting": {"MSE": 0.25}}
     summary = {"mean": means, "metric_per_case": [{}, {}, {}]}
-    parts = {"log": log, "summary": summary, "settings": {"pretraining.seed": 7}, "headings": BRANCHES, **changes}
+    parts = {"log": log, "summary": summary, "settings": {}, "seed": 7, "headings": BRANCHES, **changes}
     return Run(folder, title, "TopoMAEPretrainer", "Dataset001_A", "plans", "3d_fullres", "0", **parts)
 
 
@@ -46,7 +46,7 @@ def _finetuning(folder, title="fine-tuning", dice=((0.5, 0.75), (1.0, NAN), (NAN
     means = {"mean": {"1": {"Dice": 0.75, "IoU": 0.5, "TP": 5}, "2": {"Dice": 0.75}}, "foreground_mean": {"Dice": 0.8}}
     summary = {**means, "metric_per_case": cases}
     labels = {"1": "organ", "2": "tube"}
-    parts = {"log": log, "summary": summary, "settings": {"finetuning.seed": 3}, "headings": labels, **changes}
+    parts = {"log": log, "summary": summary, "settings": {}, "seed": 3, "headings": labels, **changes}
     return Run(folder, title, "FusedFinetuneTrainer", "Dataset001_A", "plans", "3d_fullres", "0", **parts)
 
 
@@ -150,6 +150,13 @@ def test_what_runs_have_in_common_is_said_once(tmp_path):
         "2.00 hours in all. All runs: dataset Dataset001_A, plans plans, configuration 3d_fullres, fold 0, epochs 2, "
         "device NVIDIA H100."
     )
+
+
+def test_a_trainer_without_a_seed_has_a_dash(tmp_path):
+    runs = _finetuning(tmp_path, "one", seed=0), _finetuning(tmp_path, "two", seed=None)
+    table = runs_table(runs)
+    assert table.header[:2] == ["run", "seed"]
+    assert [row[:2] for row in table.rows] == [["one", "0"], ["two", "–"]]
 
 
 def test_settings_that_differ(tmp_path):

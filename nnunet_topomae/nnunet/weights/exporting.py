@@ -15,6 +15,7 @@ from nnunet_topomae import __version__
 from nnunet_topomae.files import read_json, write_file, write_json
 from nnunet_topomae.nnunet.weights.checkpoints import (
     DRAWN_FROM,
+    FINETUNED_BY,
     FIXED,
     UNTRAINED,
     WEIGHTS,
@@ -28,7 +29,7 @@ _KEPT = (
     UNTRAINED,
     FIXED,
     "trainer_name",
-    "finetuned_by",
+    FINETUNED_BY,
     "current_epoch",
     "inference_allowed_mirroring_axes",
 )
@@ -89,7 +90,7 @@ def export(file: Path, folder: Path) -> Path:
     }
     plans = card["init_args"].get("plans", {})
     text = _CARD_TEXT.format(
-        trainer=card.get("finetuned_by", card.get("trainer_name")),
+        trainer=card.get(FINETUNED_BY, card.get("trainer_name")),
         dataset=plans.get("dataset_name"),
         version=__version__,
         parameters=sum(tensor.numel() for tensor in tensors.values()),
