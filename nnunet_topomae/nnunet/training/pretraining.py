@@ -155,7 +155,7 @@ class Pretrainer(StageTrainer):
 
     def prepare(self) -> None:
         """At the start of a new training, let the method prepare itself, and see that its report can be drawn."""
-        if self.current_epoch > 0:
+        if self.current_epoch > 0 or self._steps_done:
             return
         training, validation = self.get_tr_and_val_datasets()
         self.task.prepare(self._images(training, validation), self.device, self.print_to_log_file)
