@@ -240,6 +240,19 @@ def test_a_method_prepares_itself_before_anything_is_drawn_and_only_once(workspa
     assert next(batches)["crop"].unique().tolist() == [7]
 
 
+@pytest.mark.parametrize("of_pretraining", [True, False])
+def test_a_further_pretraining_starts_from_the_head_that_reconstructs(workspace, pretrained, of_pretraining):
+    file = workspace.checkpoint("TopoMAEPretrainer")
+    checkpoint = read_checkpoint(file)
+    if not of_pretraining:  # but of a fine-tuning, whose head segments
+        del checkpoint["untrained_parameters"]
+    trainer = workspace.trainer("TopoMAEPretrainer", workspace.write_plans("Further"))
+    trainer.initialize()
+    trainer.take_over(checkpoint, file)
+    head = "decoder.seg_layers.0.weight"
+    assert torch.equal(trainer.module.state_dict()[head], checkpoint["network_weights"][head]) == of_pretraining
+
+
 OWN_TRAINER = """
 from nnunet_topomae.methods.topomae import TopoMAE
 from nnunet_topomae.nnunet.training.pretraining import Pretrainer
