@@ -269,7 +269,12 @@ def _add_unlabelled(options: argparse.Namespace) -> None:
                 say(f"    {case}")
     else:
         added, problems = unlabelled.add(
-            dataset, options.i, configurations, options.np, show_progress=not options.no_pbar
+            dataset,
+            options.i,
+            configurations,
+            options.np,
+            show_progress=not options.no_pbar,
+            warn=lambda said: say(f"WARNING: {said}"),
         )
         for name, count in added.items():
             total = len(dataset.unlabelled_cases(name))
