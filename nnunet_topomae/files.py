@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk, or the share of it that a user has
+_NO_FLUSH = (errno.EINVAL, errno.ENOTSUP)  # of folders, as on some file systems of networks
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _TEMPORARY = re.compile(r"\..+\.\d+")
 
@@ -20,7 +21,7 @@ def write_file(file: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file under a temporary name beside it, flush it to the disk, rename it, and flush the folder.
 
     Whoever looks at ``file`` sees the old content or the whole new one, also after a crash or a power cut. If writing
-    fails, the temporary file is removed.
+    fails, the temporary file is removed. A file system that cannot flush folders does without.
 
     Args:
         file: to write or to replace.
@@ -117,6 +118,9 @@ def _rename(temporary: Path, file: Path) -> None:
     folder = os.open(file.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
+    except OSError as error:
+        if error.errno not in _NO_FLUSH:
+            raise
     finally:
         os.close(folder)
 

@@ -128,12 +128,15 @@ def write_fold(results: Path, trainer: str, plans: str, fold: int, log: dict, fi
     """The folder of a fold with a checkpoint that holds a log."""
     folder = results / f"{trainer}__{plans}__3d_fullres" / f"fold_{fold}"
     folder.mkdir(parents=True)
-    description = {"labels": LABELS, "channel_names": {"0": "CT"}}
+    description = {"labels": LABELS, "channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}
     arguments = {"plans": planned(results.name, plans, finetuning or {"seed": fold}), "configuration": "3d_fullres",
                  "fold": fold, "dataset_json": description}  # fmt: skip
     versions = {"nnunet-topomae": "0.1", "nnunetv2": "2.8.1", "torch": "2.9.0"}
-    checkpoint = {"network_weights": {}, "logging": log, "init_args": arguments, "trainer_name": trainer,
-                  "versions": versions}  # fmt: skip
+    if trainer == FINETUNER:
+        written_by = {"trainer_name": "nnUNetTrainer", "finetuned_by": trainer}
+    else:
+        written_by = {"trainer_name": trainer, "untrained_parameters": []}
+    checkpoint = {"network_weights": {}, "logging": log, "init_args": arguments, "versions": versions, **written_by}
     torch.save(checkpoint, folder / "checkpoint_final.pth")
     (folder / "debug.json").write_text(json.dumps({"device": "cuda", "gpu_name": "NVIDIA H100", "hostname": "ward-7"}))
     return folder

@@ -2,6 +2,7 @@ import errno
 import fcntl
 import json
 import os
+import stat
 
 import pytest
 
@@ -44,6 +45,32 @@ def test_a_full_disk_is_named_whatever_the_library_says(tmp_path):
         write_file(file, fail)
     assert file.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_folders_that_cannot_be_flushed_are_written_to(tmp_path, monkeypatch, number):
+    flush = os.fsync
+
+    def only_files(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", only_files)
+    write_file(tmp_path / "a", lambda stream: stream.write(b"new"))
+    assert (tmp_path / "a").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EIO])
+def test_a_file_that_cannot_be_flushed_is_an_error(tmp_path, monkeypatch, number):
+    def fail(_):
+        raise OSError(number, os.strerror(number))
+
+    (tmp_path / "a").write_bytes(b"old")
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="a cannot be written"):
+        write_file(tmp_path / "a", lambda stream: stream.write(b"new"))
+    assert (tmp_path / "a").read_bytes() == b"old"
 
 
 def test_an_older_version_stays_under_another_name(tmp_path):

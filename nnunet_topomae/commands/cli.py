@@ -269,7 +269,12 @@ def _add_unlabelled(options: argparse.Namespace) -> None:
                 say(f"    {case}")
     else:
         added, problems = unlabelled.add(
-            dataset, options.i, configurations, options.np, show_progress=not options.no_pbar
+            dataset,
+            options.i,
+            configurations,
+            options.np,
+            show_progress=not options.no_pbar,
+            warn=lambda said: say(f"WARNING: {said}"),
         )
         for name, count in added.items():
             total = len(dataset.unlabelled_cases(name))
@@ -300,6 +305,7 @@ def _plan_and_preprocess(options: argparse.Namespace) -> None:
     from nnunet_topomae.nnunet.planning import preprocessing
 
     _check_configurations(options.c)
+    _check_processes(options.np, options.c)
     planner = _checked_planner(options)
     for dataset_id in options.d:
         preprocessing.extract_fingerprint(
@@ -454,6 +460,14 @@ def _check_configurations(names: Sequence[str]) -> None:
         raise ValueError("-c 2d: these plans are for 3D images and have no 2d configuration; use 3d_fullres")
     if unknown := sorted(set(names) - set(_CONFIGURATIONS)):
         raise ValueError(f"-c {unknown[0]}: there is no such configuration; use {' or '.join(_CONFIGURATIONS)}")
+
+
+def _check_processes(numbers: Sequence[int] | None, configurations: Sequence[str]) -> None:
+    if numbers and len(numbers) not in (1, len(configurations)):
+        raise ValueError(
+            f"-np {' '.join(map(str, numbers))}: give one number for all configurations, or one for each of "
+            f"{' '.join(configurations)}"
+        )
 
 
 def _print_next_commands(

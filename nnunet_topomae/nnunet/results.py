@@ -1,6 +1,6 @@
 """Reading what training runs have left in nnU-Net's folder of results, and the test cases that they were tried on."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,11 +12,12 @@ from nnunetv2.paths import nnUNet_raw
 from nnunet_topomae import trainers
 from nnunet_topomae.files import read_json
 from nnunet_topomae.nnunet.data.raw import read_dataset
+from nnunet_topomae.nnunet.planning.plans import FINETUNING, PRETRAINING
 from nnunet_topomae.nnunet.training.pretraining import external_folders, find_pretrainer
-from nnunet_topomae.nnunet.weights.checkpoints import VERSIONS, read_record
+from nnunet_topomae.nnunet.weights.checkpoints import FINETUNED_BY, UNTRAINED, VERSIONS, read_record
 from nnunet_topomae.reporting.figures import Geometry, plane_names
 from nnunet_topomae.reporting.runs import Run
-from nnunet_topomae.settings import flatten
+from nnunet_topomae.settings import FinetuningConfig, PretrainingConfig, flatten
 
 _CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")  # as long as a run goes on
 _INTERNAL = "architecture._kw_requires_import"  # how nnU-Net reads the arguments of a network
@@ -44,10 +45,12 @@ def read_run(folder: Path, title: str = "") -> Run:
     record = read_record(file)
     try:
         log, arguments, trainer = (record[key] for key in _KEYS)
-        trainer = record.get("finetuned_by", trainer)
+        trainer = record.get(FINETUNED_BY, trainer)
         plans, configuration = arguments["plans"], arguments["configuration"]
         settings = flatten(plans["configurations"][configuration])
-        labels = {str(value): name for name, value in arguments["dataset_json"]["labels"].items()}
+        description = arguments["dataset_json"]
+        labels = {_key(value): name for name, value in description["labels"].items()}
+        file_ending = description["file_ending"]
         names = plans["dataset_name"], plans["plans_name"], configuration, str(arguments["fold"])
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is no checkpoint of nnU-Net: {_in_words(error)}") from error
@@ -57,7 +60,8 @@ def read_run(folder: Path, title: str = "") -> Run:
     called = title or f"{trainer}, {names[1]}, fold {names[3]}"
     file = folder / "validation" / "summary.json"
     summary = read_json(file) if file.is_file() else {}
-    run = Run(folder, called, trainer, *names, log, settings, summary, headings, _made_with(record, folder))
+    made_with, seed = _made_with(record, folder), _seed(record, settings)
+    run = Run(folder, called, trainer, *names, log, settings, summary, headings, made_with, file_ending, seed)
     try:
         run.outcome(), run.figures()
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -65,8 +69,22 @@ def read_run(folder: Path, title: str = "") -> Run:
     return run
 
 
+def _key(label: int | Sequence[int]) -> str:
+    """The key of a label or region in nnU-Net's summary.json."""
+    return str(tuple(label) if isinstance(label, Sequence) else label)
+
+
 def _in_words(error: Exception) -> str:
     return f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+
+
+def _seed(record: Mapping[str, Any], settings: Mapping[str, Any]) -> int | None:
+    """The seed of a run, by default that of its block; None for nnU-Net's own trainers, which take none."""
+    if UNTRAINED in record:
+        return settings.get(f"{PRETRAINING}.seed", PretrainingConfig.seed)
+    if FINETUNED_BY in record:
+        return settings.get(f"{FINETUNING}.seed", FinetuningConfig.seed)
+    return None
 
 
 def _made_with(record: Mapping[str, Any], folder: Path) -> dict[str, str]:

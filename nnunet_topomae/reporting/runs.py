@@ -55,6 +55,8 @@ class Run:
         summary: the content of validation/summary.json; empty if there is none.
         headings: names of the branches as people read them.
         made_with: versions and hardware, as far as they are known.
+        file_ending: of the segmentations of the dataset, with the dot.
+        seed: of its random numbers; None if the trainer takes none, as nnU-Net's own.
     """
 
     folder: Path
@@ -69,6 +71,8 @@ class Run:
     summary: Mapping[str, Any] = field(default_factory=dict)
     headings: Mapping[str, str] = field(default_factory=dict)
     made_with: Mapping[str, str] = field(default_factory=dict)
+    file_ending: str = ".nii.gz"
+    seed: int | None = None
 
     @property
     def pretraining(self) -> bool:
@@ -105,7 +109,7 @@ class Run:
             defined = [value for value in values if value is not None and not math.isnan(value)]
             if defined:
                 name = Path(case["prediction_file"]).name
-                found[name[: name.index(".")]] = float(np.mean(defined))
+                found[name.removesuffix(self.file_ending)] = float(np.mean(defined))
         return found
 
     def outcome(self) -> str:
@@ -233,7 +237,7 @@ def runs_table(runs: Sequence[Run]) -> Table:
     lines = [
         {
             **{name: getattr(run, name) for name in ("dataset", "trainer", "plans", "configuration", "fold")},
-            "seed": plain(_seed(run)),
+            "seed": _NONE if run.seed is None else str(run.seed),
             "epochs": str(len(run.seconds)),
             "hours": f"{run.hours:.2f}",
             **run.made_with,
@@ -248,10 +252,6 @@ def runs_table(runs: Sequence[Run]) -> Table:
     said = ", ".join(f"{name} {value}" for name, value in common.items())
     note = f"{sum(run.hours for run in runs):.2f} hours in all." + (f" All runs: {said}." if said else "")
     return Table("Runs", ["run", *own], rows, note)
-
-
-def _seed(run: Run) -> Any:
-    return run.settings.get(f"{'pretraining' if run.pretraining else 'finetuning'}.seed", 0)
 
 
 def settings_table(runs: Sequence[Run]) -> Table | None:

@@ -23,6 +23,10 @@ SENTENCES = {  # after "Error: "; ours
         ["plan_and_preprocess", "-d", "998", "-c", "3d_lores"],
         "-c 3d_lores: there is no such configuration; use 3d_fullres or 3d_lowres",
     ),
+    "as many numbers of processes as nnU-Net's default has": (
+        ["plan_and_preprocess", "-d", "998", "-c", "3d_fullres", "-np", "8", "4", "8"],
+        "-np 8 4 8: give one number for all configurations, or one for each of 3d_fullres",
+    ),
     "no such planner": (
         [*PLAN, "998", "-pl", "NoPlanner"],
         "-pl NoPlanner: there is no such planner in $planners; for nnU-Net's own planners use nnUNetv2_plan_experiment",

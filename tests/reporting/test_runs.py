@@ -33,7 +33,7 @@ def _pretraining(folder, title="pre-training", **changes):
     }
     means = {"vit": {"skill": 0.5, "MSE": 0.125}, "unetrpp": {"skill": None, "MSE": NAN}, "inpainting": {"MSE": 0.25}}
     summary = {"mean": means, "metric_per_case": [{}, {}, {}]}
-    parts = {"log": log, "summary": summary, "settings": {"pretraining.seed": 7}, "headings": BRANCHES, **changes}
+    parts = {"log": log, "summary": summary, "settings": {}, "seed": 7, "headings": BRANCHES, **changes}
     return Run(folder, title, "TopoMAEPretrainer", "Dataset001_A", "plans", "3d_fullres", "0", **parts)
 
 
@@ -46,7 +46,7 @@ def _finetuning(folder, title="fine-tuning", dice=((0.5, 0.75), (1.0, NAN), (NAN
     means = {"mean": {"1": {"Dice": 0.75, "IoU": 0.5, "TP": 5}, "2": {"Dice": 0.75}}, "foreground_mean": {"Dice": 0.8}}
     summary = {**means, "metric_per_case": cases}
     labels = {"1": "organ", "2": "tube"}
-    parts = {"log": log, "summary": summary, "settings": {"finetuning.seed": 3}, "headings": labels, **changes}
+    parts = {"log": log, "summary": summary, "settings": {}, "seed": 3, "headings": labels, **changes}
     return Run(folder, title, "FusedFinetuneTrainer", "Dataset001_A", "plans", "3d_fullres", "0", **parts)
 
 
@@ -62,6 +62,19 @@ def test_epochs_that_are_over_count(tmp_path):
 
 def test_dice_of_a_case_is_the_mean_of_its_defined_structures(tmp_path):
     assert _finetuning(tmp_path).dice == {"case_0": 0.625, "case_1": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("files", "file_ending", "cases"),
+    [
+        (("1.2.840.1.nii.gz", "1.2.840.2.nii.gz"), ".nii.gz", {"1.2.840.1", "1.2.840.2"}),
+        (("a.b.nrrd", "a.c.nrrd"), ".nrrd", {"a.b", "a.c"}),
+    ],
+)
+def test_cases_with_dots_in_their_names_stay_distinct(tmp_path, files, file_ending, cases):
+    listed = [{"prediction_file": f"/elsewhere/{file}", "metrics": {"1": {"Dice": 0.5}}} for file in files]
+    run = _finetuning(tmp_path, summary={"metric_per_case": listed}, file_ending=file_ending)
+    assert run.dice == dict.fromkeys(cases, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -137,6 +150,13 @@ def test_what_runs_have_in_common_is_said_once(tmp_path):
         "2.00 hours in all. All runs: dataset Dataset001_A, plans plans, configuration 3d_fullres, fold 0, epochs 2, "
         "device NVIDIA H100."
     )
+
+
+def test_a_trainer_without_a_seed_has_a_dash(tmp_path):
+    runs = _finetuning(tmp_path, "one", seed=0), _finetuning(tmp_path, "two", seed=None)
+    table = runs_table(runs)
+    assert table.header[:2] == ["run", "seed"]
+    assert [row[:2] for row in table.rows] == [["one", "0"], ["two", "–"]]
 
 
 def test_settings_that_differ(tmp_path):

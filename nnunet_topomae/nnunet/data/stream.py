@@ -33,7 +33,7 @@ _MEND = "preprocess it again, or delete its files there and go on with --c"
 
 
 class CaseError(ValueError):
-    """A case cannot be read, or is not what it was."""
+    """No item of a case can be made, because it cannot be read, is not what it was, or for another reason."""
 
 
 class CaseImages:
@@ -53,6 +53,7 @@ class CaseImages:
         if not cases.identifiers:
             raise ValueError(f"there is no case to draw crops from in {cases.source_folder}")
         self._cases = JoinedCases(others, cases) if others else cases
+        self._opened: set[str] = set()  # for the present item
         self.identifiers: Sequence[str] = cases.identifiers
         self.partners: Sequence[str] = self._cases.identifiers
         self.spacing: Sequence[float] = tuple(spacing)
@@ -60,8 +61,35 @@ class CaseImages:
         self.cache = cache
 
     def load(self, case: str) -> Any:
-        """See :meth:`nnunet_topomae.methods.base.ImageSource.load`."""
-        return load_image(self._cases, case)
+        """See :meth:`nnunet_topomae.methods.base.ImageSource.load`.
+
+        Raises:
+            CaseError: if the case cannot be opened.
+        """
+        self._opened.add(case)
+        try:
+            return load_image(self._cases, case)
+        except _UNREADABLE as error:
+            raise CaseError(_cannot_be_read(case, self.source_folder, error)) from error
+
+    @contextmanager
+    def blamed(self, case: str) -> Iterator[None]:
+        """Name the case to blame for an error: one of those that were loaded if its files are ill, else ``case``.
+
+        Args:
+            case: that the item is about.
+
+        Raises:
+            CaseError: in place of an error of reading or of computing.
+        """
+        self._opened.clear()
+        try:
+            yield
+        except CaseError:
+            raise
+        except _UNREADABLE as error:
+            ill = (_defect_in_words(self._cases, each, with_label=False) for each in sorted(self._opened))
+            raise CaseError(next(filter(None, ill), _fails(case, self.source_folder, error))) from error
 
 
 class ItemStream(Dataset):
@@ -83,7 +111,7 @@ class ItemStream(Dataset):
         """Item number ``index``: the tensors that the method draws, and ``case``, the identifier.
 
         Raises:
-            CaseError: if the case cannot be read, or holds NaN or inf.
+            CaseError: if the case cannot be read, holds NaN or inf, or the method fails on it.
         """
         return self._draw(*self._choose(index))
 
@@ -100,10 +128,8 @@ class ItemStream(Dataset):
         return self.images.identifiers[int(rng.integers(len(self.images.identifiers)))], rng
 
     def _draw(self, case: str, rng: np.random.Generator) -> dict[str, Any]:
-        try:
+        with self.images.blamed(case):
             item = self.views.draw(self.images, case, rng, self.mirror)
-        except _UNREADABLE as error:
-            raise CaseError(_cannot_be_read(case, self.images.source_folder, error)) from error
         for name, value in item.items():
             if name == CASE or not isinstance(value, torch.Tensor):
                 raise ValueError(
@@ -135,18 +161,20 @@ class AugmentedItems(Dataset):
         """Item number ``index``: ``data`` (C, D, H, W), ``target`` as nnU-Net makes it, and ``case``.
 
         Raises:
-            CaseError: if the case cannot be read, or holds NaN or inf.
+            CaseError: if the case cannot be read, holds NaN or inf, or cropping or augmenting fails on it.
         """
         self.loader.get_do_oversample = lambda _: self._oversampled[index % self.batch_size]
-        folder = self.loader._data.source_folder
+        cases = self.loader._data
         try:
             with random_state((*self.seed, index)):
                 batch = self.loader.generate_train_batch()
         except _UNREADABLE as error:
-            raise CaseError(_cannot_be_read(self.cases_of(index)[0], folder, error)) from error
+            (case,) = self.cases_of(index)
+            ill = _defect_in_words(cases, case, with_label=True)
+            raise CaseError(ill or _fails(case, cases.source_folder, error)) from error
         (case,) = map(str, batch["keys"])
         if not batch["data"].isfinite().all():
-            raise CaseError(_not_finite(case, folder))
+            raise CaseError(_not_finite(case, cases.source_folder))
         target = batch["target"]
         targets = [scale[0] for scale in target] if isinstance(target, list) else target[0]
         return {"data": batch["data"][0], "target": targets, CASE: case}
@@ -340,6 +368,16 @@ def defect(cases: Cases, case: str, *, with_label: bool) -> str | bool:
     except _UNREADABLE as error:
         return _cannot_be_read(case, cases.source_folder, error)
     return not finite
+
+
+def _defect_in_words(cases: Cases, case: str, *, with_label: bool) -> str:
+    """See :func:`defect`; always a sentence, empty if nothing is wrong."""
+    found = defect(cases, case, with_label=with_label)
+    return _not_finite(case, cases.source_folder) if found is True else found or ""
+
+
+def _fails(case: str, folder: str, error: Exception) -> str:
+    return f"case {case} in {folder}, whose files can be read, gives no item: {type(error).__name__}: {error}"
 
 
 def _cannot_be_read(case: str, folder: str, error: Exception) -> str:

@@ -5,17 +5,21 @@ import re
 import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from pathlib import Path
 
 from tqdm import tqdm
 
+from nnunet_topomae.files import lock
 from nnunet_topomae.nnunet.data.image_files import inspect
-from nnunet_topomae.nnunet.data.preprocessed import PlannedDataset
+from nnunet_topomae.nnunet.data.preprocessed import PlannedDataset, files_of, open_cases
 from nnunet_topomae.nnunet.data.raw import name_problem
 from nnunet_topomae.nnunet.data.splits import read_splits
+
+_UNFINISHED = ".unfinished_"  # begins the names of the folders in which cases are preprocessed
 
 
 def find_images(folder: Path, file_ending: str, num_channels: int) -> tuple[dict[str, list[Path]], dict[str, str]]:
@@ -48,25 +52,66 @@ def find_images(folder: Path, file_ending: str, num_channels: int) -> tuple[dict
 
 
 def add(
-    dataset: PlannedDataset, images: Path, configurations: Sequence[str], num_processes: int, *, show_progress: bool
+    dataset: PlannedDataset,
+    images: Path,
+    configurations: Sequence[str],
+    num_processes: int,
+    *,
+    show_progress: bool,
+    warn: Callable[[str], object],
 ) -> tuple[dict[str, int], dict[str, str]]:
     """Check, crop, normalise and resample those images of a folder that have not been added yet, in parallel.
+
+    What calls that were killed had not finished is removed first.
+
+    Args:
+        dataset: to add to.
+        images: the folder.
+        configurations: for which the images are preprocessed.
+        num_processes: that work at once.
+        show_progress: whether there is a progress bar.
+        warn: is told if the disk has no locks.
 
     Returns:
         How many cases were added per configuration, and what is wrong with the others.
 
     Raises:
-        ValueError: if there is no image, or the dataset's split makes no sense.
+        ValueError: if there is no image, the dataset's split makes no sense, or another process is adding images for
+            one of the configurations.
     """
     cases, problems = find_images(images, dataset.description["file_ending"], dataset.num_channels)
     held_out = _held_out(dataset, cases)
     problems |= held_out
-    added = dict.fromkeys(configurations, 0)
-    jobs = []
-    for name in configurations:
-        labelled, present = set(dataset.labelled_cases(name)), set(dataset.unlabelled_cases(name))
-        problems |= dict.fromkeys(labelled & cases.keys(), "is the name of a labelled case")
-        jobs += [(name, case) for case in sorted(cases.keys() - labelled - present - held_out.keys())]
+    jobs: list[tuple[str, str]] = []
+    with ExitStack() as locks:
+        for folder in dict.fromkeys(map(dataset.unlabelled_folder, configurations)):
+            locks.enter_context(lock(folder.with_name(f".{folder.name}.lock"), warn))  # nnU-Net wants no file in it
+            _remove_unfinished(folder)
+        for name in configurations:
+            labelled, present = set(dataset.labelled_cases(name)), set(dataset.unlabelled_cases(name))
+            problems |= dict.fromkeys(labelled & cases.keys(), "is the name of a labelled case")
+            jobs += [(name, case) for case in sorted(cases.keys() - labelled - present - held_out.keys())]
+        added, failed = _add_all(dataset, jobs, cases, num_processes, show_progress=show_progress)
+    return {name: added.count(name) for name in configurations}, problems | failed
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Delete the folders in which processes that were killed had been preprocessing cases."""
+    for unfinished in folder.glob(f"{_UNFINISHED}*"):
+        shutil.rmtree(unfinished)
+
+
+def _add_all(
+    dataset: PlannedDataset,
+    jobs: Sequence[tuple[str, str]],
+    cases: Mapping[str, list[Path]],
+    num_processes: int,
+    *,
+    show_progress: bool,
+) -> tuple[list[str], dict[str, str]]:
+    """Preprocess cases in parallel; returns the configuration of every added one, and what is wrong with the others."""
+    added: list[str] = []
+    problems: dict[str, str] = {}
     with ProcessPoolExecutor(num_processes, multiprocessing.get_context("spawn")) as pool:
         running = {pool.submit(_add_case, dataset, name, case, cases[case]): (name, case) for name, case in jobs}
         hide = None if show_progress else True
@@ -79,7 +124,7 @@ def add(
             if problem:
                 problems[case] = problem
             else:
-                added[name] += 1
+                added.append(name)
     return added, problems
 
 
@@ -97,7 +142,7 @@ def _add_case(dataset: PlannedDataset, configuration: str, case: str, files: lis
             return f"{file.name} {defect}"
     folder = dataset.unlabelled_folder(configuration)
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".", dir=folder))
+    temporary = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=folder))
     try:
         settings = dataset.plans.get_configuration(configuration)
         settings.preprocessor_class(verbose=False).run_case_save(
@@ -123,6 +168,6 @@ def remove(dataset: PlannedDataset, case: str, configurations: Sequence[str]) ->
         folders = " or ".join(str(dataset.unlabelled_folder(name)) for name in configurations)
         raise ValueError(f"there is no unlabelled case {case} in {folders}")
     for name in holding:
-        folder = dataset.unlabelled_folder(name)
-        for file in sorted({*folder.glob(f"{case}.*"), *folder.glob(f"{case}_seg.*")}):  # the image first
+        cases = open_cases(dataset.unlabelled_folder(name), [case])
+        for file in files_of(cases, case, with_label=True):  # the image first, without which a case does not count
             file.unlink()

@@ -28,7 +28,7 @@ from nnunet_topomae.nnunet.training.pretraining import external_folders, named_p
 from nnunet_topomae.nnunet.training.schedule import learning_rate_factor
 from nnunet_topomae.nnunet.training.skipping import NotFiniteError, agree
 from nnunet_topomae.nnunet.training.stage import StageTrainer
-from nnunet_topomae.nnunet.weights.checkpoints import drawn_from, is_pretrained
+from nnunet_topomae.nnunet.weights.checkpoints import FINETUNED_BY, drawn_from, is_pretrained
 from nnunet_topomae.nnunet.weights.handover import HandOver
 from nnunet_topomae.settings import FinetuningConfig
 from nnunet_topomae.settings.recipes import recipe
@@ -320,7 +320,7 @@ class FinetuneTrainer(StageTrainer):
         Prediction needs this package all the same, as the plans name its network.
         """
         name = nnUNetTrainer.__name__
-        own = {"trainer_name": name, "finetuned_by": type(self).__name__, _FRESH: self.fresh}
+        own = {"trainer_name": name, FINETUNED_BY: type(self).__name__, _FRESH: self.fresh}
         return {**super().checkpoint(), **own}
 
 

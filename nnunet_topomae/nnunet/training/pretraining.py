@@ -57,6 +57,7 @@ class Pretrainer(StageTrainer):
 
     block = PRETRAINING
     needs_labels = False
+    keeps_heads = True
     betas = (0.9, 0.95)
     task_class: ClassVar[type[PretextTask]]
 
@@ -117,7 +118,8 @@ class Pretrainer(StageTrainer):
 
     def take_over(self, checkpoint: dict[str, Any], file: Path) -> HandOver:
         """Go on from another pre-training, of which also those tensors are loaded that had no gradient: a teacher's."""
-        return super().take_over({**checkpoint, UNTRAINED: []}, file)
+        all_trained = {UNTRAINED: []} if UNTRAINED in checkpoint else {}
+        return super().take_over({**checkpoint, **all_trained}, file)
 
     @property
     def cases(self) -> PretrainingCases:
@@ -155,7 +157,7 @@ class Pretrainer(StageTrainer):
 
     def prepare(self) -> None:
         """At the start of a new training, let the method prepare itself, and see that its report can be drawn."""
-        if self.current_epoch > 0:
+        if self.current_epoch > 0 or self._steps_done:
             return
         training, validation = self.get_tr_and_val_datasets()
         self.task.prepare(self._images(training, validation), self.device, self.print_to_log_file)

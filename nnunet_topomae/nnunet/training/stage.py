@@ -55,7 +55,7 @@ from nnunet_topomae.nnunet.training.distribution import (
 from nnunet_topomae.nnunet.training.schedule import learning_rate_factor
 from nnunet_topomae.nnunet.training.skipping import FiniteSteps
 from nnunet_topomae.nnunet.training.stopping import STOPPED, StopRequest
-from nnunet_topomae.nnunet.weights.checkpoints import VERSIONS, WEIGHTS, newest_whole, read_checkpoint
+from nnunet_topomae.nnunet.weights.checkpoints import UNTRAINED, VERSIONS, WEIGHTS, newest_whole, read_checkpoint
 from nnunet_topomae.nnunet.weights.handover import HandOver, hand_over
 from nnunet_topomae.settings import StageConfig
 
@@ -77,6 +77,7 @@ class StageTrainer(nnUNetTrainer, ABC):
         stop: whether the process was asked to stop.
         block: name of the block, set by subclasses.
         needs_labels: whether labels are read.
+        keeps_heads: whether heads that pre-training has trained are loaded if they fit.
         config_class: dataclass that describes the block, set by subclasses.
         betas: coefficients of AdamW's running averages.
     """
@@ -86,6 +87,7 @@ class StageTrainer(nnUNetTrainer, ABC):
     is_ddp: bool
     network: nn.Module
     needs_labels: ClassVar[bool] = True
+    keeps_heads: ClassVar[bool] = False
     config_class: ClassVar[type[StageConfig]]
     betas = (0.9, 0.999)
 
@@ -254,7 +256,7 @@ class StageTrainer(nnUNetTrainer, ABC):
 
     def take_over(self, checkpoint: dict[str, Any], file: Path) -> HandOver:
         """Load pre-trained weights, and report what became of every part of the network."""
-        result = hand_over(checkpoint, self.module, file)
+        result = hand_over(checkpoint, self.module, file, with_heads=self.keeps_heads and UNTRAINED in checkpoint)
         self.print_to_log_file(f"Pre-trained weights: {file}\n{result.report(self.module)}")
         return result
 

@@ -15,6 +15,7 @@ from nnunet_topomae.files import write_file
 WEIGHTS = "network_weights"  # nnU-Net's key
 UNTRAINED = "untrained_parameters"  # names, written by pre-training
 DRAWN_FROM = "drawn_from"  # names of the cases, written by pre-training
+FINETUNED_BY = "finetuned_by"  # name of our trainer, written by fine-tuning; nnU-Net predicts with its own
 FIXED = "fixed_parameters"  # those of them whose first values are meant to stay
 VERSIONS = "versions"  # of the packages that a run was continued with last
 _NUMPY_SCALAR = np.float64(0).__reduce__()[0]  # of a module that NumPy 2 has renamed

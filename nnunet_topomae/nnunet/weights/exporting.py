@@ -15,6 +15,7 @@ from nnunet_topomae import __version__
 from nnunet_topomae.files import read_json, write_file, write_json
 from nnunet_topomae.nnunet.weights.checkpoints import (
     DRAWN_FROM,
+    FINETUNED_BY,
     FIXED,
     UNTRAINED,
     WEIGHTS,
@@ -28,10 +29,18 @@ _KEPT = (
     UNTRAINED,
     FIXED,
     "trainer_name",
-    "finetuned_by",
+    FINETUNED_BY,
     "current_epoch",
-    "init_args",
     "inference_allowed_mirroring_axes",
+)
+_DESCRIPTION = (  # keys of dataset.json; nnU-Net's "dataset" names cases and files, and others may hold any text
+    "channel_names",
+    "modality",
+    "labels",
+    "regions_class_order",
+    "numTraining",
+    "file_ending",
+    "overwrite_image_reader_writer",
 )
 _PACKAGES = ("nnunet-topomae", "nnunetv2", "torch", "dynamic-network-architectures", "timm")
 _CARD_TEXT = """# {trainer} of {dataset}
@@ -51,6 +60,9 @@ is under Apache-2.0.
 
 def export(file: Path, folder: Path) -> Path:
     """Write the weights of a checkpoint as safetensors, with a card for people (README.md) and one for programs (JSON).
+
+    Names of cases are left out: those that were drawn from are hashed, and of dataset.json the card has only what
+    describes images and labels.
 
     Args:
         file: a checkpoint; the states of its optimiser and of the random generators are left out.
@@ -72,12 +84,13 @@ def export(file: Path, folder: Path) -> Path:
     }
     card = {
         **{key: to_plain(checkpoint[key]) for key in _KEPT if key in checkpoint},
+        "init_args": _without_cases(checkpoint.get("init_args", {})),
         "trained_on_sha256": sorted(map(hashed, checkpoint.get(DRAWN_FROM, ()))),
         "versions": {package: _version(package) for package in _PACKAGES},
     }
-    plans = card.get("init_args", {}).get("plans", {})
+    plans = card["init_args"].get("plans", {})
     text = _CARD_TEXT.format(
-        trainer=card.get("finetuned_by", card.get("trainer_name")),
+        trainer=card.get(FINETUNED_BY, card.get("trainer_name")),
         dataset=plans.get("dataset_name"),
         version=__version__,
         parameters=sum(tensor.numel() for tensor in tensors.values()),
@@ -93,6 +106,15 @@ def export(file: Path, folder: Path) -> Path:
         write_file(whole / _README, lambda stream: stream.write(text.encode()))
         whole.replace(folder)
     return folder
+
+
+def _without_cases(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What a trainer was made with; of dataset.json those keys alone that describe images and labels."""
+    plain = to_plain(arguments)
+    description = plain.pop("dataset_json", None)
+    if isinstance(description, dict):
+        plain["dataset_json"] = {key: description[key] for key in _DESCRIPTION if key in description}
+    return plain
 
 
 def is_export(folder: Path) -> bool:

@@ -51,31 +51,42 @@ def _part(name: str) -> str:
     return name.split(".")[0]
 
 
-def hand_over(checkpoint: Mapping[str, Any], network: nn.Module, file: Path) -> HandOver:
-    """Load pre-trained weights into the network to be fine-tuned.
+def hand_over(checkpoint: Mapping[str, Any], network: nn.Module, file: Path, *, with_heads: bool = False) -> HandOver:
+    """Load pre-trained weights into the network to be fine-tuned, or pre-trained further.
 
-    Segmentation heads stay fresh, and so does what pre-training has not trained: the network may start these parts as
-    the present plans say, such as with another fusion gain.
+    What pre-training has not trained stays fresh: the network may start these parts as the present plans say, such as
+    with another fusion gain. So do segmentation heads.
+
+    Args:
+        checkpoint: to load from.
+        network: to load into.
+        file: of the checkpoint, for messages.
+        with_heads: whether heads whose shapes fit are loaded, too: in pre-training they reconstruct.
 
     Raises:
         ValueError: if the checkpoint is of another architecture; names the first tensors that do not fit.
     """
-    wanted = check_fits(checkpoint, network, file)
-    fresh = fresh_names(checkpoint, network)
-    loaded = [name for name in wanted if name not in fresh]
+    check_fits(checkpoint, network, file)
+    fresh = fresh_names(checkpoint, network, with_heads=with_heads)
+    loaded = [name for name in network.state_dict() if name not in fresh]
     network.load_state_dict({name: checkpoint[WEIGHTS][name] for name in loaded}, strict=False)
     return HandOver(loaded=loaded, fresh=fresh)
 
 
-def fresh_names(checkpoint: Mapping[str, Any], network: nn.Module) -> list[str]:
+def fresh_names(checkpoint: Mapping[str, Any], network: nn.Module, *, with_heads: bool = False) -> list[str]:
     """Names of the tensors of a network that a pre-trained checkpoint does not bring: heads and untrained parts.
 
-    Some blocks hold a tensor under several names, of which the checkpoint mentions one; all of them are returned.
+    With ``with_heads``, heads that the checkpoint has in the right shape are brought. Some blocks hold a tensor under
+    several names, of which the checkpoint mentions one; all of them are returned.
     """
     tensors = network.state_dict(keep_vars=True)
     untrained = set(checkpoint.get(UNTRAINED, ())) - set(fixed_in(checkpoint))
     same = {id(tensors[name]) for name in untrained if name in tensors}
-    return [name for name, tensor in tensors.items() if SEGMENTATION_HEADS in name or id(tensor) in same]
+    shapes = {name: tensor.shape for name, tensor in checkpoint[WEIGHTS].items()} if with_heads else {}
+    heads = {
+        name for name, tensor in tensors.items() if SEGMENTATION_HEADS in name and shapes.get(name) != tensor.shape
+    }
+    return [name for name, tensor in tensors.items() if name in heads or id(tensor) in same]
 
 
 def fixed_in(checkpoint: Mapping[str, Any]) -> list[str]:
@@ -88,11 +99,8 @@ def fixed_in(checkpoint: Mapping[str, Any]) -> list[str]:
     return [name for name in checkpoint.get(UNTRAINED, ()) if name in ("vit.pos_embed", "teacher.vit.pos_embed")]
 
 
-def check_fits(checkpoint: Mapping[str, Any], network: nn.Module, file: Path) -> list[str]:
+def check_fits(checkpoint: Mapping[str, Any], network: nn.Module, file: Path) -> None:
     """Make sure that a checkpoint has every tensor of the network, except segmentation heads, in the right shape.
-
-    Returns:
-        Names of these tensors.
 
     Raises:
         ValueError: names the file and the first tensors that are missing or of another shape.
@@ -111,7 +119,6 @@ def check_fits(checkpoint: Mapping[str, Any], network: nn.Module, file: Path) ->
             f"{_some(missing)}, {len(reshaped)} have another shape{_some(reshaped)}; "
             f"use a checkpoint that was pre-trained with these plans, or carry it over with nnUNetv2_topomae adapt"
         )
-    return list(wanted)
 
 
 def _some(names: Iterable[str], count: int = 3) -> str:

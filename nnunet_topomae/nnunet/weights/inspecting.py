@@ -13,7 +13,14 @@ from typing import Any
 from torch import Tensor
 
 from nnunet_topomae.files import read_json
-from nnunet_topomae.nnunet.weights.checkpoints import DRAWN_FROM, WEIGHTS, checked, load_plain, read_checkpoint
+from nnunet_topomae.nnunet.weights.checkpoints import (
+    DRAWN_FROM,
+    FINETUNED_BY,
+    WEIGHTS,
+    checked,
+    load_plain,
+    read_checkpoint,
+)
 from nnunet_topomae.nnunet.weights.exporting import hashed, is_export, read_export
 
 _UNKNOWN = "unknown"
@@ -69,7 +76,7 @@ def _checkpoint(checkpoint: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     arguments = _mapping(checkpoint.get("init_args"))
     tensors = [tensor for tensor in checkpoint[WEIGHTS].values() if isinstance(tensor, Tensor)]
     drawn = [case for case in _list(checkpoint.get(DRAWN_FROM)) if isinstance(case, str)]
-    yield "trainer", str(checkpoint.get("finetuned_by", checkpoint.get("trainer_name", _UNKNOWN)))
+    yield "trainer", str(checkpoint.get(FINETUNED_BY, checkpoint.get("trainer_name", _UNKNOWN)))
     yield "configuration", str(arguments.get("configuration", _UNKNOWN))
     yield "fold", str(arguments.get("fold", _UNKNOWN))
     yield "epochs", str(checkpoint.get("current_epoch", _UNKNOWN))

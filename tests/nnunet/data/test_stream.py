@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from processes import pipe, process
 from torch.utils.data import Dataset
 
 from nnunet_topomae.methods.topomae.keypoints import crop_keypoints
 from nnunet_topomae.methods.topomae.views import KeypointViews
 from nnunet_topomae.nnunet.data.stream import (
+    AugmentedItems,
     Batches,
     CaseError,
     CaseImages,
@@ -33,6 +35,13 @@ class Cases:
 
     def load_image(self, case):
         return self.volumes[case]
+
+
+class Labelled(Cases):
+    """Preprocessed cases with labels."""
+
+    def load_case(self, case):
+        return self.volumes[case], np.zeros((1, 8, 9, 10)), None, {}
 
 
 def ramp(shape):
@@ -167,6 +176,104 @@ def test_signals_to_all_processes_do_not_end_those_that_prepare_batches(monkeypa
 def test_no_case_is_an_error():
     with pytest.raises(ValueError, match="no case to draw crops from"):
         crops(Cases())
+
+
+class Torn:
+    """An image whose shape can be read, but not its voxels."""
+
+    shape, dtype = (1, 8, 9, 10), np.dtype(np.float32)
+
+    def __getitem__(self, _):
+        raise RuntimeError("chunk 3 is damaged")
+
+
+class Vanished(Cases):
+    """Cases whose files were deleted."""
+
+    def load_image(self, case):
+        raise FileNotFoundError("no such file")
+
+
+class WithPartner(KeypointViews):
+    """Loads the partner first, then fails as ``error`` says."""
+
+    error: Exception | None = None
+
+    def draw(self, images, case, rng, mirror):
+        images.load("partner")[:]
+        if self.error:
+            raise self.error
+        return super().draw(images, case, rng, mirror)
+
+
+def with_partner(case, partner, error=None):
+    images = CaseImages(Cases(a=case), (1, 1, 1), Path("unused"), others=Cases(partner=partner))
+    views = WithPartner((4, 4, 4), (2, 2, 2), 0.5)
+    views.error = error
+    return ItemStream(views, images, (0,), mirror=True)
+
+
+MEND = "preprocess it again, or delete its files there and go on with --c"
+SOUND = ramp((8, 9, 10))
+
+
+@pytest.mark.parametrize(
+    ("stream", "sentence"),
+    [
+        (
+            lambda: with_partner(SOUND, Torn()),
+            f"case partner in folder cannot be read: RuntimeError: chunk 3 is damaged; {MEND}",
+        ),
+        (
+            lambda: with_partner(Torn(), SOUND),
+            f"case a in folder cannot be read: RuntimeError: chunk 3 is damaged; {MEND}",
+        ),
+        (
+            lambda: crops(Vanished(a=SOUND)),
+            f"case a in folder cannot be read: FileNotFoundError: no such file; {MEND}",
+        ),
+        (
+            lambda: with_partner(SOUND, SOUND * np.nan, ValueError("not finite")),
+            f"case partner in folder now holds NaN or inf, which it did not at the start; {MEND}",
+        ),
+        (
+            lambda: with_partner(SOUND, SOUND, ValueError("too few patches")),
+            "case a in folder, whose files can be read, gives no item: ValueError: too few patches",
+        ),
+        (
+            lambda: with_partner(SOUND, SOUND, OSError("the cache is gone")),
+            "case a in folder, whose files can be read, gives no item: OSError: the cache is gone",
+        ),
+    ],
+)
+def test_only_cases_whose_files_are_ill_are_to_be_deleted(stream, sentence):
+    with pytest.raises(CaseError) as error:
+        stream()[0]
+    assert str(error.value) == sentence
+
+
+@pytest.mark.parametrize(
+    ("image", "sentence"),
+    [
+        (Torn(), f"case a in folder cannot be read: RuntimeError: chunk 3 is damaged; {MEND}"),
+        (SOUND, "case a in folder, whose files can be read, gives no item: RuntimeError: no kernel of this size"),
+    ],
+)
+def test_an_augmentation_that_fails_is_not_blamed_on_files(image, sentence):
+    class Loader:
+        """Stands in for nnU-Net's, whose transforms fail."""
+
+        batch_size, transforms, _data = 1, BasicTransform(), Labelled(a=image)
+        get_do_oversample = staticmethod(lambda position: False)
+        get_indices = staticmethod(lambda: ["a"])
+
+        def generate_train_batch(self):
+            self._data.load_image("a")[:]
+            raise RuntimeError("no kernel of this size")
+
+    with pytest.raises(CaseError) as error:
+        AugmentedItems(Loader(), 1, (0,))[0]
+    assert str(error.value) == sentence
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 import gzip
 import json
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from nnunet_topomae.commands.phantom import write_dataset
 from nnunet_topomae.nnunet.data import unlabelled
 from nnunet_topomae.nnunet.data.preprocessed import PlannedDataset
 from nnunet_topomae.planners.topomae_planner import TopoMAEPlanner
-from workspace import Workspace
+from workspace import Workspace, refused
 
 ADD = ["add_unlabelled", "-d", "998", "-c", "3d_fullres", "--no_pbar"]
 
@@ -96,6 +98,37 @@ def test_a_case_that_is_half_moved_does_not_count(workspace, images, monkeypatch
     assert dataset.unlabelled_cases("3d_fullres") == []
 
 
+def test_what_a_killed_process_has_left_is_removed_at_the_next_start(workspace, images, in_threads, monkeypatch):
+    (images / "phantom_000_0000.nii.gz").unlink()
+    _folder(workspace).mkdir()
+    (_folder(workspace) / ".snapshot").mkdir()  # of the disk
+    with monkeypatch.context() as killed:
+        killed.setattr(shutil, "rmtree", lambda _: None)
+        killed.setattr(Path, "replace", None)
+        assert cli.main([*ADD, "-i", str(images), "-np", "1"]) == 2
+    assert len(list(_folder(workspace).iterdir())) == 1 + 3
+    assert cli.main([*ADD, "-i", str(images), "-np", "1"]) == 0
+    names = {file.name for file in _folder(workspace).iterdir()}
+    assert names == {".snapshot", *(f"extra_{i}{end}" for i in range(3) for end in (".b2nd", "_seg.b2nd", ".pkl"))}
+
+
+def test_what_another_process_is_adding_stays(workspace, images, in_threads, capsys):
+    (images / "phantom_000_0000.nii.gz").unlink()
+    file = _folder(workspace).with_name(f".{_folder(workspace).name}.lock")
+    code = (
+        f"import fcntl, sys\nstream = open({str(file)!r}, 'a')\nfcntl.lockf(stream, fcntl.LOCK_EX)\n"
+        f"print('another', file=stream, end='', flush=True)\nprint('locked', flush=True)\nsys.stdin.read()"
+    )
+    file.write_text("")
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"locked\n"
+        said = refused([*ADD, "-i", images, "-np", "1"], capsys)
+        other.kill()
+    assert said == f"Error: {file.parent} is in use by another; wait for it, or end it\n"
+    assert not _folder(workspace).exists()
+    assert cli.main([*ADD, "-i", str(images), "-np", "1"]) == 0
+
+
 def test_pretraining_draws_from_both_and_fine_tuning_from_labelled_cases_alone(workspace, images, in_threads):
     (images / "phantom_000_0000.nii.gz").unlink()
     before = workspace.trainer("TopoMAEPretrainer").get_tr_and_val_datasets()
@@ -142,6 +175,23 @@ def test_list_and_remove(workspace, images, in_threads, no_split, capsys):
     assert not list(_folder(workspace).glob("extra_1*"))
     assert cli.main([*ADD, "--remove", "extra_1"]) == 2
     assert "there is no unlabelled case extra_1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("case", ["1.2.840", "ct[1]", "a*"])
+@pytest.mark.parametrize("endings", [(".b2nd", "_seg.b2nd", ".pkl"), (".npz", ".npy", "_seg.npy", ".pkl")])
+def test_only_the_case_of_that_very_name_is_removed(workspace, case, endings):
+    """The files are those that nnU-Net's two classes of datasets write, and unpack."""
+    dataset, folder = PlannedDataset.of(998, TopoMAEPlanner.default_plans_name), _folder(workspace)
+    others = ["1.2.840.7", "1.2.840_seg.7", "ct1", "abc"]
+    folder.mkdir()
+    try:
+        for name in (case, *others):
+            for ending in endings:
+                (folder / f"{name}{ending}").touch()
+        unlabelled.remove(dataset, case, ["3d_fullres"])
+        assert {file.name for file in folder.iterdir()} == {f"{name}{ending}" for name in others for ending in endings}
+    finally:
+        shutil.rmtree(folder)
 
 
 def test_a_case_that_got_its_label_later_is_named(workspace, images, in_threads):

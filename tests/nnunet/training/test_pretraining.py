@@ -11,6 +11,7 @@ from nnunet_topomae.methods.inpainting import harmonic_inpainting
 from nnunet_topomae.methods.masking import mask_to_voxels
 from nnunet_topomae.methods.topomae.views import KeypointViews
 from nnunet_topomae.nnunet.training.pretraining import external_folders, find_pretrainer, named_pretrainers
+from nnunet_topomae.nnunet.training.stage import StepDone
 from nnunet_topomae.nnunet.weights.checkpoints import read_checkpoint
 
 
@@ -209,8 +210,9 @@ class Prepared(KeypointViews):
         return {**item, "crop": torch.full_like(item["crop"], self.value)}
 
 
-def test_a_method_prepares_itself_before_anything_is_drawn_and_only_once(workspace):
-    plans = workspace.write_plans("Prepared", lambda configuration: None)
+@pytest.mark.parametrize("stopped_after", ["step", "epoch"])
+def test_a_method_prepares_itself_before_anything_is_drawn_and_only_once(workspace, stopped_after):
+    plans = workspace.write_plans(f"PreparedAfter{stopped_after}", lambda configuration: None)
 
     def make(continue_training=False):
         trainer = workspace.trainer("TopoMAEPretrainer", plans, continue_training=continue_training)
@@ -223,14 +225,32 @@ def test_a_method_prepares_itself_before_anything_is_drawn_and_only_once(workspa
 
     trainer = make()
     trainer.on_train_start()
-    assert next(trainer.dataloader_train)["crop"].unique().tolist() == [4]
+    batch = next(trainer.dataloader_train)
+    assert batch["crop"].unique().tolist() == [4]
     trainer.on_train_epoch_start()
-    trainer.current_epoch = 1
-    assert trainer.save_checkpoint(str(workspace.checkpoint("TopoMAEPretrainer", plans, name="latest"))) is None
+    if stopped_after == "step":
+        trainer.train_step(batch)
+    trainer.task.prepared.fill_(7)  # as training may change it
+    trainer.save_checkpoint(str(workspace.checkpoint("TopoMAEPretrainer", plans, name="latest")))
     resumed = make(continue_training=True)
     resumed.load_checkpoint(str(workspace.checkpoint("TopoMAEPretrainer", plans, name="latest")))
+    assert resumed.current_epoch == (0 if stopped_after == "step" else 1)
     resumed.on_train_start()
-    assert next(resumed.dataloader_train)["crop"].unique().tolist() == [4]
+    batches = (batch for batch in resumed.dataloader_train if not isinstance(batch, StepDone))
+    assert next(batches)["crop"].unique().tolist() == [7]
+
+
+@pytest.mark.parametrize("of_pretraining", [True, False])
+def test_a_further_pretraining_starts_from_the_head_that_reconstructs(workspace, pretrained, of_pretraining):
+    file = workspace.checkpoint("TopoMAEPretrainer")
+    checkpoint = read_checkpoint(file)
+    if not of_pretraining:  # but of a fine-tuning, whose head segments
+        del checkpoint["untrained_parameters"]
+    trainer = workspace.trainer("TopoMAEPretrainer", workspace.write_plans("Further"))
+    trainer.initialize()
+    trainer.take_over(checkpoint, file)
+    head = "decoder.seg_layers.0.weight"
+    assert torch.equal(trainer.module.state_dict()[head], checkpoint["network_weights"][head]) == of_pretraining
 
 
 OWN_TRAINER = """

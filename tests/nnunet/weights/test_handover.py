@@ -42,6 +42,24 @@ def test_hand_over_loads_all_but_heads_and_reports_what_was_never_trained():
     assert "2 tensors of segmentation heads; 2 tensors of pyramid" in report
 
 
+@pytest.mark.parametrize("outputs", [4, 5])
+def test_heads_are_loaded_if_asked_for_and_if_they_fit(outputs):
+    source, target = _network(), _network()
+    source.decoder.seg_layers = nn.ModuleList([nn.Linear(2, outputs)])
+    expected = (source if outputs == 4 else target).decoder.seg_layers[0].weight.clone()
+    names = ["decoder.seg_layers.0.weight", "decoder.seg_layers.0.bias"]
+    result = hand_over({"network_weights": source.state_dict()}, target, Path("x.pth"), with_heads=True)
+    assert torch.equal(target.decoder.seg_layers[0].weight, expected)
+    assert result.fresh == ([] if outputs == 4 else names)
+    assert (result.loaded[-2:] == names) == (outputs == 4)
+
+
+def test_a_head_that_the_checkpoint_lacks_is_fresh():
+    weights = {name: tensor for name, tensor in _network().state_dict().items() if "seg_layers" not in name}
+    result = hand_over({"network_weights": weights}, _network(), Path("x.pth"), with_heads=True)
+    assert result.fresh == ["decoder.seg_layers.0.weight", "decoder.seg_layers.0.bias"]
+
+
 def test_another_architecture_is_refused_and_nothing_is_loaded():
     target = _network(width=5)
     before = target.pyramid.weight.clone()

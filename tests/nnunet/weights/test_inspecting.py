@@ -136,6 +136,33 @@ def test_an_export_that_fails_leaves_nothing(tmp_path, monkeypatch, fault, statu
     assert [file.name for file in tmp_path.iterdir()] == ["in.pth"]
 
 
+def test_cases_that_dataset_json_names_are_not_exported(tmp_path):
+    known = {
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0, "organ": [1, 2]},
+        "regions_class_order": [1],
+        "numTraining": 1,
+        "file_ending": ".nii.gz",
+        "overwrite_image_reader_writer": "NibabelIO",
+    }
+    private = {
+        "dataset": {"smith": {"images": ["/ward/smith_0000.nii.gz"], "label": "/ward/smith.nii.gz"}},
+        "description": "of Smith and others",
+        "training": [{"image": "./imagesTr/smith.nii.gz"}],
+    }
+    checkpoint = {
+        "network_weights": {"a": torch.ones(1)},
+        "drawn_from": ["smith"],
+        "init_args": {"configuration": "3d_fullres", "fold": 0, "dataset_json": {**known, **private}},
+    }
+    torch.save(checkpoint, tmp_path / "in.pth")
+    exporting.export(tmp_path / "in.pth", tmp_path / "out")
+    for file in (tmp_path / "out").iterdir():
+        assert b"smith" not in file.read_bytes().lower()
+    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    assert card["init_args"] == {"configuration": "3d_fullres", "fold": 0, "dataset_json": known}
+
+
 def test_exported_weights_are_adapted_as_their_checkpoint_is(workspace, pretrained, tmp_path, capsys):
     file, folder = workspace.checkpoint("TopoMAEPretrainer"), tmp_path / "exported"
     assert cli.main(["export", str(file), "-o", str(folder)]) == 0

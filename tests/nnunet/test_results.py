@@ -1,0 +1,77 @@
+"""What is read of a fold; the rest of its folder is read in tests/commands/test_report.py."""
+
+import pytest
+import torch
+from nnunetv2.evaluation.evaluate_predictions import label_or_region_to_key
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+import made_up
+from nnunet_topomae.files import write_json
+from nnunet_topomae.nnunet.results import read_run
+
+
+def _fold(folder, edit, trainer=made_up.FINETUNER):
+    """The fold of a run whose checkpoint was edited by ``edit(checkpoint)``."""
+    log = made_up.finetuning_log(0) if trainer == made_up.FINETUNER else made_up.pretraining_log()
+    fold = made_up.write_fold(folder, trainer, "plans", 0, log)
+    file = fold / "checkpoint_final.pth"
+    checkpoint = torch.load(file)
+    edit(checkpoint)
+    torch.save(checkpoint, file)
+    return fold
+
+
+def _validated(fold, means, cases=()):
+    """The fold with a summary as nnU-Net writes it."""
+    (fold / "validation").mkdir()
+    summary = {"mean": means, "foreground_mean": {"Dice": 0.5}, "metric_per_case": list(cases)}
+    write_json(summary, fold / "validation" / "summary.json")
+    return fold
+
+
+def test_names_of_cases_end_where_the_file_ending_of_the_dataset_begins(tmp_path):
+    fold = _fold(tmp_path, lambda c: c["init_args"]["dataset_json"].update(file_ending=".ct.nrrd"))
+    case = {"prediction_file": "/elsewhere/1.2.840.ct.nrrd", "metrics": {"1": {"Dice": 0.5}}}
+    assert read_run(_validated(fold, {}, [case])).dice == {"1.2.840": 0.5}
+
+
+def test_regions_are_called_by_their_names(tmp_path):
+    """The keys are made by nnU-Net's own functions, as when it validates."""
+    labels = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": [3], "vessel": 4}
+    fold = _fold(tmp_path, lambda c: c["init_args"]["dataset_json"].update(labels=labels))
+    regions = LabelManager(labels, [1, 2, 3, 4]).foreground_regions
+    means = {label_or_region_to_key(region): {"Dice": 0.5} for region in regions}
+    shown = [name for name, _ in read_run(_validated(fold, means)).figures().rows]
+    assert shown == ["whole", "core", "enhancing", "vessel", "all"]
+
+
+def _plan(block, **seed):
+    def edit(checkpoint):
+        checkpoint["init_args"]["plans"]["configurations"]["3d_fullres"][block] = {"num_epochs": 3, **seed}
+
+    return edit
+
+
+def _of_stock_trainer(checkpoint):
+    del checkpoint["finetuned_by"]
+    _plan("finetuning", seed=3)(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "edit", "seed"),
+    [
+        (made_up.FINETUNER, _plan("finetuning", seed=3), 3),
+        (made_up.FINETUNER, _plan("finetuning"), 12345),
+        ("TopoMAEPretrainer", _plan("pretraining", seed=0), 0),
+        ("TopoMAEPretrainer", _plan("pretraining"), 12345),
+        (made_up.FINETUNER, _of_stock_trainer, None),
+    ],
+)
+def test_seeds_are_those_of_the_block_and_nnunets_own_trainers_have_none(tmp_path, trainer, edit, seed):
+    assert read_run(_fold(tmp_path, edit, trainer)).seed == seed
+
+
+def test_a_checkpoint_without_a_file_ending_is_refused(tmp_path):
+    fold = _fold(tmp_path, lambda c: c["init_args"]["dataset_json"].pop("file_ending"))
+    with pytest.raises(ValueError, match=r"checkpoint_final.pth is no checkpoint of nnU-Net: it lacks 'file_ending'"):
+        read_run(fold)
