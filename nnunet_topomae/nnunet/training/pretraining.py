@@ -118,7 +118,7 @@ class Pretrainer(StageTrainer):
 
     def take_over(self, checkpoint: dict[str, Any], file: Path) -> HandOver:
         """Go on from another pre-training, of which also those tensors are loaded that had no gradient: a teacher's."""
-        all_trained = {UNTRAINED: []} if UNTRAINED in checkpoint else {}
+        all_trained: dict[str, list[str]] = {UNTRAINED: []} if UNTRAINED in checkpoint else {}
         return super().take_over({**checkpoint, **all_trained}, file)
 
     @property
