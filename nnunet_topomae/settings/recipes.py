@@ -51,7 +51,7 @@ def _staged(num_epochs: float) -> dict[str, Any]:
 
 
 def _frozen(num_epochs: float) -> dict[str, Any]:
-    """The default, but the pre-trained encoder stays as it is: for a handful of labelled cases."""
+    """The default, but the pre-trained encoder keeps its weights."""
     return {**_default(num_epochs), "encoder_lr": 0.0}
 
 
