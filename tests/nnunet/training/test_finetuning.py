@@ -284,14 +284,20 @@ def test_fresh_parts_rise_and_fall_before_all_parts_do(workspace, log):
     assert rates[4] < rates[5] < rates[6] == 1.0 > rates[7] > rates[19] > 0
 
 
-def test_a_staged_training_resumes(workspace, pretrained):
-    plans = workspace.write_plans("StagedResumed", lambda c: c.update(finetuning={**STAGED, "from_scratch": False}))
+def _resumed_after_an_epoch(workspace, name, block):
+    """A trainer that has made one epoch from the session's pre-training, and another one that goes on from there."""
+    plans = workspace.write_plans(name, lambda c: c.update(finetuning=block))
     link_pretraining(workspace, plans)
     trainer = workspace.trainer(FUSED, plans)
     trainer.num_epochs = 1
     trainer.run_training()
     resumed = workspace.trainer(FUSED, plans, continue_training=True)
     maybe_load_checkpoint(resumed, continue_training=True, validation_only=False)
+    return trainer, resumed
+
+
+def test_a_staged_training_resumes(workspace, pretrained):
+    trainer, resumed = _resumed_after_an_epoch(workspace, "StagedResumed", {**STAGED, "from_scratch": False})
     assert resumed.fresh == trainer.fresh
     assert [len(g["params"]) for g in resumed.optimizer.param_groups] == [
         len(g["params"]) for g in trainer.optimizer.param_groups
@@ -358,13 +364,7 @@ def test_an_encoder_that_was_not_pretrained_is_not_frozen(workspace, pretrained,
 
 
 def test_a_frozen_training_resumes(workspace, pretrained):
-    plans = workspace.write_plans("FrozenResumed", lambda c: c.update(finetuning=FROZEN))
-    link_pretraining(workspace, plans)
-    trainer = workspace.trainer(FUSED, plans)
-    trainer.num_epochs = 1
-    trainer.run_training()
-    resumed = workspace.trainer(FUSED, plans, continue_training=True)
-    maybe_load_checkpoint(resumed, continue_training=True, validation_only=False)
+    _, resumed = _resumed_after_an_epoch(workspace, "FrozenResumed", FROZEN)
     assert resumed.current_epoch == 1
     frozen = {name for name, parameter in resumed.network.named_parameters() if not parameter.requires_grad}
     assert {name.split(".")[0] for name in frozen} == {"vit", "encoder", "full_resolution_skip"}
