@@ -4,7 +4,8 @@
 
 Reads plans of a dataset that has been planned by ``TopoMAEPlanner`` and preprocessed, and writes ``SmallTopoMAE``
 (UNETR++ and a ViT), ``SmallUNETR`` and ``SmallUNet`` beside it. All train on the same preprocessed images, in batches
-of 2. ``SmallTopoMAEFrozen`` and so on are the same, but fine-tuning leaves the pre-trained encoder as it is.
+of 2. ``SmallTopoMAEFrozen`` and so on are the same, but fine-tuning leaves the pre-trained encoder as it is;
+``SmallTopoMAEFrozenNoTopology`` is that without the topological term.
 """
 
 import argparse
@@ -108,8 +109,11 @@ def main() -> None:
         for block in ("pretraining", "finetuning"):
             configuration.pop(block, None)
         write_plans(planned, name, configuration | blocks, folder)
-        frozen = {**blocks["finetuning"], "encoder_lr": 0.0}
-        write_plans(planned, f"{name}Frozen", configuration | blocks | {"finetuning": frozen}, folder)
+        kept = {**blocks, "finetuning": {**blocks["finetuning"], "encoder_lr": 0.0}}
+        write_plans(planned, f"{name}Frozen", configuration | kept, folder)
+        if name == "SmallTopoMAE":
+            kept["pretraining"] = {**kept["pretraining"], "topology": {"enabled": False}}
+            write_plans(planned, f"{name}FrozenNoTopology", configuration | kept, folder)
 
 
 if __name__ == "__main__":

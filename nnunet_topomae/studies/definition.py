@@ -67,7 +67,7 @@ class Study:
         folder: of the study.
         dataset: name of nnU-Net's dataset.
         configuration: of all plans.
-        label_counts: numbers of labelled cases, rising; number n is fold n of the split.
+        label_counts: numbers of labelled cases, rising.
         seeds: numbers of the repetitions.
         test_cases: cases that all runs are tested on.
         nsd_tolerance: of the normalised surface Dice, in mm.

@@ -98,6 +98,7 @@ def make_study(
     cases = sorted(read_dataset(Path(nnUNet_raw) / dataset)[1])
     base = _PlansFiles(dataset_id, dataset, wishes.configuration)
     splits = existing_label_counts(base.folder, cases) if wishes.existing_split else _splits(cases, wishes, preset)
+    draws = _draws(splits, wishes.num_seeds)
     check_all_added(base.folder, splits[0])
     common = _Common.of(base.read(wishes.plans), wishes)
     planned = {name: common.plan(base.read(kind.plans or wishes.plans), kind) for name, kind in kinds.items()}
@@ -119,9 +120,9 @@ def make_study(
             kind.pretrainer is None,
             baseline_of(name, kinds),
             [
-                Run(len(split.train), seed, f"{folder.resolve().name}_{name}_seed{seed}", fold)
-                for seed in range(wishes.num_seeds)
-                for fold, split in enumerate(splits)
+                Run(len(splits[fold].train), seed, f"{folder.resolve().name}_{name}_seed{seed}", fold)
+                for seed, folds in enumerate(draws)
+                for fold in folds
             ],
         )
         for name, kind in kinds.items()
@@ -130,7 +131,7 @@ def make_study(
         folder,
         dataset,
         wishes.configuration,
-        [len(split.train) for split in splits],
+        [len(splits[fold].train) for fold in draws[0]],
         list(range(wishes.num_seeds)),
         splits[0].test,
         wishes.nsd_tolerance,
@@ -166,7 +167,24 @@ def _splits(cases: Sequence[str], wishes: Wishes, preset: str | None) -> list[Sp
         )
     usual = [count for count in LABEL_COUNTS if count <= left] if preset == "labels" else []
     counts = wishes.labelled or usual or [left]
-    return label_counts(cases, counts, wishes.num_val, num_test, wishes.split_seed, wishes.patient)
+    num_draws = wishes.num_seeds if min(counts) < left else 1
+    return label_counts(cases, counts, wishes.num_val, num_test, wishes.split_seed, wishes.patient, num_draws)
+
+
+def _draws(splits: Sequence[Split], num_seeds: int) -> list[range]:
+    """The folds of each seed: every seed has its own draw of labelled cases, or all have the only one.
+
+    Raises:
+        ValueError: if an existing split has another number of draws.
+    """
+    size = len({len(split.train) for split in splits})
+    draws = [range(first, first + size) for first in range(0, len(splits), size)]
+    if len(draws) not in (1, num_seeds):
+        raise ValueError(
+            f"{SPLIT_FILE} draws labelled cases {len(draws)} times, but the study has {num_seeds} seeds; give it "
+            f"--seeds {len(draws)}, or a split with one draw for all seeds"
+        )
+    return draws if len(draws) == num_seeds else draws * num_seeds
 
 
 class _PlansFiles:

@@ -12,7 +12,7 @@ from nnunet_topomae.reporting.page import Charts, Table, plain
 from nnunet_topomae.studies.definition import Row, Study
 from nnunet_topomae.studies.measures import MEASURES
 from nnunet_topomae.studies.records import Record
-from nnunet_topomae.studies.statistics import Comparison, Equivalent, case_means, labels_interval, seed_means
+from nnunet_topomae.studies.statistics import Comparison, Equivalent, case_means, labels_interval, seed_means, signed
 
 _MAIN = "dice"  # which rows are compared by
 _NONE = "–"
@@ -36,7 +36,7 @@ def main_table(study: Study, records: Sequence[Record], compared: Iterable[Compa
     return Table(
         f"{name} of the test cases",
         ["row", "labelled cases", "seeds", f"mean {name}", "sd over seeds", "compared with", "difference",
-         "95 % interval", "p, t-test", "p, Wilcoxon", "p, Holm"],
+         "95 % interval", "p, t-test", "p, Wilcoxon", "p, Holm", "difference by seed"],
         rows,
         f"Mean over cases of the mean over structures. {_pairing(study)} Holm: corrected for the number of "
         f"comparisons.",
@@ -60,13 +60,14 @@ def _mean_and_deviation(seeds: Sequence[float]) -> list[str]:
 
 def _comparison(study: Study, each: Comparison | None) -> list[str]:
     if each is None:
-        return [_NONE] * 6
+        return [_NONE] * 7
     interval = f"{each.low:+.3f} to {each.high:+.3f}"
     return [
         study.titles[each.baseline],
         f"{each.difference:+.3f}",
         interval,
         *map(_p, (each.t_p, each.wilcoxon_p, each.holm_p)),
+        signed(each.by_seed) or _NONE,
     ]
 
 

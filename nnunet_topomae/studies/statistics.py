@@ -39,6 +39,8 @@ class Comparison:
         wilcoxon_p: p-value of Wilcoxon's signed-rank test, two-sided.
         holm_p: p-value of the t-test after Holm's correction over all comparisons of the study.
         unit: what ``cases`` counts: test cases or patients.
+        by_seed: the difference with each seed that both rows have. Seeds may have other labelled cases, about which
+            the interval and the p-values say nothing.
     """
 
     row: str
@@ -52,6 +54,7 @@ class Comparison:
     wilcoxon_p: float
     holm_p: float = nan
     unit: str = "test cases"
+    by_seed: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -197,9 +200,16 @@ def comparisons(
                 continue
             scored = paired(runs[0], runs[1], patients=patients)
             if comparison := compare(row, baseline, labelled, *scored):
-                found.append(comparison)
+                found.append(replace(comparison, by_seed=_by_seed(*runs, patients)))
     corrected, unit = holm([comparison.t_p for comparison in found]), "patients" if patients else "test cases"
     return [replace(comparison, holm_p=p, unit=unit) for comparison, p in zip(found, corrected, strict=True)]
+
+
+def _by_seed(run: Values, baseline: Values, patients: Mapping[str, str]) -> list[float]:
+    """The difference of the means of two runs with each seed that both have."""
+    seeds = sorted(set(run).intersection(baseline))
+    pairs = (paired({seed: run[seed]}, {seed: baseline[seed]}, patients=patients) for seed in seeds)
+    return [float((ours - theirs).mean()) for ours, theirs in pairs if len(ours)]
 
 
 def equivalent_labels(
@@ -298,7 +308,10 @@ def sentence(
     shown = [*gains, *certain, max(of_row, key=lambda each: each.difference)][0]
     title, baseline = titles[shown.row], titles[shown.baseline]
     interval = f"95 % interval {shown.low:+.3f} to {shown.high:+.3f}"
-    figures = f"Dice {shown.difference:+.3f}, {interval}, {_p(shown.holm_p)}, {shown.cases} {shown.unit}"
+    figures = (
+        f"Dice {shown.difference:+.3f}, {interval}, {_p(shown.holm_p)}, {shown.cases} {shown.unit}; better with "
+        f"{sum(each > 0 for each in shown.by_seed)} of {len(shown.by_seed)} seeds"
+    )
     with_labels = f"with {shown.labelled} labelled case{'s' * (shown.labelled > 1)}"
     if not certain:
         where = ", where the difference is largest" if len(of_row) > 1 else ""
@@ -328,3 +341,13 @@ def _p(value: float) -> str:
     if not isfinite(value):
         return "no p-value"
     return f"p = {value:.3f} after Holm" if value >= 0.001 else "p < 0.001 after Holm"
+
+
+def signed(values: Iterable[float]) -> str:
+    """Differences with their signs, to be read at a glance.
+
+    Example:
+        >>> signed([0.014, -0.003])
+        '+0.014 -0.003'
+    """
+    return " ".join(f"{value:+.3f}" for value in values)

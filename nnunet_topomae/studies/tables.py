@@ -6,7 +6,7 @@ import numpy as np
 
 from nnunet_topomae.studies.definition import Row, Run, Study
 from nnunet_topomae.studies.records import Record
-from nnunet_topomae.studies.statistics import comparisons, seed_means
+from nnunet_topomae.studies.statistics import comparisons, seed_means, signed
 from nnunet_topomae.studies.steps import FINETUNE, PREDICT, PRETRAIN, Step, Steps
 
 _WAITING, _FAILED = "-", "failed"
@@ -49,14 +49,20 @@ def results_table(study: Study, records: Sequence[Record]) -> str:
                 continue
             found = compared.get((row.name, labelled))
             against = (
-                [f"{found.difference:+.3f}", f"{found.low:+.3f} to {found.high:+.3f}", f"{found.holm_p:.3g}"]
+                [
+                    f"{found.difference:+.3f}",
+                    f"{found.low:+.3f} to {found.high:+.3f}",
+                    f"{found.holm_p:.3g}",
+                    signed(found.by_seed),
+                ]
                 if found
-                else ["", "", ""]
+                else [""] * 4
             )
             measured = [_mean_and_deviation(of_it.get((row.name, labelled), [])) for of_it in by_measure.values()]
             lines.append([row.title, f"{labelled}", f"{len(seeds)}", *measured, *against])
     nsd = f"NSD ({study.nsd_tolerance:g} mm)"
-    return _table(["row", "labelled", "seeds", "Dice", "HD95, mm", nsd, "gain", "95 % interval", "p (Holm)"], lines)
+    headings = ["row", "labelled", "seeds", "Dice", "HD95, mm", nsd]
+    return _table([*headings, "gain", "95 % interval", "p (Holm)", "gain by seed"], lines)
 
 
 def _mean_and_deviation(seeds: Sequence[float]) -> str:

@@ -262,12 +262,18 @@ def as_entries(splits: Iterable[Split]) -> list[dict[str, Any]]:
 
 
 def label_counts(
-    cases: Sequence[str], counts: Iterable[int], num_val: int, num_test: int, seed: int, patient: str | None = None
+    cases: Sequence[str],
+    counts: Iterable[int],
+    num_val: int,
+    num_test: int,
+    seed: int,
+    patient: str | None = None,
+    num_draws: int = 1,
 ) -> list[Split]:
-    """Folds that differ in how many cases are labelled, and in nothing else.
+    """Folds that differ in which cases are labelled, and in nothing else.
 
-    Validation and test cases are the same in all of them. Every other case is labelled or unlabelled, and what is
-    labelled in a fold is labelled in the following ones, too.
+    Validation and test cases are the same in all of them. Every other case is labelled or unlabelled. Folds of one draw
+    are nested: what is labelled in a fold is labelled in the following ones, too.
 
     Args:
         cases: names of all cases.
@@ -275,6 +281,7 @@ def label_counts(
         num_val, num_test: numbers of validation and test cases.
         seed: cases are shuffled by it.
         patient: see :class:`Split`; validation and test cases are then whole patients.
+        num_draws: how often the labelled cases are drawn; all folds of the first draw come first.
 
     Raises:
         ValueError: if there are fewer cases, a name has no patient, or patients cannot be kept whole.
@@ -291,15 +298,22 @@ def label_counts(
             f"{counts[-1]} labelled cases, {num_val} validation and {num_test} test cases are more than the dataset's "
             f"{len(cases)} cases"
         )
-    groups = _by_patient(np.random.default_rng(seed).permutation(cases).tolist(), patient)
+    generator = np.random.default_rng(seed)
+    groups = _by_patient(generator.permutation(cases).tolist(), patient)
     test = _take(groups, num_test, "--test")
     val = _take(groups, num_val, "--val")
-    rest = [case for group in groups for case in group]
-    return [Split(sorted(rest[:n]), val, test, sorted(rest[n:]), patient) for n in counts]
+    splits = []
+    for _ in range(num_draws):
+        rest = [case for group in groups for case in group]
+        splits += [Split(sorted(rest[:n]), val, test, sorted(rest[n:]), patient) for n in counts]
+        groups = [groups[index] for index in generator.permutation(len(groups))]
+    return splits
 
 
 def existing_label_counts(folder: Path, cases: Iterable[str]) -> list[Split]:
     """The folds of a preprocessed dataset, if they are such as :func:`label_counts` makes.
+
+    A fold with no more labelled cases than the fold before it begins another draw.
 
     Args:
         folder: of the preprocessed dataset.
@@ -307,8 +321,8 @@ def existing_label_counts(folder: Path, cases: Iterable[str]) -> list[Split]:
 
     Raises:
         FileNotFoundError: if there is no split.
-        ValueError: if a fold lacks cases of some kind, names a case twice or one that there is not, or folds differ in
-            more than how many cases are labelled.
+        ValueError: if a fold lacks cases of some kind, names a case twice or one that there is not, folds differ in
+            more than which cases are labelled, are not nested, or draws differ in their numbers of labelled cases.
     """
     file, splits, known = folder / SPLITS, read_splits(folder), set(cases)
     if not splits:
@@ -328,8 +342,15 @@ def existing_label_counts(folder: Path, cases: Iterable[str]) -> list[Split]:
                 f"{file}: fold {fold} must have the test, the val and all other cases of fold {fold - 1}; folds may "
                 f"differ only in which of the other cases are in train and which in unlabelled"
             )
-        if not {*smaller.train} < {*split.train}:
+        if len(smaller.train) < len(split.train) and not {*smaller.train} < {*split.train}:
             raise ValueError(f"{file}: train of fold {fold} must hold train of fold {fold - 1} and more cases")
+    sizes = [len(split.train) for split in splits]
+    counts = sizes[: next((fold for fold in range(1, len(sizes)) if sizes[fold] <= sizes[fold - 1]), None)]
+    if sizes != counts * (len(sizes) // len(counts)):
+        raise ValueError(
+            f"{file}: folds have {', '.join(map(str, sizes))} labelled cases; let each draw have the numbers of the "
+            f"first, {', '.join(map(str, counts))}, rising"
+        )
     return splits
 
 
