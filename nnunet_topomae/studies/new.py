@@ -98,7 +98,7 @@ def make_study(
     cases = sorted(read_dataset(Path(nnUNet_raw) / dataset)[1])
     base = _PlansFiles(dataset_id, dataset, wishes.configuration)
     splits = existing_label_counts(base.folder, cases) if wishes.existing_split else _splits(cases, wishes, preset)
-    draws = _draws(splits, wishes.num_seeds)
+    draws = _draws(splits, wishes.num_seeds, base.folder / SPLIT_FILE)
     check_all_added(base.folder, splits[0])
     common = _Common.of(base.read(wishes.plans), wishes)
     planned = {name: common.plan(base.read(kind.plans or wishes.plans), kind) for name, kind in kinds.items()}
@@ -171,7 +171,7 @@ def _splits(cases: Sequence[str], wishes: Wishes, preset: str | None) -> list[Sp
     return label_counts(cases, counts, wishes.num_val, num_test, wishes.split_seed, wishes.patient, num_draws)
 
 
-def _draws(splits: Sequence[Split], num_seeds: int) -> list[range]:
+def _draws(splits: Sequence[Split], num_seeds: int, file: Path) -> list[range]:
     """The folds of each seed: every seed has its own draw of labelled cases, or all have the only one.
 
     Raises:
@@ -181,7 +181,7 @@ def _draws(splits: Sequence[Split], num_seeds: int) -> list[range]:
     draws = [range(first, first + size) for first in range(0, len(splits), size)]
     if len(draws) not in (1, num_seeds):
         raise ValueError(
-            f"{SPLIT_FILE} draws labelled cases {len(draws)} times, but the study has {num_seeds} seeds; give it "
+            f"{file} draws labelled cases {len(draws)} times, but the study has {num_seeds} seeds; give it "
             f"--seeds {len(draws)}, or a split with one draw for all seeds"
         )
     return draws if len(draws) == num_seeds else draws * num_seeds

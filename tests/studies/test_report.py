@@ -80,7 +80,7 @@ def test_table_has_the_rows_in_their_order_recomputed(study, folder, table):
     for name, row in zip(names, rows, strict=True):
         means = _means_of_seeds(table, name, int(row[1]))
         assert row[2:5] == ["2", f"{np.mean(means):.3f}", f"{stats.tstd(means):.3f}"]
-    assert rows[0][5:] == ["–"] * 6
+    assert rows[0][5:] == ["–"] * 7
 
 
 def test_differences_are_paired_over_cases(study, table):
@@ -107,9 +107,9 @@ def test_the_table_says_of_how_many_patients(study):
 
 
 def test_intervals_and_p_values_as_people_write_them(study):
-    compared = [Comparison("topomae", "scratch", 5, 9, 0.05, 0.02, 0.08, 0.0004, 0.03, math.nan)]
+    compared = [Comparison("topomae", "scratch", 5, 9, 0.05, 0.02, 0.08, 0.0004, 0.03, math.nan, by_seed=[0.08, -0.01])]
     (line,) = main_table(study, RECORDS, compared).rows
-    assert line[6:] == ["+0.050", "+0.020 to +0.080", "< 0.001", "0.030", "–"]
+    assert line[6:] == ["+0.050", "+0.020 to +0.080", "< 0.001", "0.030", "–", "+0.080 -0.010"]
 
 
 def test_every_measure_has_its_mean(study, table):

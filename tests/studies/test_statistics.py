@@ -15,6 +15,7 @@ from nnunet_topomae.studies.statistics import (
     paired,
     read_curve,
     scores,
+    signed,
 )
 
 BASELINES, TITLES = {"ours": "scratch"}, {"ours": "Ours", "scratch": "from scratch"}
@@ -58,6 +59,25 @@ def test_seeds_are_averaged_and_cases_are_paired():
     first, second = paired(*runs, patients=SINGLE)
     assert first == pytest.approx([0.6, 0.7])  # a and b, seeds 0 and 1
     assert second == pytest.approx([0.2, 0.3])
+
+
+def test_differences_seed_by_seed_are_of_the_seeds_that_both_have():
+    values = {
+        ("ours", 0): {"a": 0.8, "b": 0.9}, ("ours", 1): {"a": 0.5, "b": 0.6}, ("ours", 2): {"a": 0.9, "b": 0.9},
+        ("scratch", 0): {"a": 0.7, "b": 0.5}, ("scratch", 1): {"a": 0.6, "b": 0.6},
+    }  # fmt: skip
+    records = [
+        record(row, 5, dice, case=case, seed=seed)
+        for (row, seed), cases in values.items()
+        for case, dice in cases.items()
+    ]
+    (found,) = comparisons(records, BASELINES, "dice", SINGLE)
+    assert found.by_seed == pytest.approx([0.25, -0.05])
+    assert found.difference == pytest.approx(0.1)
+    assert signed(found.by_seed) == "+0.250 -0.050"
+    said = answer(records, BASELINES, TITLES, SINGLE)
+    assert said["sentence"].endswith(", 2 test cases; better with 1 of 2 seeds).")
+    assert said["comparisons"][0]["by_seed"] == pytest.approx([0.25, -0.05])
 
 
 def test_a_structure_that_the_baseline_misses_makes_no_row_worse():

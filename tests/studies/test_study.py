@@ -16,6 +16,7 @@ import SimpleITK as sitk
 
 from nnunet_topomae.commands import cli
 from nnunet_topomae.nnunet.data.preprocessed import PlannedDataset
+from nnunet_topomae.nnunet.data.splits import read_splits
 from nnunet_topomae.studies import running
 from nnunet_topomae.studies.definition import read_study
 from nnunet_topomae.studies.new import differences, schedule
@@ -564,6 +565,46 @@ def test_cases_can_be_those_of_the_existing_split(workspace, no_split, tmp_path,
     assert [line.endswith(" --disable_tta") for line in lines] == ["predict" in line for line in lines]
 
 
+def test_every_seed_has_its_own_labelled_cases(workspace, no_split, new):
+    study = read_study(new("--rows", "scratch", "--labelled", "1", "2", "--seeds", "5", "--split_seed", "1"))
+    splits = read_splits(workspace.preprocessed)
+    runs = [(run_.seed, run_.labelled, run_.fold) for run_ in study.rows[0].runs]
+    assert runs == [(seed, labelled, 2 * seed + labelled - 1) for seed in range(5) for labelled in (1, 2)]
+    assert len({tuple(splits[fold].train) for _, labelled, fold in runs if labelled == 1}) > 1
+    Steps(study).check()
+
+
+def test_labelled_cases_are_drawn_once_where_all_are_labelled(workspace, no_split, new):
+    study = read_study(new("--rows", "scratch", "--seeds", "2"))
+    assert [(run_.seed, run_.fold) for run_ in study.rows[0].runs] == [(0, 0), (1, 0)]
+    assert len(read_splits(workspace.preprocessed)) == 1
+
+
+def test_an_existing_split_can_have_a_draw_for_every_seed(workspace, no_split, new, tmp_path, capsys):
+    other = [{**ONE, "train": [1], "unlabelled": [0, 2]}, {**ONE, "train": [0, 1], "unlabelled": [2]}]
+    no_split.write_text(json.dumps(_folds(workspace, ONE, TWO, *other)))
+    study = read_study(_existing(tmp_path / "study", 2))
+    assert study.label_counts == [1, 2]
+    assert [(run_.seed, run_.fold) for run_ in study.rows[0].runs] == [(0, 0), (0, 1), (1, 2), (1, 3)]
+    said = refused(["study", "new", tmp_path / "study3", "-d", 998, *EXISTING[:2], "--existing_split"], capsys)
+    assert said == (
+        f"Error: {no_split} draws labelled cases 2 times, but the study has 3 seeds; give it --seeds 2, or a split with "
+        f"one draw for all seeds\n"
+    )
+
+
+def test_an_existing_split_with_one_draw_serves_all_seeds(workspace, no_split, new, tmp_path):
+    no_split.write_text(json.dumps(_folds(workspace, ONE, TWO)))
+    study = read_study(_existing(tmp_path / "study", 2))
+    assert [(run_.seed, run_.fold) for run_ in study.rows[0].runs] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
+def _existing(folder: Path, num_seeds: int) -> Path:
+    arguments = ["--rows", "scratch", "--seeds", str(num_seeds), "--existing_split"]
+    assert cli.main(["study", "new", str(folder), "-d", "998", *arguments]) == 0
+    return folder
+
+
 @pytest.mark.parametrize(
     ("folds", "arguments", "sentence"),
     [
@@ -584,7 +625,24 @@ def test_cases_can_be_those_of_the_existing_split(workspace, no_split, tmp_path,
         ),
         ([{**ONE, "test": [3]}], [], "{file}: {cases[3]} is in fold 0 twice; let every case have one use"),
         ([{**ONE, "train": [0, 0]}], [], "{file}: {cases[0]} is in fold 0 twice; let every case have one use"),
-        ([TWO, ONE], [], "{file}: train of fold 1 must hold train of fold 0 and more cases"),
+        (
+            [ONE, {**TWO, "train": [1, 2], "unlabelled": [0]}],
+            [],
+            "{file}: train of fold 1 must hold train of fold 0 and more cases",
+        ),
+        *(
+            (
+                folds,
+                [],
+                f"{{file}}: folds have {sizes} labelled cases; let each draw have the numbers of the first, {first}, "
+                f"rising",
+            )
+            for folds, sizes, first in (
+                ([TWO, ONE], "2, 1", "2"),
+                ([ONE, TWO, ONE], "1, 2, 1", "1, 2"),
+                ([ONE, TWO, TWO, ONE], "1, 2, 2, 1", "1, 2"),
+            )
+        ),
         *(
             (
                 [ONE, {**TWO, **change}],

@@ -74,6 +74,19 @@ def test_folds_differ_in_how_many_cases_are_labelled_and_in_nothing_else(counts,
         assert (split.val, split.test) == (splits[0].val, splits[0].test)
     assert all(set(few.train) < set(more.train) for few, more in pairwise(splits))
     assert splits == label_counts(CASES, counts, num_val, num_test, seed)
+    drawn_thrice = label_counts(CASES, counts, num_val, num_test, seed, num_draws=3)
+    assert drawn_thrice[: len(splits)] == splits
+    for draw in (drawn_thrice[first : first + len(splits)] for first in range(0, 3 * len(splits), len(splits))):
+        assert [len(split.train) for split in draw] == sorted(set(counts))
+        assert all(set(few.train) < set(more.train) for few, more in pairwise(draw))
+        for split in draw:
+            assert (split.val, split.test, split.images) == (splits[0].val, splits[0].test, splits[0].images)
+
+
+def test_every_draw_labels_other_cases():
+    draws = label_counts(CASES, [2], 3, 5, seed=0, num_draws=50)
+    assert len({tuple(split.train) for split in draws}) > 40  # of 231 pairs
+    assert {case for split in draws for case in split.train} == draws[0].images
 
 
 @given(half_val=st.integers(1, 3), half_test=st.integers(1, 5), seed=st.integers(0, 99))
