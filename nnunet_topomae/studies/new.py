@@ -175,16 +175,16 @@ def _draws(splits: Sequence[Split], num_seeds: int, file: Path) -> list[range]:
     """The folds of each seed: every seed has its own draw of labelled cases, or all have the only one.
 
     Raises:
-        ValueError: if an existing split has another number of draws.
+        ValueError: if an existing split has several draws, but not for every seed.
     """
     size = len({len(split.train) for split in splits})
     draws = [range(first, first + size) for first in range(0, len(splits), size)]
-    if len(draws) not in (1, num_seeds):
+    if 1 < len(draws) < num_seeds:
         raise ValueError(
-            f"{file} draws labelled cases {len(draws)} times, but the study has {num_seeds} seeds; give it "
-            f"--seeds {len(draws)}, or a split with one draw for all seeds"
+            f"{file} draws labelled cases {len(draws)} times, but the study has {num_seeds} seeds; make it with "
+            f"--seeds {len(draws)}, or add draws to the file"
         )
-    return draws if len(draws) == num_seeds else draws * num_seeds
+    return draws[:num_seeds] if len(draws) > 1 else draws * num_seeds
 
 
 class _PlansFiles:
@@ -396,23 +396,28 @@ def differences(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str
 
 
 def _write(study: Study, splits: list[dict[str, Any]], plans: Mapping[Path, dict[str, Any]], split_file: Path) -> None:
-    """Write all files of a new study; if one cannot be written, none stays."""
-    if split_file.exists() and read_json(split_file, list) != splits:
+    """Write all files of a new study; if one cannot be written, none stays.
+
+    A split that is there stays if it begins with the folds of the study; further draws are appended to one that has the
+    first of them.
+    """
+    there = read_json(split_file, list) if split_file.exists() else []
+    if there[: len(splits)] != splits[: len(there)]:
         raise ValueError(
             f"{split_file} is there already with other cases than those of the study, and trainings may rest on it; "
             f"move it away, or make the study with the options that it was made with"
         )
     if existing := [file for file in plans if file.exists()]:
         raise ValueError(f"{existing[0]} is there already; name another folder, after which the plans are named")
-    of_splits = [study.folder / SPLITS, *([] if split_file.exists() else [split_file])]
     study.folder.mkdir(parents=True, exist_ok=True)
     try:
         for file, content in plans.items():
             write_json(content, file)
-        for file in of_splits:
-            write_json(splits, file)
+        write_json(splits, study.folder / SPLITS)
         study.write()
+        if len(splits) > len(there):
+            write_json(splits, split_file)
     except BaseException:
-        for file in (*plans, *of_splits, study.folder / FILE):
+        for file in (*plans, study.folder / SPLITS, study.folder / FILE):
             file.unlink(missing_ok=True)
         raise

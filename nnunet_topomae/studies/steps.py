@@ -102,10 +102,11 @@ class Steps:
         """
         where = self.study.folder / FILE
         ours, now = self.study.folder / SPLITS, self.preprocessed / SPLIT_FILE
-        if not now.is_file() or read_json(now, list) != read_json(ours, list):
+        kept = read_json(ours, list)
+        if not now.is_file() or read_json(now, list)[: len(kept)] != kept:
             raise ValueError(f"{now} is not the split of this study any more; copy {ours} there, or make a new study")
         splits = read_splits(self.preprocessed)
-        for fold, split in enumerate(splits):
+        for fold, split in enumerate(splits[: len(kept)]):
             if sorted(split.test) != sorted(self.study.test_cases):
                 raise ValueError(f"{where}: test_cases are not those of fold {fold} in {ours}; restore them")
             if seen := {*split.train, *split.val, *split.unlabelled}.intersection(split.test):

@@ -122,7 +122,7 @@ def test_cases_of_a_patient_are_one_observation():
         (expected.equivalent, expected.low, expected.high)
     )
     said = answer(images, BASELINES, TITLES, patients)
-    assert ", 6 patients)" in said["sentence"]
+    assert ", 6 patients; better with 1 of 1 seeds)" in said["sentence"]
     assert said["comparisons"][0]["unit"] == "patients"
 
 

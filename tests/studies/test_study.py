@@ -18,7 +18,7 @@ from nnunet_topomae.commands import cli
 from nnunet_topomae.nnunet.data.preprocessed import PlannedDataset
 from nnunet_topomae.nnunet.data.splits import read_splits
 from nnunet_topomae.studies import running
-from nnunet_topomae.studies.definition import read_study
+from nnunet_topomae.studies.definition import Study, read_study
 from nnunet_topomae.studies.new import differences, schedule
 from nnunet_topomae.studies.steps import Steps
 from workspace import DATASET, refused, says, snapshot
@@ -574,6 +574,30 @@ def test_every_seed_has_its_own_labelled_cases(workspace, no_split, new):
     Steps(study).check()
 
 
+@pytest.mark.parametrize("numbers", [(1, 3), (3, 1)], ids=["more seeds", "fewer seeds"])
+def test_studies_with_other_numbers_of_seeds_share_the_split(workspace, no_split, new, numbers):
+    first, second = (
+        read_study(new("--rows", "scratch", "--labelled", "1", "--seeds", str(number), name=f"study{number}"))
+        for number in numbers
+    )
+    assert len(read_splits(workspace.preprocessed)) == 3
+    for study in (first, second):
+        Steps(study).check()
+
+
+def test_a_split_that_could_not_be_extended_stays(workspace, no_split, new, tmp_path, monkeypatch):
+    new("--rows", "scratch", "--labelled", "1")
+    before = snapshot(workspace.preprocessed)
+
+    def fail(study):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Study, "write", fail)
+    arguments = ["study", "new", str(tmp_path / "study2"), "-d", "998", "--val", "1", "--test", "1"]
+    assert cli.main([*arguments, "--labelled", "1", "--rows", "scratch", "--seeds", "2"]) != 0
+    assert snapshot(workspace.preprocessed) == before
+
+
 def test_labelled_cases_are_drawn_once_where_all_are_labelled(workspace, no_split, new):
     study = read_study(new("--rows", "scratch", "--seeds", "2"))
     assert [(run_.seed, run_.fold) for run_ in study.rows[0].runs] == [(0, 0), (1, 0)]
@@ -586,10 +610,11 @@ def test_an_existing_split_can_have_a_draw_for_every_seed(workspace, no_split, n
     study = read_study(_existing(tmp_path / "study", 2))
     assert study.label_counts == [1, 2]
     assert [(run_.seed, run_.fold) for run_ in study.rows[0].runs] == [(0, 0), (0, 1), (1, 2), (1, 3)]
+    assert [run_.fold for run_ in read_study(_existing(tmp_path / "study1", 1)).rows[0].runs] == [0, 1]
     said = refused(["study", "new", tmp_path / "study3", "-d", 998, *EXISTING[:2], "--existing_split"], capsys)
     assert said == (
-        f"Error: {no_split} draws labelled cases 2 times, but the study has 3 seeds; give it --seeds 2, or a split with "
-        f"one draw for all seeds\n"
+        f"Error: {no_split} draws labelled cases 2 times, but the study has 3 seeds; make it with --seeds 2, or add "
+        f"draws to the file\n"
     )
 
 
@@ -704,6 +729,7 @@ def test_an_existing_split_names_cases_of_the_dataset_only(workspace, no_split, 
 
 def test_what_is_there_already_is_kept(workspace, study, tmp_path, capsys):
     again = ["study", "new", study, "-d", 998, "--val", 1, "--test", 1, "--preset", "labels", "--labelled", 1, 3]
+    again += ["--seeds", 1]
     before = snapshot(workspace.folder)
     assert "is there already, and is not empty; name a new folder" in refused(again, capsys)
     elsewhere = [*again[:2], tmp_path / study.name, *again[3:]]
