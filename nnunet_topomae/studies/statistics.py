@@ -195,12 +195,12 @@ def comparisons(
     counts = sorted({labelled for _, labelled in by_run})
     for row, baseline in baselines.items():
         for labelled in counts:
-            runs = by_run.get((row, labelled)), by_run.get((baseline, labelled))
-            if not (runs[0] and runs[1]):
+            ours, theirs = by_run.get((row, labelled)), by_run.get((baseline, labelled))
+            if not (ours and theirs):
                 continue
-            scored = paired(runs[0], runs[1], patients=patients)
+            scored = paired(ours, theirs, patients=patients)
             if comparison := compare(row, baseline, labelled, *scored):
-                found.append(replace(comparison, by_seed=_by_seed(*runs, patients)))
+                found.append(replace(comparison, by_seed=_by_seed(ours, theirs, patients)))
     corrected, unit = holm([comparison.t_p for comparison in found]), "patients" if patients else "test cases"
     return [replace(comparison, holm_p=p, unit=unit) for comparison, p in zip(found, corrected, strict=True)]
 
