@@ -66,7 +66,8 @@ class EfficientPairedAttention(nn.Module):
         channel_map = self.dropout(((query @ key.transpose(-2, -1)) * self.channel_temperature).softmax(dim=-1))
         by_channel = channel_map @ value_channel  # (B, heads, d, N)
 
-        spatial_map = (query.transpose(-2, -1) @ key_projected) * self.spatial_temperature
+        scaled_keys = key_projected * self.spatial_temperature  # as scaling the map, which is much larger
+        spatial_map = query.transpose(-2, -1) @ scaled_keys  # (B, heads, N, P)
         by_space = self.dropout(spatial_map.softmax(dim=-1)) @ value_projected.transpose(-2, -1)  # (B, heads, N, d)
 
         tokens = (by_space.transpose(1, 2).flatten(2), by_channel.permute(0, 3, 1, 2).flatten(2))
