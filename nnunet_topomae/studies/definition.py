@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from nnunet_topomae.files import read_json, write_json
-from nnunet_topomae.nnunet.data.splits import Split, check_pattern
+from nnunet_topomae.nnunet.data.splits import Split, check_patients
 from nnunet_topomae.settings.schema import Flag, Number
 
 VERSION = 1
@@ -261,7 +261,7 @@ def _check(study: Study) -> None:
     Raises:
         ValueError: names what does not.
     """
-    check_pattern(study.patient)
+    check_patients(study.patient, study.test_cases)
     names = [row.name for row in study.rows]
     for row in study.rows:
         if names.count(row.name) > 1:

@@ -91,7 +91,7 @@ SENTENCES = {  # after "Error: "; ours
     ),
     "splits: a name without a patient": (
         ["splits", "-d", "998", "--labelled", "1", "--val", "1", "--patient", "phantom_00[1-4]"],
-        '--patient "phantom_00[1-4]" finds no patient in the name of case phantom_000',
+        'the patient "phantom_00[1-4]" is not found in the name of case phantom_000',
     ),
     "splits: patients that cannot be kept whole": (
         ["splits", "-d", "998", "--labelled", "1", "--val", "1", "--patient", "phantom"],

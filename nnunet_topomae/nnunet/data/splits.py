@@ -172,6 +172,18 @@ def check_pattern(pattern: Any) -> str | None:
         raise ValueError(f"the patient must be a regular expression, got {pattern!r}: {error}") from error
 
 
+def check_patients(pattern: Any, cases: Iterable[str]) -> str | None:
+    """The pattern, if it finds a patient in the name of every case.
+
+    Raises:
+        ValueError: names a case without a patient; or see :func:`check_pattern`.
+    """
+    pattern = check_pattern(pattern)
+    if pattern and (without := [case for case in cases if not re.search(pattern, case)]):
+        raise ValueError(f'the patient "{pattern}" is not found in the name of case {without[0]}')
+    return pattern
+
+
 def write_split(dataset_id: int, shares: str, seed: int, *, overwrite: bool) -> tuple[Path, list[Split]]:
     """Write one split into ``splits_final.json``, which nnU-Net reads. nnU-Net leaves the test cases in it alone.
 
@@ -356,12 +368,10 @@ def existing_label_counts(folder: Path, cases: Iterable[str]) -> list[Split]:
 
 def _by_patient(cases: Sequence[str], patient: str | None) -> list[list[str]]:
     """Cases grouped by patient, in the order in which each patient comes first."""
-    pattern = check_pattern(patient)
+    split = Split(patient=check_patients(patient, cases))
     groups: dict[str, list[str]] = {}
     for case in cases:
-        if pattern and not re.search(pattern, case):
-            raise ValueError(f'--patient "{pattern}" finds no patient in the name of case {case}')
-        groups.setdefault(Split(patient=pattern).patient_of(case), []).append(case)
+        groups.setdefault(split.patient_of(case), []).append(case)
     return list(groups.values())
 
 
