@@ -11,6 +11,7 @@ import numpy.typing as npt
 from scipy import stats
 from scipy.optimize import isotonic_regression
 
+from nnunet_topomae.studies.measures import MEASURES
 from nnunet_topomae.studies.records import Record
 
 Floats = npt.NDArray[np.float64]
@@ -282,7 +283,8 @@ def answer(
         "equivalent_labels": [_plain(each) for each in labels],
         "other_measures": {
             measure: [_plain(each) for each in comparisons(records, baselines, measure, patients)]
-            for measure in ("hd95", "nsd")
+            for measure in MEASURES
+            if measure != "dice"
         },
     }
 

@@ -80,6 +80,20 @@ def test_differences_seed_by_seed_are_of_the_seeds_that_both_have():
     assert said["comparisons"][0]["by_seed"] == pytest.approx([0.25, -0.05])
 
 
+def test_errors_in_components_are_compared_too():
+    records = [
+        Record(row, 5, 0, case, "organ", Measures(0.5, None, 0.5, errors, 0, None))
+        for row, all_errors in (("ours", [0, 0, 1]), ("scratch", [1, 0, 3]))
+        for case, errors in zip("abc", all_errors, strict=True)
+    ]
+    others = answer(records, BASELINES, TITLES, SINGLE)["other_measures"]
+    (components,), (loops,) = others["betti0_error"], others["betti1_error"]
+    assert (components["difference"], components["cases"]) == (-1, 3)
+    assert components["t_p"] == pytest.approx(scipy.stats.ttest_rel([0, 0, 1], [1, 0, 3]).pvalue)
+    assert (loops["difference"], loops["t_p"]) == (0, 1)
+    assert others["betti2_error"] == others["hd95"] == []  # defined nowhere
+
+
 def test_a_structure_that_the_baseline_misses_makes_no_row_worse():
     """HD95 of the small structure is not defined from scratch with one seed; of case b there is no other one."""
     records = [
