@@ -52,6 +52,12 @@ def add_options(study: argparse.ArgumentParser) -> None:
     measure.add_argument("folder", type=Path, metavar="FOLDER", help="folder of the study")
     measure.set_defaults(run=_measure)
 
+    compare = commands.add_parser("compare", help="compare any two rows by every measure that has been taken")
+    compare.add_argument("folder", type=Path, metavar="FOLDER", help="folder of the study")
+    compare.add_argument("row", metavar="ROW", help="name of a row")
+    compare.add_argument("other", metavar="OTHER", help="name of the row that it is compared with")
+    compare.set_defaults(run=_compare)
+
 
 def _add_command_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder of the study")
@@ -96,12 +102,18 @@ def _add_new_options(parser: argparse.ArgumentParser) -> None:
         help="numbers of labelled cases (default: all that are left; with --preset labels those of 5 10 20 40 that "
         "there are cases for)",
     )
-    parser.add_argument("--seeds", type=count, default=3, metavar="N", help="repetitions (default: %(default)s)")
+    parser.add_argument(
+        "--seeds",
+        type=count,
+        default=3,
+        metavar="N",
+        help="repetitions, each with labelled cases of its own (default: %(default)s)",
+    )
     add_held_out_options(parser, usual_test="a fifth of all cases", seed="--split_seed")
     parser.add_argument(
         "--existing_split",
         action="store_true",
-        help="take the cases of the dataset's splits_final.json, in which folds differ in how many are labelled only, "
+        help="take the cases of the dataset's splits_final.json, in which folds differ in which are labelled only, "
         "instead of drawing them",
     )
     parser.add_argument("--iterations", type=count, metavar="N", help="steps of every fine-tuning (default: as in -p)")
@@ -158,9 +170,11 @@ def _new(options: argparse.Namespace) -> None:
     )
     study = make_study(options.folder, options.d, kinds, wishes, options.preset)
     counts = ", ".join(map(str, study.label_counts))
+    is_drawn_anew = len({run.fold for run in study.rows[0].runs}) > len(study.label_counts)
+    of_draws = " with labelled cases of their own" if is_drawn_anew else ""
     of_patients = f" of {len(set(study.patients.values()))} patients" if study.patients else ""
     say(
-        f"{study.folder}: {len(study.rows)} rows, {counts} labelled cases, {len(study.seeds)} seeds, "
+        f"{study.folder}: {len(study.rows)} rows, {counts} labelled cases, {len(study.seeds)} seeds{of_draws}, "
         f"{len(study.test_cases)} test cases{of_patients}"
     )
     say(f"  {_steps_made(study)}")
@@ -234,6 +248,22 @@ def _measure(options: argparse.Namespace) -> None:
     steps = Steps(read_study(options.folder))
     steps.check()
     _print_results(steps)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from nnunet_topomae.studies.definition import read_study
+    from nnunet_topomae.studies.results import RESULTS, read_results
+    from nnunet_topomae.studies.tables import comparison_table
+
+    study = read_study(options.folder)
+    for name in (options.row, options.other):
+        if name not in study.titles:
+            raise ValueError(f"there is no row {name} in {options.folder}; there are {', '.join(study.titles)}")
+    records = read_results(study)
+    for name in (options.row, options.other):
+        if not any(record.row == name for record in records):
+            raise ValueError(f"{study.folder / RESULTS} has nothing about {name} yet; run the study first")
+    say(f"{options.row} - {options.other}\n\n{comparison_table(study, records, options.row, options.other)}")
 
 
 def _print_results(steps: "Steps") -> None:

@@ -21,14 +21,7 @@ from nnunet_topomae.networks import UNETRPP
 from nnunet_topomae.nnunet.data.preprocessed import PlannedDataset
 from nnunet_topomae.nnunet.data.raw import read_dataset
 from nnunet_topomae.nnunet.data.splits import SPLITS as SPLIT_FILE
-from nnunet_topomae.nnunet.data.splits import (
-    Split,
-    as_entries,
-    check_all_added,
-    check_patients,
-    existing_label_counts,
-    label_counts,
-)
+from nnunet_topomae.nnunet.data.splits import Split, as_entries, check_all_added, existing_label_counts, label_counts
 from nnunet_topomae.nnunet.finding import find_class
 from nnunet_topomae.nnunet.planning.plans import FINETUNING, PRETRAINING
 from nnunet_topomae.nnunet.training.pretraining import Pretrainer, external_folders
@@ -106,7 +99,6 @@ def make_study(
     base = _PlansFiles(dataset_id, dataset, wishes.configuration)
     splits = existing_label_counts(base.folder, cases) if wishes.existing_split else _splits(cases, wishes, preset)
     draws = _draws(splits, wishes.num_seeds, base.folder / SPLIT_FILE)
-    check_patients(splits[0].patient, splits[0].test)
     check_all_added(base.folder, splits[0])
     common = _Common.of(base.read(wishes.plans), wishes)
     planned = {name: common.plan(base.read(kind.plans or wishes.plans), kind) for name, kind in kinds.items()}

@@ -39,7 +39,7 @@ def main_table(study: Study, records: Sequence[Record], compared: Iterable[Compa
          "95 % interval", "p, t-test", "p, Wilcoxon", "p, Holm", "difference by seed"],
         rows,
         f"Mean over cases of the mean over structures. {_pairing(study)} Holm: corrected for the number of "
-        f"comparisons.",
+        f"comparisons. The last column has the seeds {', '.join(map(str, study.seeds))}.",
     )  # fmt: skip
 
 
@@ -67,7 +67,7 @@ def _comparison(study: Study, each: Comparison | None) -> list[str]:
         f"{each.difference:+.3f}",
         interval,
         *map(_p, (each.t_p, each.wilcoxon_p, each.holm_p)),
-        signed(each.by_seed) or _NONE,
+        signed(each.by_seed, study.seeds),
     ]
 
 

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from math import isfinite, nan
 from typing import Any
 
@@ -20,6 +20,7 @@ Scores = dict[tuple[str, int], dict[int, dict[str, float]]]  # by row and number
 
 LEVEL = 0.05  # of significance; intervals cover the rest
 _RESAMPLES = 9999
+_SPREAD = 1e-9  # differences that spread less are equal but for rounding
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,12 @@ class Comparison:
         low: lower end of the difference's 95 % bootstrap interval (percentiles; cases, or patients, are drawn with
             replacement).
         high: its upper end.
-        t_p: p-value of the paired t-test, two-sided; nan for fewer than two cases.
+        t_p: p-value of the paired t-test, two-sided; nan for fewer than two cases, or where all differ by the same.
         wilcoxon_p: p-value of Wilcoxon's signed-rank test, two-sided.
         holm_p: p-value of the t-test after Holm's correction over all comparisons of the study.
         unit: what ``cases`` counts: test cases or patients.
-        by_seed: the difference with each seed that both rows have. Seeds may have other labelled cases, about which
-            the interval and the p-values say nothing.
+        by_seed: the difference with each seed that both rows have. Where every seed has its own labelled cases, this
+            says how much depends on them; the interval and the p-values do not.
     """
 
     row: str
@@ -55,7 +56,7 @@ class Comparison:
     wilcoxon_p: float
     holm_p: float = nan
     unit: str = "test cases"
-    by_seed: Sequence[float] = ()
+    by_seed: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -151,14 +152,17 @@ def interval(values: Floats) -> tuple[float, float]:
 
 
 def compare(row: str, baseline: str, labelled: int, with_row: Floats, with_baseline: Floats) -> Comparison | None:
-    """Compare paired scores (N,); None if there are none. Identical scores have p-values of 1."""
+    """Compare paired scores (N,); None if there are none.
+
+    Identical scores have p-values of 1. Where all cases differ by the same, which counts may do, there is no t-test.
+    """
     differences = with_row - with_baseline
     if not len(differences):
         return None
     low, high = interval(differences[resamples(len(differences))].mean(axis=1))
     t_p = wilcoxon_p = 1.0
     if differences.any():
-        t_p = float(stats.ttest_1samp(differences, 0).pvalue) if len(differences) > 1 else nan
+        t_p = float(stats.ttest_1samp(differences, 0).pvalue) if np.ptp(differences) > _SPREAD else nan
         wilcoxon_p = float(stats.wilcoxon(differences).pvalue)
     mean = float(differences.mean())
     return Comparison(row, baseline, labelled, len(differences), mean, low, high, t_p, wilcoxon_p)
@@ -206,11 +210,14 @@ def comparisons(
     return [replace(comparison, holm_p=p, unit=unit) for comparison, p in zip(found, corrected, strict=True)]
 
 
-def _by_seed(run: Values, baseline: Values, patients: Mapping[str, str]) -> list[float]:
+def _by_seed(run: Values, baseline: Values, patients: Mapping[str, str]) -> dict[int, float]:
     """The difference of the means of two runs with each seed that both have."""
-    seeds = sorted(set(run).intersection(baseline))
-    pairs = (paired({seed: run[seed]}, {seed: baseline[seed]}, patients=patients) for seed in seeds)
-    return [float((ours - theirs).mean()) for ours, theirs in pairs if len(ours)]
+    found = {}
+    for seed in sorted(set(run).intersection(baseline)):
+        ours, theirs = paired({seed: run[seed]}, {seed: baseline[seed]}, patients=patients)
+        if len(ours):
+            found[seed] = float((ours - theirs).mean())
+    return found
 
 
 def equivalent_labels(
@@ -312,7 +319,7 @@ def sentence(
     interval = f"95 % interval {shown.low:+.3f} to {shown.high:+.3f}"
     figures = (
         f"Dice {shown.difference:+.3f}, {interval}, {_p(shown.holm_p)}, {shown.cases} {shown.unit}; better with "
-        f"{sum(each > 0 for each in shown.by_seed)} of {len(shown.by_seed)} seeds"
+        f"{sum(each > 0 for each in shown.by_seed.values())} of {len(shown.by_seed)} seeds"
     )
     with_labels = f"with {shown.labelled} labelled case{'s' * (shown.labelled > 1)}"
     if not certain:
@@ -345,11 +352,11 @@ def _p(value: float) -> str:
     return f"p = {value:.3f} after Holm" if value >= 0.001 else "p < 0.001 after Holm"
 
 
-def signed(values: Iterable[float]) -> str:
-    """Differences with their signs, to be read at a glance.
+def signed(by_seed: Mapping[int, float], seeds: Iterable[int]) -> str:
+    """Differences with their signs, in the order of the seeds; a dash for a seed that has none.
 
     Example:
-        >>> signed([0.014, -0.003])
-        '+0.014 -0.003'
+        >>> signed({0: 0.014, 2: -0.003}, range(3))
+        '+0.014 - -0.003'
     """
-    return " ".join(f"{value:+.3f}" for value in values)
+    return " ".join(f"{by_seed[seed]:+.3f}" if seed in by_seed else "-" for seed in seeds)

@@ -105,8 +105,8 @@ class Steps:
         kept = read_json(ours, list)
         if not now.is_file() or read_json(now, list)[: len(kept)] != kept:
             raise ValueError(f"{now} is not the split of this study any more; copy {ours} there, or make a new study")
-        splits = read_splits(self.preprocessed)
-        for fold, split in enumerate(splits[: len(kept)]):
+        splits = read_splits(self.preprocessed)[: len(kept)]
+        for fold, split in enumerate(splits):
             if sorted(split.test) != sorted(self.study.test_cases):
                 raise ValueError(f"{where}: test_cases are not those of fold {fold} in {ours}; restore them")
             if seen := {*split.train, *split.val, *split.unlabelled}.intersection(split.test):

@@ -1,10 +1,12 @@
 """What a study has come to, and what it has found, as tables of text."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import isfinite
 
 import numpy as np
 
 from nnunet_topomae.studies.definition import Row, Run, Study
+from nnunet_topomae.studies.measures import MEASURES
 from nnunet_topomae.studies.records import Record
 from nnunet_topomae.studies.statistics import comparisons, seed_means, signed
 from nnunet_topomae.studies.steps import FINETUNE, PREDICT, PRETRAIN, Step, Steps
@@ -53,7 +55,7 @@ def results_table(study: Study, records: Sequence[Record]) -> str:
                     f"{found.difference:+.3f}",
                     f"{found.low:+.3f} to {found.high:+.3f}",
                     f"{found.holm_p:.3g}",
-                    signed(found.by_seed),
+                    signed(found.by_seed, study.seeds),
                 ]
                 if found
                 else [""] * 4
@@ -63,6 +65,29 @@ def results_table(study: Study, records: Sequence[Record]) -> str:
     nsd = f"NSD ({study.nsd_tolerance:g} mm)"
     headings = ["row", "labelled", "seeds", "Dice", "HD95, mm", nsd]
     return _table([*headings, "gain", "95 % interval", "p (Holm)", "gain by seed"], lines)
+
+
+def comparison_table(study: Study, records: Sequence[Record], row: str, other: str) -> str:
+    """How a row differs from another one in every measure: a line for each measure and number of labels.
+
+    p-values of a measure are corrected over its numbers of labels.
+    """
+    lines = [
+        [
+            name,
+            f"{each.labelled}",
+            f"{each.difference:+.3f}",
+            f"{each.low:+.3f} to {each.high:+.3f}",
+            *(f"{p:.3g}" if isfinite(p) else "-" for p in (each.t_p, each.wilcoxon_p, each.holm_p)),
+            f"{each.cases}",
+            signed(each.by_seed, study.seeds),
+        ]
+        for measure, name in MEASURES.items()
+        for each in comparisons(records, {row: other}, measure, study.patients)
+    ]
+    unit = "patients" if study.patients else "cases"
+    headings = ["measure", "labelled", "difference", "95 % interval", "p, t-test", "p, Wilcoxon", "p, Holm", unit]
+    return _table([*headings, "by seed"], lines)
 
 
 def _mean_and_deviation(seeds: Sequence[float]) -> str:

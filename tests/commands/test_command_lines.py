@@ -91,7 +91,8 @@ SENTENCES = {  # after "Error: "; ours
     ),
     "splits: a name without a patient": (
         ["splits", "-d", "998", "--labelled", "1", "--val", "1", "--patient", "phantom_00[1-4]"],
-        'the patient "phantom_00[1-4]" is not found in the name of case phantom_000',
+        'the pattern of patients "phantom_00[1-4]" finds none in the name of case phantom_000; give one that '
+        "finds the patient in every name",
     ),
     "splits: patients that cannot be kept whole": (
         ["splits", "-d", "998", "--labelled", "1", "--val", "1", "--patient", "phantom"],

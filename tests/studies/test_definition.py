@@ -37,7 +37,7 @@ WRONG = {  # where study.json is spoilt, by which value, and what is said
     "a tolerance as text": (["nsd_tolerance"], "1", 'nsd_tolerance must be a number above 0, got "1"'),
     "a pattern of a number": (["patient"], 3, "patient must be null or a text, got 3"),
     "a pattern that is none": (["patient"], "(", r"the patient must be a regular expression, got '\('"),
-    "a pattern of no patient": (["patient"], "ward", 'the patient "ward" is not found in the name of case '),
+    "a pattern of no patient": (["patient"], "ward", 'the pattern of patients "ward" finds none in '),
     "a run twice": (["rows", 0, "runs", 1], {"labelled": 5, "seed": 0, "plans": "study_scratch_seed0", "fold": 0},
                     "scratch has a run with 5 labelled cases and seed 0 twice; remove one of them"),
     "no such baseline": (["rows", 1, "compared_with"], "x", "spark is compared with x, but there is no such row"),

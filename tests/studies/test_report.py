@@ -107,7 +107,9 @@ def test_the_table_says_of_how_many_patients(study):
 
 
 def test_intervals_and_p_values_as_people_write_them(study):
-    compared = [Comparison("topomae", "scratch", 5, 9, 0.05, 0.02, 0.08, 0.0004, 0.03, math.nan, by_seed=[0.08, -0.01])]
+    compared = [
+        Comparison("topomae", "scratch", 5, 9, 0.05, 0.02, 0.08, 0.0004, 0.03, math.nan, by_seed={0: 0.08, 1: -0.01})
+    ]
     (line,) = main_table(study, RECORDS, compared).rows
     assert line[6:] == ["+0.050", "+0.020 to +0.080", "< 0.001", "0.030", "–", "+0.080 -0.010"]
 

@@ -72,12 +72,12 @@ def test_differences_seed_by_seed_are_of_the_seeds_that_both_have():
         for case, dice in cases.items()
     ]
     (found,) = comparisons(records, BASELINES, "dice", SINGLE)
-    assert found.by_seed == pytest.approx([0.25, -0.05])
+    assert found.by_seed == pytest.approx({0: 0.25, 1: -0.05})
     assert found.difference == pytest.approx(0.1)
-    assert signed(found.by_seed) == "+0.250 -0.050"
+    assert signed(found.by_seed, [0, 1, 2]) == "+0.250 -0.050 -"
     said = answer(records, BASELINES, TITLES, SINGLE)
     assert said["sentence"].endswith(", 2 test cases; better with 1 of 2 seeds).")
-    assert said["comparisons"][0]["by_seed"] == pytest.approx([0.25, -0.05])
+    assert said["comparisons"][0]["by_seed"] == pytest.approx({0: 0.25, 1: -0.05})
 
 
 def test_errors_in_components_are_compared_too():
@@ -156,6 +156,12 @@ def test_p_values_and_interval_are_those_of_scipy():
 def test_nothing_differs():
     found = compare("ours", "scratch", 5, np.array([0.5, 0.6]), np.array([0.5, 0.6]))
     assert (found.difference, found.low, found.high, found.t_p, found.wilcoxon_p) == (0, 0, 0, 1, 1)
+
+
+def test_equal_differences_have_no_t_test():
+    found = compare("ours", "scratch", 5, np.array([0.0, 1.0, 2.0]), np.array([1.0, 2.0, 3.0]))
+    assert (found.difference, found.wilcoxon_p) == (-1, 0.25)
+    assert math.isnan(found.t_p)
 
 
 def test_one_case_has_no_t_test():

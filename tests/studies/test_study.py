@@ -15,11 +15,13 @@ import pytest
 import SimpleITK as sitk
 
 from nnunet_topomae.commands import cli
+from nnunet_topomae.files import write_json
 from nnunet_topomae.nnunet.data.preprocessed import PlannedDataset
 from nnunet_topomae.nnunet.data.splits import read_splits
 from nnunet_topomae.studies import running
-from nnunet_topomae.studies.definition import Study, read_study
+from nnunet_topomae.studies.definition import read_study
 from nnunet_topomae.studies.new import differences, schedule
+from nnunet_topomae.studies.results import read_results
 from nnunet_topomae.studies.steps import Steps
 from workspace import DATASET, refused, says, snapshot
 
@@ -589,13 +591,45 @@ def test_a_split_that_could_not_be_extended_stays(workspace, no_split, new, tmp_
     new("--rows", "scratch", "--labelled", "1")
     before = snapshot(workspace.preprocessed)
 
-    def fail(study):
-        raise OSError("disk full")
+    def fail(content, file):
+        if file == no_split:
+            raise OSError("disk full")
+        write_json(content, file)
 
-    monkeypatch.setattr(Study, "write", fail)
+    monkeypatch.setattr("nnunet_topomae.studies.new.write_json", fail)
     arguments = ["study", "new", str(tmp_path / "study2"), "-d", "998", "--val", "1", "--test", "1"]
     assert cli.main([*arguments, "--labelled", "1", "--rows", "scratch", "--seeds", "2"]) != 0
     assert snapshot(workspace.preprocessed) == before
+    assert not list((tmp_path / "study2").iterdir())
+
+
+def test_runs_use_folds_of_the_study_only(workspace, no_split, new):
+    folder = new("--rows", "scratch", "--labelled", "1")
+    new("--rows", "scratch", "--labelled", "1", "--seeds", "2", name="study2")
+    _edit(folder / "study.json", lambda content: content["rows"][0]["runs"][0].update(fold=1))
+    with pytest.raises(ValueError, match="scratch: fold 1 has not 1 labelled cases"):
+        Steps(read_study(folder)).check()
+
+
+def test_any_two_rows_can_be_compared(new, marks, capsys):
+    folder = new("--rows", "scratch", "topomae", "spatial", "--labelled", "1", "--test", "2")
+    said = refused(["study", "compare", folder, "topomae", "spatial"], capsys)
+    assert said == f"Error: {folder}/results.csv has nothing about topomae yet; run the study first\n"
+    assert run(folder) == 0
+    capsys.readouterr()
+    assert cli.main(["study", "compare", str(folder), "topomae", "spatial"]) == 0
+    title, _, heading, *lines = capsys.readouterr().out.splitlines()
+    assert title == "topomae - spatial"
+    assert " ".join(heading.split()) == (
+        "measure labelled difference 95 % interval p, t-test p, Wilcoxon p, Holm cases by seed"
+    )
+    table = read_results(read_study(folder))
+    dice = {
+        row: np.mean([record.measures.dice for record in table if record.row == row]) for row in ("topomae", "spatial")
+    }
+    assert lines[0].split()[:3] == ["Dice", "1", f"{dice['topomae'] - dice['spatial']:+.3f}"]
+    said = refused(["study", "compare", folder, "topomae", "nobody"], capsys)
+    assert said == f"Error: there is no row nobody in {folder}; there are scratch, topomae, spatial\n"
 
 
 def test_labelled_cases_are_drawn_once_where_all_are_labelled(workspace, no_split, new):
@@ -667,6 +701,12 @@ def _existing(folder: Path, num_seeds: int) -> Path:
                 ([ONE, TWO, ONE], "1, 2, 1", "1, 2"),
                 ([ONE, TWO, TWO, ONE], "1, 2, 2, 1", "1, 2"),
             )
+        ),
+        (
+            [ONE, TWO, ONE, TWO],
+            [],
+            "{file}: fold 2 has the labelled cases of an earlier draw; label others in it, or remove the folds of this "
+            "draw",
         ),
         *(
             (

@@ -18,6 +18,7 @@ from nnunet_topomae.nnunet.data.raw import read_dataset
 
 SPLITS = "splits_final.json"  # nnU-Net's
 _PARTS = ("train", "val", "test", "unlabelled")
+_TRIES = 1000  # to draw other cases than before
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,10 @@ def check_patients(pattern: Any, cases: Iterable[str]) -> str | None:
     """
     pattern = check_pattern(pattern)
     if pattern and (without := [case for case in cases if not re.search(pattern, case)]):
-        raise ValueError(f'the patient "{pattern}" is not found in the name of case {without[0]}')
+        raise ValueError(
+            f'the pattern of patients "{pattern}" finds none in the name of case {without[0]}; give one that finds the '
+            f"patient in every name"
+        )
     return pattern
 
 
@@ -293,7 +297,8 @@ def label_counts(
         num_val, num_test: numbers of validation and test cases.
         seed: cases are shuffled by it.
         patient: see :class:`Split`; validation and test cases are then whole patients.
-        num_draws: how often the labelled cases are drawn; all folds of the first draw come first.
+        num_draws: how often the labelled cases are drawn; all folds of the first draw come first. No two draws label
+            the same cases, unless there are too few cases for that.
 
     Raises:
         ValueError: if there are fewer cases, a name has no patient, or patients cannot be kept whole.
@@ -314,12 +319,18 @@ def label_counts(
     groups = _by_patient(generator.permutation(cases).tolist(), patient)
     test = _take(groups, num_test, "--test")
     val = _take(groups, num_val, "--val")
-    splits = []
-    for _ in range(num_draws):
-        rest = [case for group in groups for case in group]
-        splits += [Split(sorted(rest[:n]), val, test, sorted(rest[n:]), patient) for n in counts]
-        groups = [groups[index] for index in generator.permutation(len(groups))]
-    return splits
+    draws = [[case for group in groups for case in group]]
+    while len(draws) < num_draws:
+        known = [{*cases[: counts[0]]} for cases in draws]
+        tries = (_shuffled(groups, generator) for _ in range(_TRIES))
+        draws.append(next((cases for cases in tries if {*cases[: counts[0]]} not in known), draws[0]))
+    return [Split(sorted(rest[:n]), val, test, sorted(rest[n:]), patient) for rest in draws for n in counts]
+
+
+def _shuffled(groups: Sequence[Sequence[str]], generator: np.random.Generator) -> list[str]:
+    """All cases: the groups in a random order, and the cases within each of them, too."""
+    order = generator.permutation(len(groups))
+    return [case for index in order for case in generator.permutation(groups[index]).tolist()]
 
 
 def existing_label_counts(folder: Path, cases: Iterable[str]) -> list[Split]:
@@ -363,6 +374,16 @@ def existing_label_counts(folder: Path, cases: Iterable[str]) -> list[Split]:
             f"{file}: folds have {', '.join(map(str, sizes))} labelled cases; let each draw have the numbers of the "
             f"first, {', '.join(map(str, counts))}, rising"
         )
+    drawn = [{*split.train} for split in splits[:: len(counts)]]
+    if repeated := [number for number, cases in enumerate(drawn) if cases in drawn[:number]]:
+        raise ValueError(
+            f"{file}: fold {repeated[0] * len(counts)} has the labelled cases of an earlier draw; label others in it, "
+            f"or remove the folds of this draw"
+        )
+    try:
+        check_patients(splits[0].patient, sorted({*splits[0].images, *splits[0].val, *splits[0].test}))
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
     return splits
 
 

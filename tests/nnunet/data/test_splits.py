@@ -83,10 +83,22 @@ def test_folds_differ_in_how_many_cases_are_labelled_and_in_nothing_else(counts,
             assert (split.val, split.test, split.images) == (splits[0].val, splits[0].test, splits[0].images)
 
 
-def test_every_draw_labels_other_cases():
-    draws = label_counts(CASES, [2], 3, 5, seed=0, num_draws=50)
-    assert len({tuple(split.train) for split in draws}) > 40  # of 231 pairs
+@pytest.mark.parametrize("patient", [None, r"^patient\d+"])
+def test_every_draw_labels_other_cases(patient):
+    draws = label_counts(CASES, [1], 2, 8, seed=0, patient=patient, num_draws=20)
+    assert len({tuple(split.train) for split in draws}) == 20  # all that there are
     assert {case for split in draws for case in split.train} == draws[0].images
+    assert all((split.val, split.test) == (draws[0].val, draws[0].test) for split in draws)
+
+
+def test_draws_are_repeated_only_where_there_are_too_few_cases():
+    draws = label_counts(list("abcde"), [1], 1, 2, seed=0, num_draws=4)
+    assert len({tuple(split.train) for split in draws}) == 2
+
+
+def test_few_draws_are_the_first_of_many():
+    few, many = (label_counts(CASES, [1, 3], 2, 8, seed=5, num_draws=number) for number in (2, 6))
+    assert many[: len(few)] == few
 
 
 @given(half_val=st.integers(1, 3), half_test=st.integers(1, 5), seed=st.integers(0, 99))
