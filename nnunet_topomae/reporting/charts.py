@@ -92,7 +92,7 @@ def over_time(title: str, lines: Sequence[Line], *, from_zero: bool = False) -> 
     def draw(axis: Axes) -> None:
         for line in lines:
             values = np.asarray(line.values, dtype=float)
-            epochs = np.unique(np.linspace(0, len(values) - 1, _MAX_POINTS).round().astype(int))
+            epochs = np.linspace(0, len(values) - 1, min(len(values), _MAX_POINTS)).round().astype(int)
             marker = "." if len(values) < _FEW_POINTS else None
             axis.plot(epochs, values[epochs], color=line.style.color, linestyle=_dashes(line.style), marker=marker)
         finite = [value for line in lines for value in line.values if np.isfinite(value)]

@@ -117,8 +117,9 @@ def test_long_lines_are_thinned_and_what_is_missing_is_left_out():
     assert chart.alt == "total loss by epoch. first: 1 to 0.1 in 1000 epochs; second: 0.5 to 0.25 in 3 epochs"
 
 
-def test_a_line_without_any_value_is_said():
-    assert over_time("skill", [Line([np.nan], FIRST)]).alt == "skill by epoch. first: no value"
+@pytest.mark.parametrize("values", [[np.nan], []], ids=["nan", "stopped in its first epoch"])
+def test_a_line_without_any_value_is_said(values):
+    assert over_time("skill", [Line(values, FIRST)]).alt == "skill by epoch. first: no value"
 
 
 def test_many_lines_are_counted():
