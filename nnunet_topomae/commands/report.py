@@ -88,6 +88,7 @@ def _about_study(study: Study) -> _Part:
     if records:
         tables = [
             of_study.main_table(study, records, compared),
+            *([of_study.seeds_table(study, compared)] if compared else []),
             of_study.measures_table(study, records),
             of_study.structures_table(study, records),
         ]

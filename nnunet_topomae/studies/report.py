@@ -12,7 +12,7 @@ from nnunet_topomae.reporting.page import Charts, Table, plain
 from nnunet_topomae.studies.definition import Row, Study
 from nnunet_topomae.studies.measures import MEASURES
 from nnunet_topomae.studies.records import Record
-from nnunet_topomae.studies.statistics import Comparison, Equivalent, case_means, labels_interval, seed_means, signed
+from nnunet_topomae.studies.statistics import Comparison, Equivalent, case_means, labels_interval, seed_means
 
 _MAIN = "dice"  # which rows are compared by
 _NONE = "–"
@@ -36,11 +36,25 @@ def main_table(study: Study, records: Sequence[Record], compared: Iterable[Compa
     return Table(
         f"{name} of the test cases",
         ["row", "labelled cases", "seeds", f"mean {name}", "sd over seeds", "compared with", "difference",
-         "95 % interval", "p, t-test", "p, Wilcoxon", "p, Holm", "difference by seed"],
+         "95 % interval", "p, t-test", "p, Wilcoxon", "p, Holm"],
         rows,
         f"Mean over cases of the mean over structures. {_pairing(study)} Holm: corrected for the number of "
-        f"comparisons. The last column has the seeds {', '.join(map(str, study.seeds))}.",
+        f"comparisons.",
     )  # fmt: skip
+
+
+def seeds_table(study: Study, compared: Iterable[Comparison]) -> Table:
+    """The difference to the row from scratch with every seed: a line a row and number of labelled cases."""
+    rows = [
+        [
+            study.titles[each.row],
+            str(each.labelled),
+            *(f"{each.by_seed[seed]:+.3f}" if seed in each.by_seed else _NONE for seed in study.seeds),
+        ]
+        for each in compared
+    ]
+    header = ["row", "labelled cases", *(f"seed {seed}" for seed in study.seeds)]
+    return Table(f"Difference in {MEASURES[_MAIN]} by seed", header, rows)
 
 
 def _pairing(study: Study) -> str:
@@ -60,14 +74,13 @@ def _mean_and_deviation(seeds: Sequence[float]) -> list[str]:
 
 def _comparison(study: Study, each: Comparison | None) -> list[str]:
     if each is None:
-        return [_NONE] * 7
+        return [_NONE] * 6
     interval = f"{each.low:+.3f} to {each.high:+.3f}"
     return [
         study.titles[each.baseline],
         f"{each.difference:+.3f}",
         interval,
         *map(_p, (each.t_p, each.wilcoxon_p, each.holm_p)),
-        signed(each.by_seed, study.seeds),
     ]
 
 

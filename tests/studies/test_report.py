@@ -16,6 +16,7 @@ from nnunet_topomae.studies.report import (
     labels_saved,
     main_table,
     measures_table,
+    seeds_table,
     settings_table,
     structures_table,
 )
@@ -55,7 +56,7 @@ RECORDS = [
 def test_means_of_seeds_and_cases_leave_out_what_is_not_defined(study):
     (line,) = main_table(study, RECORDS, []).rows
     assert line[:5] == ["TopoMAE", "5", "2", "0.425", f"{stats.tstd([0.75, 0.1]):.3f}"]  # (0.6 + 0.9) / 2, and 0.1
-    assert line[5:] == ["–"] * 7
+    assert line[5:] == ["–"] * 6
     measures = measures_table(study, RECORDS)
     assert measures.header == ["row", "labelled cases", "Dice", "HD95 [mm]"]
     assert measures.rows == [["TopoMAE", "5", "0.425", "3.000"]]
@@ -80,7 +81,7 @@ def test_table_has_the_rows_in_their_order_recomputed(study, folder, table):
     for name, row in zip(names, rows, strict=True):
         means = _means_of_seeds(table, name, int(row[1]))
         assert row[2:5] == ["2", f"{np.mean(means):.3f}", f"{stats.tstd(means):.3f}"]
-    assert rows[0][5:] == ["–"] * 7
+    assert rows[0][5:] == ["–"] * 6
 
 
 def test_differences_are_paired_over_cases(study, table):
@@ -107,11 +108,16 @@ def test_the_table_says_of_how_many_patients(study):
 
 
 def test_intervals_and_p_values_as_people_write_them(study):
-    compared = [
-        Comparison("topomae", "scratch", 5, 9, 0.05, 0.02, 0.08, 0.0004, 0.03, math.nan, by_seed={0: 0.08, 1: -0.01})
-    ]
+    compared = [Comparison("topomae", "scratch", 5, 9, 0.05, 0.02, 0.08, 0.0004, 0.03, math.nan)]
     (line,) = main_table(study, RECORDS, compared).rows
-    assert line[6:] == ["+0.050", "+0.020 to +0.080", "< 0.001", "0.030", "–", "+0.080 -0.010"]
+    assert line[6:] == ["+0.050", "+0.020 to +0.080", "< 0.001", "0.030", "–"]
+
+
+def test_differences_seed_by_seed(study):
+    compared = [Comparison("topomae", "scratch", 5, 9, 0.05, 0.02, 0.08, 0.0004, 0.03, math.nan, by_seed={1: -0.01})]
+    found = seeds_table(study, compared)
+    assert found.header == ["row", "labelled cases", "seed 0", "seed 1"]
+    assert found.rows == [["TopoMAE", "5", "–", "-0.010"]]
 
 
 def test_every_measure_has_its_mean(study, table):
