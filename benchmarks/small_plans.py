@@ -4,12 +4,14 @@
 
 Reads plans of a dataset that has been planned by ``TopoMAEPlanner`` and preprocessed, and writes ``SmallTopoMAE``
 (UNETR++ and a ViT), ``SmallUNETR`` and ``SmallUNet`` beside it. All train on the same preprocessed images, in batches
-of 2. ``SmallTopoMAEFrozen`` and so on are the same, but fine-tuning leaves the pre-trained encoder as it is;
-``SmallTopoMAEFrozenNoTopology`` is that without the topological term.
+of 2. Names that go on with ``Frozen`` or ``Slow`` are the same plans, but in fine-tuning the pre-trained encoder keeps
+its weights, or learns at a tenth of the rate. Those that end in ``NoTopology`` or ``FullTopology`` pre-train without
+the topological term, or with a weight of 1.
 """
 
 import argparse
 import copy
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +83,14 @@ BLOCKS = {  # learning rates for a batch of 2: 1e-3 and 5e-4 in pre-training, 2e
 }
 
 
+RECIPES: dict[str, dict[str, Any]] = {"": {}, "Frozen": {"encoder_lr": 0.0}, "Slow": {"encoder_lr": 0.1}}
+TOPOLOGIES: dict[str, dict[str, Any]] = {
+    "": {},
+    "NoTopology": {"topology": {"enabled": False}},
+    "FullTopology": {"topology": {"weight": 1.0}},
+}
+
+
 def write_plans(planned: dict[str, Any], name: str, configuration: dict[str, Any], folder: Path) -> None:
     """Write plans of another name, with one configuration."""
     write_json(
@@ -101,19 +111,22 @@ def main() -> None:
         configuration = copy.deepcopy(planned["configurations"][CONFIGURATION])
         architecture = {"network_class_name": network, "arch_kwargs": arguments, "_kw_requires_import": imported}
         configuration.update(patch_size=options.crop, batch_size=BATCH, architecture=architecture)
-        blocks = BLOCKS[name]
+        pretraining, finetuning = {**BLOCKS[name]["pretraining"]}, BLOCKS[name]["finetuning"]
+        topologies = {"": {}}
         if name == "SmallTopoMAE":  # whose method the planner has settings for
-            of_method = configuration["pretraining"]
-            of_method["topology"]["grid"] = [size // 2 for size in options.crop]
-            blocks = {**blocks, "pretraining": {**of_method, **blocks["pretraining"]}}
-        for block in ("pretraining", "finetuning"):
-            configuration.pop(block, None)
-        write_plans(planned, name, configuration | blocks, folder)
-        kept = {**blocks, "finetuning": {**blocks["finetuning"], "encoder_lr": 0.0}}
-        write_plans(planned, f"{name}Frozen", configuration | kept, folder)
-        if name == "SmallTopoMAE":
-            kept["pretraining"] = {**kept["pretraining"], "topology": {"enabled": False}}
-            write_plans(planned, f"{name}FrozenNoTopology", configuration | kept, folder)
+            pretraining = {**configuration["pretraining"], **pretraining}
+            pretraining["topology"]["grid"] = [size // 2 for size in options.crop]
+            topologies = TOPOLOGIES
+        for (recipe, changed), (topology, of_method) in itertools.product(RECIPES.items(), topologies.items()):
+            configuration["pretraining"] = _changed(pretraining, of_method)
+            configuration["finetuning"] = _changed(finetuning, changed)
+            write_plans(planned, f"{name}{recipe}{topology}", configuration, folder)
+
+
+def _changed(block: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A block of the plans with changes, which keep what they do not name."""
+    nested = {key: {**block[key], **value} if isinstance(value, dict) else value for key, value in changes.items()}
+    return {**block, **nested}
 
 
 if __name__ == "__main__":

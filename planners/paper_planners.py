@@ -61,9 +61,9 @@ class _PaperPlanner(TopoMAEPlanner):
         return {**super().network_arguments(crop_size, strides, patch_size), "fusion_gain": 1.0, **self.unetrpp}
 
     def pretraining_config(self, crop_size: Size, spacing: Sequence[float], batch_size: int) -> Any:
-        """With the topology of every voxel; see :meth:`PretrainingPlanner.pretraining_config`."""
+        """With the paper's sum and the topology of every voxel; see :meth:`PretrainingPlanner.pretraining_config`."""
         config = super().pretraining_config(crop_size, spacing, batch_size)
-        return replace(config, topology=replace(config.topology, grid=None))
+        return replace(config, topology=replace(config.topology, weight=1.0, grid=None))
 
     def finetuning_block(self, batch_size: int) -> dict[str, Any]:
         """With the optimiser's settings of section III-B; see :meth:`PretrainingPlanner.finetuning_block`."""

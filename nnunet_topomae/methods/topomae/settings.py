@@ -32,10 +32,10 @@ class TopologyConfig:
         source="paper, II-A",
     )
     weight: float = setting(
-        1.0,
+        0.1,
         Number(0),
         "factor on the topological terms, which grow with the crop",
-        "paper, II, whose sum has no such factor",
+        "ours; paper, II: 1, as its sum has no such factor",
     )
     grid: Sequence[int] | None = setting(
         None,
