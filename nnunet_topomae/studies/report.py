@@ -12,7 +12,14 @@ from nnunet_topomae.reporting.page import Charts, Table, plain
 from nnunet_topomae.studies.definition import Row, Study
 from nnunet_topomae.studies.measures import MEASURES
 from nnunet_topomae.studies.records import Record
-from nnunet_topomae.studies.statistics import Comparison, Equivalent, case_means, labels_interval, seed_means
+from nnunet_topomae.studies.statistics import (
+    Comparison,
+    Equivalent,
+    case_means,
+    labelled_cases,
+    labels_interval,
+    seed_means,
+)
 
 _MAIN = "dice"  # which rows are compared by
 _NONE = "–"
@@ -136,7 +143,7 @@ def _in_order(study: Study, keys: Iterable[tuple[str, int]]) -> list[tuple[Row, 
 def labels_saved(study: Study, equivalents: Iterable[Equivalent]) -> list[str]:
     """How many labels from scratch each row is worth, as sentences; none where the curve does not pass its Dice."""
     return [
-        f"{study.titles[each.row]} with {each.labelled} labelled cases does as well as {_baseline(study, each.row)}, "
+        f"{study.titles[each.row]} with {labelled_cases(each.labelled)} does as well as {_baseline(study, each.row)}, "
         f"with about {each.equivalent:.0f} (95 % interval {labels_interval(each)})."
         for each in equivalents
         if each.equivalent and math.isfinite(each.equivalent)
@@ -168,7 +175,7 @@ def box_plots(study: Study, records: Sequence[Record]) -> Charts:
     values, drawn = case_means(records, _MAIN), styles_of(study)
     charts = [
         boxes(
-            f"{labelled} labelled cases",
+            labelled_cases(labelled),
             MEASURES[_MAIN],
             {style: list(values[row, labelled].values()) for row, style in drawn.items() if (row, labelled) in values},
         )

@@ -321,7 +321,7 @@ def sentence(
         f"Dice {shown.difference:+.3f}, {interval}, {_p(shown.holm_p)}, {shown.cases} {shown.unit}; better with "
         f"{sum(each > 0 for each in shown.by_seed.values())} of {len(shown.by_seed)} seeds"
     )
-    with_labels = f"with {shown.labelled} labelled case{'s' * (shown.labelled > 1)}"
+    with_labels = f"with {labelled_cases(shown.labelled)}"
     if not certain:
         where = ", where the difference is largest" if len(of_row) > 1 else ""
         return f"No gain of {title} over {baseline} seen {with_labels}{where} ({figures})."
@@ -338,6 +338,11 @@ def _as_good_as(labels: Equivalent) -> str:
     if not labels.equivalent:  # the curve was made to rise
         return ""
     return f", as good as {labels.equivalent:.0f} labels from scratch (95 % interval {labels_interval(labels)})"
+
+
+def labelled_cases(number: int) -> str:
+    """A number of labelled cases in words."""
+    return f"{number} labelled case{'s' * (number > 1)}"
 
 
 def labels_interval(labels: Equivalent) -> str:

@@ -54,7 +54,7 @@ def results_table(study: Study, records: Sequence[Record]) -> str:
                 [
                     f"{found.difference:+.3f}",
                     f"{found.low:+.3f} to {found.high:+.3f}",
-                    f"{found.holm_p:.3g}",
+                    _p(found.holm_p),
                     signed(found.by_seed, study.seeds),
                 ]
                 if found
@@ -78,7 +78,7 @@ def comparison_table(study: Study, records: Sequence[Record], row: str, other: s
             f"{each.labelled}",
             f"{each.difference:+.3f}",
             f"{each.low:+.3f} to {each.high:+.3f}",
-            *(f"{p:.3g}" if isfinite(p) else "-" for p in (each.t_p, each.wilcoxon_p, each.holm_p)),
+            *map(_p, (each.t_p, each.wilcoxon_p, each.holm_p)),
             f"{each.cases}",
             signed(each.by_seed, study.seeds),
         ]
@@ -88,6 +88,10 @@ def comparison_table(study: Study, records: Sequence[Record], row: str, other: s
     unit = "patients" if study.patients else "cases"
     headings = ["measure", "labelled", "difference", "95 % interval", "p, t-test", "p, Wilcoxon", "p, Holm", unit]
     return _table([*headings, "by seed"], lines)
+
+
+def _p(value: float) -> str:
+    return f"{value:.3g}" if isfinite(value) else "-"
 
 
 def _mean_and_deviation(seeds: Sequence[float]) -> str:

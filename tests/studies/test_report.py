@@ -138,12 +138,15 @@ def test_only_settings_that_differ_are_shown(study):
 
 def test_labels_saved_are_said_where_there_are_any(study):
     found = [
+        Equivalent("topomae", 1, 2.0, 1.0, 3.0),
         Equivalent("topomae", 5, 8.0, 6.0, 11.0),
         Equivalent("topomae", 10, 9.5, 6.0, math.inf),
         Equivalent("spark", 5, math.inf, 6.0, math.inf),
         Equivalent("spark", 10, 0.0, 0.0, 6.0),
     ]
     assert labels_saved(study, found) == [
+        "TopoMAE with 1 labelled case does as well as UNETR++ with ViT from scratch, with about 2 (95 % interval 1 to "
+        "3).",
         "TopoMAE with 5 labelled cases does as well as UNETR++ with ViT from scratch, with about 8 (95 % interval 6 to "
         "11).",
         "TopoMAE with 10 labelled cases does as well as UNETR++ with ViT from scratch, with about 10 (95 % interval 6 "
