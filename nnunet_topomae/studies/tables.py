@@ -68,10 +68,18 @@ def results_table(study: Study, records: Sequence[Record]) -> str:
 
 
 def comparison_table(study: Study, records: Sequence[Record], row: str, other: str) -> str:
-    """How a row differs from another one in every measure: a line for each measure and number of labels.
+    """How a row differs from another one in every measure, as text."""
+    headings, *lines = compared_by_measure(study, records, row, other)
+    return _table(headings, lines)
+
+
+def compared_by_measure(study: Study, records: Sequence[Record], row: str, other: str) -> list[list[str]]:
+    """How a row differs from another one: headings, and a line for each measure and number of labels.
 
     p-values of a measure are corrected over its numbers of labels.
     """
+    unit = "patients" if study.patients else "cases"
+    headings = ["measure", "labelled", "difference", "95 % interval", "p, t-test", "p, Wilcoxon", "p, Holm", unit]
     lines = [
         [
             name,
@@ -85,9 +93,7 @@ def comparison_table(study: Study, records: Sequence[Record], row: str, other: s
         for measure, name in MEASURES.items()
         for each in comparisons(records, {row: other}, measure, study.patients)
     ]
-    unit = "patients" if study.patients else "cases"
-    headings = ["measure", "labelled", "difference", "95 % interval", "p, t-test", "p, Wilcoxon", "p, Holm", unit]
-    return _table([*headings, "by seed"], lines)
+    return [[*headings, "by seed"], *lines]
 
 
 def _p(value: float) -> str:

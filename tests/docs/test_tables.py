@@ -1,11 +1,13 @@
-"""The tables of settings in the documentation, which are made from the settings."""
+"""The tables in the documentation that are made from settings and from results of studies."""
 
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import made_up
 from nnunet_topomae.settings.schema import Choice, Number, block, setting
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -13,7 +15,7 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 @pytest.fixture(scope="module")
 def tables():
-    spec = importlib.util.spec_from_file_location("settings_tables", DOCS / "settings_tables.py")
+    spec = importlib.util.spec_from_file_location("docs_tables", DOCS / "tables.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -35,7 +37,7 @@ def region(request: str, content: str = "") -> str:
     return f"# Page\n\n<!-- settings: {request} -->\n{content}<!-- end of settings -->\n\nText.\n"
 
 
-def test_pages_agree_with_the_settings(tables):
+def test_pages_agree_with_what_they_show(tables):
     assert tables.update(DOCS, write=False) == []
 
 
@@ -48,7 +50,9 @@ def test_there_are_tables_in_the_reference_and_on_the_methods_pages(tables):
 
 
 def test_rows_of_a_class(tables):
-    assert [str(row) for row in tables.rows_of(Outer)] == [
+    assert tables.markdown(["a", "b"], []) == "| a | b |\n|---|---|\n"
+    lines = tables.markdown(tables.Row._fields, (row.cells for row in tables.rows_of(Outer))).splitlines(keepends=True)
+    assert lines[2:] == [
         "| `count` | how many \\| of what | a whole number of at least 1 and at most 2,147,483,647 | `3` | a paper |\n",
         '| `kind` | which | one of plain, fancy | `"plain"` | ours |\n',
         "| `inner.weight` | a weight | a number of at least 0 | `1e-5` | ours |\n",
@@ -74,14 +78,14 @@ def test_defaults_are_written_as_in_plans(tables, default, expected):
 
 
 def test_only_what_differs_from_a_parent(tables):
-    text = tables.table(
+    text = tables.settings_table(
         "nnunet_topomae.settings.UNetFinetuningConfig only what differs from nnunet_topomae.settings.FinetuningConfig"
     )
     assert [line.split("`")[1] for line in text.splitlines()[2:]] == ["base_lr", "weight_decay"]
 
 
 def test_only_some_fields_and_blocks(tables):
-    text = tables.table("nnunet_topomae.methods.topomae.TopoMAEConfig only lambda3, spatial")
+    text = tables.settings_table("nnunet_topomae.methods.topomae.TopoMAEConfig only lambda3, spatial")
     assert [line.split("`")[1] for line in text.splitlines()[2:]] == ["lambda3", "spatial.enabled"]
 
 
@@ -96,9 +100,48 @@ def test_an_edited_table_is_noticed_and_mended(tables, tmp_path, capsys):
 
     page.write_text(page.read_text().replace("0.75", "0.7"))
     assert tables.main(["--check", str(tmp_path)]) == 1
-    said = "methods/page.md differs from the settings; run python docs/settings_tables.py\n"
+    said = "methods/page.md differs from what it shows; run python docs/tables.py\n"
     assert capsys.readouterr().out == said
     assert "`0.7`" in page.read_text()
+
+
+@pytest.fixture
+def results(tables, tmp_path, monkeypatch):
+    """The name of a study with results."""
+    folder = made_up.write_study(tmp_path, with_runs=False)
+    monkeypatch.setattr(tables, "STUDIES", folder.parent)
+    return folder.name
+
+
+def test_results_of_a_study(tables, results):
+    header, _, first, *_ = tables.study_table(f"{results} comparisons").splitlines()
+    assert header.startswith("| row | labelled cases | seeds | mean Dice |")
+    file = tables.STUDIES / results / "results.csv"
+    table = np.genfromtxt(file, delimiter=",", names=True, dtype=None, encoding=None)
+    of_row = table[(table["row"] == "scratch") & (table["labelled"] == table["labelled"].min())]
+    scores = [
+        of_row[(of_row["seed"] == seed) & (of_row["case"] == case)]["dice"].mean()
+        for seed in set(of_row["seed"])
+        for case in set(of_row["case"])
+    ]
+    assert first.split(" | ")[3] == f"{np.mean(scores):.3f}"
+    for name, row in (("seeds", "SparK"), ("measures", "UNETR++ with ViT from scratch")):
+        assert tables.study_table(f"{results} {name}").splitlines()[2].startswith(f"| {row} | ")
+    assert tables.study_table(f"{results} topomae against scratch").splitlines()[2].startswith("| Dice | ")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ("nothing comparisons", "does not exist"),
+        ("study pictures", "study has no table pictures; there are comparisons, seeds, measures and ROW against OTHER"),
+        ("study topomae against nothing", "study has no table topomae against nothing; there are"),
+    ],
+)
+def test_results_that_there_are_not(tables, results, wanted, message):
+    assert results == "study"
+    with pytest.raises((FileNotFoundError, ValueError), match=message):
+        tables.study_table(wanted)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Fills the tables of settings in the pages of this folder from the settings themselves.
+"""Fills tables in the pages of this folder from what they show: settings, and results of studies.
 
 A page says where a table belongs and what it shows:
 
@@ -8,7 +8,14 @@ A page says where a table belongs and what it shows:
 Between the two lines stands a row for every field of the class. ``only what differs from CLASS`` after the name leaves
 out the rows that another class has just so; ``only mask_source, anatomask`` keeps the fields and blocks that are named.
 
-``python docs/settings_tables.py`` rewrites the pages; ``--check`` changes nothing and exits with 1 if one differs.
+    <!-- study: leftatrium comparisons -->
+    <!-- end of study -->
+
+shows how the rows of ``benchmarks/results/leftatrium`` do in Dice, and against their baselines; ``seeds`` in the place
+of ``comparisons`` shows the difference with each seed, ``measures`` means of all measures, and ``topomae against
+scratch`` compares two rows by every measure.
+
+``python docs/tables.py`` rewrites the pages; ``--check`` changes nothing and exits with 1 if one differs.
 """
 
 import argparse
@@ -16,21 +23,27 @@ import dataclasses
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from pydoc import locate
 from typing import Any, NamedTuple
 
-FOLDER = Path(__file__).resolve().parent
+from nnunet_topomae.studies.definition import read_study
+from nnunet_topomae.studies.report import main_table, measures_table, seeds_table
+from nnunet_topomae.studies.results import read_results
+from nnunet_topomae.studies.statistics import comparisons
+from nnunet_topomae.studies.tables import compared_by_measure
 
-_HEADER = "| key | meaning | accepted | default | source |\n|---|---|---|---|---|\n"
-_END = "<!-- end of settings -->"
-_REGION = re.compile(rf"(<!-- settings: (.+?) -->\n)(.*?)({re.escape(_END)}|<!-- settings: |\Z)", re.DOTALL)
+FOLDER = Path(__file__).resolve().parent
+STUDIES = FOLDER.parent / "benchmarks" / "results"
+
+_END = r"<!-- end of (?:settings|study) -->"
+_REGION = re.compile(rf"(<!-- (settings|study): (.+?) -->\n)(.*?)({_END}|<!-- (?:settings|study): |\Z)", re.DOTALL)
 _REQUEST = re.compile(r"(\S+)(?: only (?:what differs from (\S+)|(.+)))?")
 
 
 class Row(NamedTuple):
-    """A row of a table; ``key`` is that of the plans, such as ``topology.grid``."""
+    """A setting; ``key`` is that of the plans, such as ``topology.grid``."""
 
     key: str
     meaning: str
@@ -38,9 +51,16 @@ class Row(NamedTuple):
     default: str
     source: str
 
-    def __str__(self) -> str:
-        cells = (f"`{self.key}`", self.meaning, self.accepted, f"`{self.default}`", self.source)
-        return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |\n"
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """As they stand in the table."""
+        return (f"`{self.key}`", self.meaning, self.accepted, f"`{self.default}`", self.source)
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    head, *body = ("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |\n" for line in (header, *rows))
+    return "".join([head, "|", "---|" * len(header), "\n", *body])
 
 
 def rows_of(config_class: type, prefix: str = "") -> Iterator[Row]:
@@ -61,8 +81,8 @@ def as_written(default: Any) -> str:
     return json.dumps(default)
 
 
-def table(request: str) -> str:
-    """The table that a page asks for.
+def settings_table(request: str) -> str:
+    """The table of settings that a page asks for.
 
     Args:
         request: what stands after ``settings:`` in the page.
@@ -81,7 +101,7 @@ def table(request: str) -> str:
         if unknown := [key for key in wanted if key not in present]:
             raise ValueError(f"{name} has no setting {unknown[0]}; it has {', '.join(sorted(present))}")
         rows = [row for row in rows if row.key.split(".")[0] in wanted]
-    return _HEADER + "".join(map(str, rows))
+    return markdown(Row._fields, (row.cells for row in rows))
 
 
 def find_class(name: str) -> type:
@@ -96,6 +116,36 @@ def find_class(name: str) -> type:
     return found
 
 
+def study_table(request: str) -> str:
+    """The table of results that a page asks for.
+
+    Args:
+        request: what stands after ``study:`` in the page.
+
+    Raises:
+        FileNotFoundError, ValueError: if there is no such study, or it has no such row or table.
+    """
+    name, *words = request.split()
+    study = read_study(STUDIES / name)
+    records = read_results(study)
+    compared = comparisons(records, study.baselines, "dice", study.patients)
+    match words:
+        case ["comparisons"]:
+            found = main_table(study, records, compared)
+        case ["seeds"]:
+            found = seeds_table(study, compared)
+        case ["measures"]:
+            found = measures_table(study, records)
+        case [row, "against", other] if {row, other} <= study.titles.keys():
+            header, *lines = compared_by_measure(study, records, row, other)
+            return markdown(header, lines)
+        case _:
+            raise ValueError(
+                f"{name} has no table {' '.join(words)}; there are comparisons, seeds, measures and ROW against OTHER"
+            )
+    return markdown(found.header, found.rows)
+
+
 def fill(page: str) -> str:
     """The text of a page with its tables filled.
 
@@ -104,10 +154,11 @@ def fill(page: str) -> str:
     """
 
     def filled(region: re.Match) -> str:
-        start, request, _, end = region.groups()
-        if end != _END:
-            raise ValueError(f'the table "settings: {request}" has no line {_END} after it')
-        return f"{start}\n{table(request)}\n{end}"
+        start, kind, request, _, end = region.groups()
+        if end != (expected := f"<!-- end of {kind} -->"):
+            raise ValueError(f'the table "{kind}: {request}" has no line {expected} after it')
+        made = settings_table(request) if kind == "settings" else study_table(request)
+        return f"{start}\n{made}\n{end}"
 
     return _REGION.sub(filled, page)
 
@@ -120,7 +171,7 @@ def update(folder: Path, *, write: bool) -> list[Path]:
         write: whether to change the pages.
 
     Returns:
-        The pages that differ from their settings, or did.
+        The pages that differ from what they show, or did.
 
     Raises:
         ValueError: names the page and what is wrong with it.
@@ -130,7 +181,7 @@ def update(folder: Path, *, write: bool) -> list[Path]:
         page = file.read_text(encoding="utf-8")
         try:
             filled = fill(page)
-        except ValueError as error:
+        except (FileNotFoundError, ValueError) as error:
             raise ValueError(f"{file.relative_to(folder)}: {error}") from error
         if filled != page:
             different.append(file)
@@ -141,7 +192,7 @@ def update(folder: Path, *, write: bool) -> list[Path]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Rewrite or check the pages; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Fill the tables of settings in docs/ from the settings themselves")
+    parser = argparse.ArgumentParser(description="Fill the tables in docs/ from settings and results of studies")
     parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if a page differs")
     parser.add_argument("folder", type=Path, nargs="?", default=FOLDER, help="of the pages (default: %(default)s)")
     options = parser.parse_args(arguments)
@@ -152,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     for file in different:
         page = file.relative_to(options.folder)
-        said = "differs from the settings; run python docs/settings_tables.py" if options.check else "rewritten"
+        said = "differs from what it shows; run python docs/tables.py" if options.check else "rewritten"
         sys.stdout.write(f"{page} {said}\n")
     return 1 if options.check and different else 0
 
