@@ -19,6 +19,7 @@ from nnunet_topomae.studies.statistics import (
     labelled_cases,
     labels_interval,
     seed_means,
+    seeds_so_far,
 )
 
 _MAIN = "dice"  # which rows are compared by
@@ -50,17 +51,18 @@ def main_table(study: Study, records: Sequence[Record], compared: Iterable[Compa
     )  # fmt: skip
 
 
-def seeds_table(study: Study, compared: Iterable[Comparison]) -> Table:
+def seeds_table(study: Study, compared: Sequence[Comparison]) -> Table:
     """The difference to the row from scratch with every seed: a line a row and number of labelled cases."""
+    seeds = seeds_so_far(study.seeds, compared)
     rows = [
         [
             study.titles[each.row],
             str(each.labelled),
-            *(f"{each.by_seed[seed]:+.3f}" if seed in each.by_seed else _NONE for seed in study.seeds),
+            *(f"{each.by_seed[seed]:+.3f}" if seed in each.by_seed else _NONE for seed in seeds),
         ]
         for each in compared
     ]
-    header = ["row", "labelled cases", *(f"seed {seed}" for seed in study.seeds)]
+    header = ["row", "labelled cases", *(f"seed {seed}" for seed in seeds)]
     return Table(f"Difference in {MEASURES[_MAIN]} by seed", header, rows)
 
 
@@ -157,9 +159,9 @@ def _baseline(study: Study, row: str) -> str:
 def curves(study: Study, records: Sequence[Record]) -> Charts:
     """Dice, surface Dice and HD95 over the number of labelled cases."""
     charts = [chart for name in (_MAIN, "nsd", "hd95") if (chart := _curve(study, records, name))]
-    return Charts(
-        "Over the number of labelled cases", charts, list(styles_of(study).values()), "Small dots are single seeds."
-    )
+    there = {record.row for record in records}
+    legend = [style for row, style in styles_of(study).items() if row in there]
+    return Charts("Over the number of labelled cases", charts, legend, "Small dots are single seeds.")
 
 
 def _curve(study: Study, records: Sequence[Record], measure: str) -> Chart | None:

@@ -357,6 +357,12 @@ def _p(value: float) -> str:
     return f"p = {value:.3f} after Holm" if value >= 0.001 else "p < 0.001 after Holm"
 
 
+def seeds_so_far(seeds: Iterable[int], compared: Iterable[Comparison]) -> list[int]:
+    """The seeds of a study up to the last one that anything has been compared with."""
+    last = max((seed for each in compared for seed in each.by_seed), default=-1)
+    return [seed for seed in seeds if seed <= last]
+
+
 def signed(by_seed: Mapping[int, float], seeds: Iterable[int]) -> str:
     """Differences with their signs, in the order of the seeds; a dash for a seed that has none.
 

@@ -8,7 +8,7 @@ import numpy as np
 from nnunet_topomae.studies.definition import Row, Run, Study
 from nnunet_topomae.studies.measures import MEASURES
 from nnunet_topomae.studies.records import Record
-from nnunet_topomae.studies.statistics import comparisons, seed_means, signed
+from nnunet_topomae.studies.statistics import comparisons, seed_means, seeds_so_far, signed
 from nnunet_topomae.studies.steps import FINETUNE, PREDICT, PRETRAIN, Step, Steps
 
 _WAITING, _FAILED = "-", "failed"
@@ -41,9 +41,9 @@ def _by_seed(study: Study, state: Callable[[Row, Run], str]) -> Iterable[tuple[R
 def results_table(study: Study, records: Sequence[Record]) -> str:
     """Dice, HD95 and surface Dice of every row, and how its Dice differs from that of its baseline."""
     by_measure = {measure: seed_means(records, measure) for measure in ("dice", "hd95", "nsd")}
-    compared = {
-        (each.row, each.labelled): each for each in comparisons(records, study.baselines, "dice", study.patients)
-    }
+    all_compared = comparisons(records, study.baselines, "dice", study.patients)
+    compared = {(each.row, each.labelled): each for each in all_compared}
+    of_seeds = seeds_so_far(study.seeds, all_compared)
     lines = []
     for row in study.rows:
         for labelled in study.label_counts:
@@ -55,7 +55,7 @@ def results_table(study: Study, records: Sequence[Record]) -> str:
                     f"{found.difference:+.3f}",
                     f"{found.low:+.3f} to {found.high:+.3f}",
                     _p(found.holm_p),
-                    signed(found.by_seed, study.seeds),
+                    signed(found.by_seed, of_seeds),
                 ]
                 if found
                 else [""] * 4
@@ -80,6 +80,12 @@ def compared_by_measure(study: Study, records: Sequence[Record], row: str, other
     """
     unit = "patients" if study.patients else "cases"
     headings = ["measure", "labelled", "difference", "95 % interval", "p, t-test", "p, Wilcoxon", "p, Holm", unit]
+    compared = [
+        (name, each)
+        for measure, name in MEASURES.items()
+        for each in comparisons(records, {row: other}, measure, study.patients)
+    ]
+    of_seeds = seeds_so_far(study.seeds, (each for _, each in compared))
     lines = [
         [
             name,
@@ -88,10 +94,9 @@ def compared_by_measure(study: Study, records: Sequence[Record], row: str, other
             f"{each.low:+.3f} to {each.high:+.3f}",
             *map(_p, (each.t_p, each.wilcoxon_p, each.holm_p)),
             f"{each.cases}",
-            signed(each.by_seed, study.seeds),
+            signed(each.by_seed, of_seeds),
         ]
-        for measure, name in MEASURES.items()
-        for each in comparisons(records, {row: other}, measure, study.patients)
+        for name, each in compared
     ]
     return [[*headings, "by seed"], *lines]
 

@@ -118,6 +118,7 @@ def test_differences_seed_by_seed(study):
     found = seeds_table(study, compared)
     assert found.header == ["row", "labelled cases", "seed 0", "seed 1"]
     assert found.rows == [["TopoMAE", "5", "–", "-0.010"]]
+    assert seeds_table(study, [replace(compared[0], by_seed={0: 0.02})]).header == ["row", "labelled cases", "seed 0"]
 
 
 def test_every_measure_has_its_mean(study, table):
@@ -157,7 +158,9 @@ def test_labels_saved_are_said_where_there_are_any(study):
 def test_curves_and_boxes_say_what_they_show(study):
     dice = {("scratch", "a"): 0.2, ("scratch", "b"): 0.4, ("topomae", "a"): 0.5, ("topomae", "b"): 0.9}
     records = [_record(row, 5, 0, case, "tube", value) for (row, case), value in dice.items()]
-    (curve,) = curves(study, records).charts  # HD95 and surface Dice are not defined
+    found = curves(study, records)
+    assert [style.label for style in found.legend] == ["UNETR++ with ViT from scratch", "TopoMAE"]  # and not SparK
+    (curve,) = found.charts  # HD95 and surface Dice are not defined
     assert curve.alt == (
         "Dice over the number of labelled cases. UNETR++ with ViT from scratch: 0.3 with 5; TopoMAE: 0.7 with 5"
     )
