@@ -111,7 +111,7 @@ def main() -> None:
         configuration = copy.deepcopy(planned["configurations"][CONFIGURATION])
         architecture = {"network_class_name": network, "arch_kwargs": arguments, "_kw_requires_import": imported}
         configuration.update(patch_size=options.crop, batch_size=BATCH, architecture=architecture)
-        pretraining, finetuning = {**BLOCKS[name]["pretraining"]}, BLOCKS[name]["finetuning"]
+        pretraining, finetuning = BLOCKS[name]["pretraining"], BLOCKS[name]["finetuning"]
         topologies = {"": {}}
         if name == "SmallTopoMAE":  # whose method the planner has settings for
             pretraining = {**configuration["pretraining"], **pretraining}

@@ -138,6 +138,8 @@ def study_table(request: str) -> str:
             found = measures_table(study, records)
         case [row, "against", other] if {row, other} <= study.titles.keys():
             header, *lines = compared_by_measure(study, records, row, other)
+            if not lines:
+                raise ValueError(f"{row} and {other} of {name} have not been measured with the same cases yet")
             return markdown(header, lines)
         case _:
             raise ValueError(

@@ -18,6 +18,7 @@ from nnunet_topomae.studies.statistics import (
     case_means,
     labelled_cases,
     labels_interval,
+    p_value,
     seed_means,
     seeds_so_far,
 )
@@ -47,8 +48,15 @@ def main_table(study: Study, records: Sequence[Record], compared: Iterable[Compa
          "95 % interval", "p, t-test", "p, Wilcoxon", "p, Holm"],
         rows,
         f"Mean over cases of the mean over structures. {_pairing(study)} Holm: corrected for the number of "
-        f"comparisons.",
+        f"comparisons that have been made.{_missing(study, records)}",
     )  # fmt: skip
+
+
+def _missing(study: Study, records: Iterable[Record]) -> str:
+    """What a study that has not ended lacks, as a sentence."""
+    there = {(record.row, record.labelled, record.seed) for record in records}
+    missing = sum((row.name, run.labelled, run.seed) not in there for row, run in study.runs())
+    return f" {missing} of {len(list(study.runs()))} runs have not been measured yet." if missing else ""
 
 
 def seeds_table(study: Study, compared: Sequence[Comparison]) -> Table:
@@ -89,14 +97,8 @@ def _comparison(study: Study, each: Comparison | None) -> list[str]:
         study.titles[each.baseline],
         f"{each.difference:+.3f}",
         interval,
-        *map(_p, (each.t_p, each.wilcoxon_p, each.holm_p)),
+        *map(p_value, (each.t_p, each.wilcoxon_p, each.holm_p)),
     ]
-
-
-def _p(value: float) -> str:
-    if not math.isfinite(value):
-        return _NONE
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def measures_table(study: Study, records: Sequence[Record]) -> Table:

@@ -20,7 +20,7 @@ Scores = dict[tuple[str, int], dict[int, dict[str, float]]]  # by row and number
 
 LEVEL = 0.05  # of significance; intervals cover the rest
 _RESAMPLES = 9999
-_SPREAD = 1e-9  # differences that spread less are equal but for rounding
+_DIGITS = 9  # of differences after the point; further ones are errors of rounding, and would break ties
 
 
 @dataclass(frozen=True)
@@ -156,13 +156,13 @@ def compare(row: str, baseline: str, labelled: int, with_row: Floats, with_basel
 
     Identical scores have p-values of 1. Where all cases differ by the same, which counts may do, there is no t-test.
     """
-    differences = with_row - with_baseline
+    differences = np.round(with_row - with_baseline, _DIGITS)
     if not len(differences):
         return None
     low, high = interval(differences[resamples(len(differences))].mean(axis=1))
     t_p = wilcoxon_p = 1.0
     if differences.any():
-        t_p = float(stats.ttest_1samp(differences, 0).pvalue) if np.ptp(differences) > _SPREAD else nan
+        t_p = float(stats.ttest_1samp(differences, 0).pvalue) if np.ptp(differences) else nan
         wilcoxon_p = float(stats.wilcoxon(differences).pvalue)
     mean = float(differences.mean())
     return Comparison(row, baseline, labelled, len(differences), mean, low, high, t_p, wilcoxon_p)
@@ -354,11 +354,24 @@ def labels_interval(labels: Equivalent) -> str:
 def _p(value: float) -> str:
     if not isfinite(value):
         return "no p-value"
-    return f"p = {value:.3f} after Holm" if value >= 0.001 else "p < 0.001 after Holm"
+    written = p_value(value)
+    return f"p {written if '<' in written else f'= {written}'} after Holm"
+
+
+def p_value(value: float) -> str:
+    """A p-value as people write it; a dash for nan.
+
+    Example:
+        >>> p_value(0.0049), p_value(8e-6)
+        ('0.005', '< 0.001')
+    """
+    if not isfinite(value):
+        return "–"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def seeds_so_far(seeds: Iterable[int], compared: Iterable[Comparison]) -> list[int]:
-    """The seeds of a study up to the last one that anything has been compared with."""
+    """The seeds of a study up to the last one that anything has been compared with; none if nothing has been."""
     last = max((seed for each in compared for seed in each.by_seed), default=-1)
     return [seed for seed in seeds if seed <= last]
 

@@ -1,14 +1,13 @@
 """What a study has come to, and what it has found, as tables of text."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from math import isfinite
 
 import numpy as np
 
 from nnunet_topomae.studies.definition import Row, Run, Study
 from nnunet_topomae.studies.measures import MEASURES
 from nnunet_topomae.studies.records import Record
-from nnunet_topomae.studies.statistics import comparisons, seed_means, seeds_so_far, signed
+from nnunet_topomae.studies.statistics import comparisons, p_value, seed_means, seeds_so_far, signed
 from nnunet_topomae.studies.steps import FINETUNE, PREDICT, PRETRAIN, Step, Steps
 
 _WAITING, _FAILED = "-", "failed"
@@ -54,7 +53,7 @@ def results_table(study: Study, records: Sequence[Record]) -> str:
                 [
                     f"{found.difference:+.3f}",
                     f"{found.low:+.3f} to {found.high:+.3f}",
-                    _p(found.holm_p),
+                    p_value(found.holm_p),
                     signed(found.by_seed, of_seeds),
                 ]
                 if found
@@ -92,17 +91,13 @@ def compared_by_measure(study: Study, records: Sequence[Record], row: str, other
             f"{each.labelled}",
             f"{each.difference:+.3f}",
             f"{each.low:+.3f} to {each.high:+.3f}",
-            *map(_p, (each.t_p, each.wilcoxon_p, each.holm_p)),
+            *map(p_value, (each.t_p, each.wilcoxon_p, each.holm_p)),
             f"{each.cases}",
             signed(each.by_seed, of_seeds),
         ]
         for name, each in compared
     ]
     return [[*headings, "by seed"], *lines]
-
-
-def _p(value: float) -> str:
-    return f"{value:.3g}" if isfinite(value) else "-"
 
 
 def _mean_and_deviation(seeds: Sequence[float]) -> str:

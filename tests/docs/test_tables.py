@@ -130,6 +130,24 @@ def test_results_of_a_study(tables, results):
     assert tables.study_table(f"{results} topomae against scratch").splitlines()[2].startswith("| Dice | ")
 
 
+def test_rows_that_have_not_been_measured_are_not_compared(tables, results):
+    file = tables.STUDIES / results / "results.csv"
+    file.write_text("".join(line for line in file.read_text().splitlines(keepends=True) if "spark," not in line))
+    with pytest.raises(ValueError, match="topomae and spark of study have not been measured with the same cases yet"):
+        tables.study_table(f"{results} topomae against spark")
+
+
+def test_a_page_with_results_is_filled(tables, results, tmp_path):
+    page = tmp_path / "pages" / "page.md"
+    page.parent.mkdir()
+    page.write_text(f"<!-- study: {results} seeds -->\n<!-- end of study -->\n")
+    assert tables.main([str(page.parent)]) == 0
+    assert "| SparK | " in page.read_text()
+    assert tables.main(["--check", str(page.parent)]) == 0
+    page.write_text(f"<!-- study: {results} seeds -->\n<!-- end of settings -->\n")
+    assert tables.main([str(page.parent)]) == 2
+
+
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from nnunet_topomae.studies.statistics import (
     paired,
     read_curve,
     scores,
+    seeds_so_far,
     signed,
 )
 
@@ -92,6 +94,25 @@ def test_errors_in_components_are_compared_too():
     assert components["t_p"] == pytest.approx(scipy.stats.ttest_rel([0, 0, 1], [1, 0, 3]).pvalue)
     assert (loops["difference"], loops["t_p"]) == (0, 1)
     assert others["betti2_error"] == others["hd95"] == []  # defined nowhere
+
+
+def test_means_over_three_seeds_keep_their_ties():
+    """Thirds are rounded in floating point; their ranks must be those of the whole numbers that they are thirds of."""
+    errors = np.array([[2, 1, 2], [4, 4, 4], [1, 0, 0], [3, 1, 1], [0, 0, 1], [5, 2, 0], [1, 1, 0], [2, 0, 0]])
+    fewer = np.array([[2, 1, 1], [4, 2, 4], [1, 1, 1], [0, 0, 1], [1, 1, 1], [2, 3, 0], [1, 0, 0], [2, 0, 2]])
+    found = compare("ours", "scratch", 5, fewer.mean(axis=1), errors.mean(axis=1))
+    whole = (fewer - errors).sum(axis=1)
+    assert len(set(np.abs(whole))) < len(whole)  # there are ties
+    assert found.wilcoxon_p == scipy.stats.wilcoxon(whole).pvalue
+    assert found.t_p == pytest.approx(scipy.stats.ttest_1samp(whole, 0).pvalue)
+
+
+def test_seeds_up_to_the_last_that_was_compared():
+    of_seeds = [
+        replace(compare("ours", "scratch", 5, np.ones(2), np.zeros(2)), by_seed=found) for found in ({}, {1: 0.1})
+    ]
+    assert seeds_so_far(range(4), of_seeds) == [0, 1]
+    assert seeds_so_far(range(4), []) == []
 
 
 def test_a_structure_that_the_baseline_misses_makes_no_row_worse():

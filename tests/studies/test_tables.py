@@ -16,5 +16,5 @@ def test_a_p_value_that_there_is_not_is_a_dash(tmp_path):
     ]  # all cases differ by the same, so there is no t-test
     lines = results_table(study, records).splitlines()
     headings, of_row = lines[0], next(line for line in lines if line.startswith("TopoMAE"))
-    assert of_row[: headings.index("p (Holm)") + len("p (Holm)")].split()[-1] == "-"
+    assert of_row[: headings.index("p (Holm)") + len("p (Holm)")].split()[-1] == "–"
     assert "nan" not in of_row
