@@ -55,8 +55,9 @@ def main_table(study: Study, records: Sequence[Record], compared: Iterable[Compa
 def _missing(study: Study, records: Iterable[Record]) -> str:
     """What a study that has not ended lacks, as a sentence."""
     there = {(record.row, record.labelled, record.seed) for record in records}
-    missing = sum((row.name, run.labelled, run.seed) not in there for row, run in study.runs())
-    return f" {missing} of {len(list(study.runs()))} runs have not been measured yet." if missing else ""
+    runs = {(row.name, run.labelled, run.seed) for row, run in study.in_order()}
+    missing = len(runs - there)
+    return f" {missing} of {len(runs)} runs have not been measured yet." if missing else ""
 
 
 def seeds_table(study: Study, compared: Sequence[Comparison]) -> Table:

@@ -164,7 +164,7 @@ def compare(row: str, baseline: str, labelled: int, with_row: Floats, with_basel
     if differences.any():
         t_p = float(stats.ttest_1samp(differences, 0).pvalue) if np.ptp(differences) else nan
         wilcoxon_p = float(stats.wilcoxon(differences).pvalue)
-    mean = float(differences.mean())
+    mean = round(float(differences.mean()), _DIGITS) + 0.0  # and no -0.0
     return Comparison(row, baseline, labelled, len(differences), mean, low, high, t_p, wilcoxon_p)
 
 
