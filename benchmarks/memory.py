@@ -2,8 +2,8 @@
 
     python benchmarks/memory.py [--device cpu]
 
-Every plan and stage runs in a process of its own. CPU: growth of the process over two steps in float32. CUDA: the peak
-that PyTorch's allocator reports, in mixed precision, without the CUDA context.
+CPU: growth of a process of its own over two steps in float32. CUDA: the peak that PyTorch's allocator reports over two
+steps in mixed precision, without the CUDA context.
 """
 
 import argparse
@@ -12,7 +12,9 @@ import os
 import resource
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from typing import Any, NamedTuple
 
 import torch
@@ -66,6 +68,9 @@ PLANS = {
 def measure(plan: Plan, stage: str, device: torch.device) -> float:
     """GiB that two steps of training take."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     architecture = plan.architecture()
     crops = torch.rand(plan.batch_size, plan.channels, *architecture["crop_size"], device=device)
     if stage == "pre-training":
@@ -119,21 +124,34 @@ def main() -> None:
     if options.measure:
         sys.stdout.write(f"{measure(PLANS[options.measure[0]], options.measure[1], device)}\n")
         return
+    cases = [(name, stage) for name in PLANS for stage in STAGES]
+    cuda = device.type == "cuda"
     print(f"GiB, {device}")
     print(f"{'plan':<16}{'crop':>14}{'batch':>7}  {'stage':<14}{'estimated':>10}{'measured':>10}{'error':>9}")
-    for name, plan in PLANS.items():
-        for stage in STAGES:
-            command = [sys.executable, __file__, "--device", options.device, "--measure", name, stage]
-            environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"}  # freed tensors leave the process
-            result = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
-            measured = float(result.stdout)
-            expected = estimate(plan, stage, device.type == "cuda")
-            crop = " x ".join(map(str, plan.crop))
-            print(
-                f"{name:<16}{crop:>14}{plan.batch_size:>7}  {stage:<14}{expected:>10.2f}{measured:>10.2f}"
-                f"{expected / measured - 1:>+9.1%}",
-                flush=True,
-            )
+    with ProcessPoolExecutor(os.cpu_count() if cuda else 1, get_context("spawn")) as pool:
+        estimates = [pool.submit(estimate, PLANS[name], stage, cuda) for name, stage in cases]
+        for (name, stage), expected in zip(cases, estimates, strict=True):
+            measured = measure(PLANS[name], stage, device) if cuda else measure_apart(name, stage, options.device)
+            report(name, stage, expected.result(), measured)
+
+
+def measure_apart(name: str, stage: str, device: str) -> float:
+    """The same as :func:`measure`, in a fresh process."""
+    command = [sys.executable, __file__, "--device", device, "--measure", name, stage]
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"}  # freed tensors leave the process
+    result = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    return float(result.stdout)
+
+
+def report(name: str, stage: str, expected: float, measured: float) -> None:
+    """A line of the table."""
+    plan = PLANS[name]
+    crop = " x ".join(map(str, plan.crop))
+    print(
+        f"{name:<16}{crop:>14}{plan.batch_size:>7}  {stage:<14}{expected:>10.2f}{measured:>10.2f}"
+        f"{expected / measured - 1:>+9.1%}",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

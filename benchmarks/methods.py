@@ -1,9 +1,11 @@
-"""What a step of every pre-training method costs, relative to training with nnU-Net on the same plans.
+"""What a step of every pre-training method costs, relative to its bare networks and to nnU-Net's training.
 
     python benchmarks/methods.py DATASET [-c 3d_fullres] [--device cpu] [--steps 3]
 
 The dataset must have been planned by nnUNetv2_plan_experiment (default and ResEnc M) and nnUNetv2_topomae (default and
-TopoMAEUNETRPlanner); plans that are missing are left out. Batches are random; medians of steps that take turns.
+the planners of UNETR, MiM and Alice); plans that are missing are left out. Batches are random; medians of steps that
+take turns. "Bare" is the same forward pass, with the mean square of all outputs as its loss, and the same optimiser:
+what the method adds is drawing masks, its loss terms, and a teacher's pass if it has one. ``nnUNet_compile`` counts.
 """
 
 import argparse
@@ -11,6 +13,8 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,6 +22,7 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.run.run_training import get_trainer_from_args
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 import nnunet_topomae.trainers
@@ -28,7 +33,10 @@ METHODS = {  # by plans
     "nnUNetResEncUNetMPlans": ("SparKPretrainer", "AnatoMaskPretrainer"),
     "nnUNetTopoMAEPlans": ("TopoMAEPretrainer",),
     "nnUNetTopoMAEUNETRPlans": ("MAEPretrainer",),
+    "nnUNetMiMUNETRPlans": ("MiMPretrainer",),
+    "nnUNetAliceUNETRPlans": ("AlicePretrainer",),
 }
+BARE = "bare"
 
 
 def make_trainer(dataset: str, configuration: str, name: str, plans: str, device: torch.device) -> nnUNetTrainer:
@@ -52,6 +60,25 @@ def make_batch(trainer: nnUNetTrainer) -> dict:
     return {"data": torch.rand(size), "target": [torch.zeros(size[0], 1, *output.shape[2:]) for output in outputs]}
 
 
+def bare_step(trainer: Pretrainer, batch: dict) -> None:
+    """The networks of a method alone: forward, backward, optimiser."""
+    output = trainer.predict(trainer.to_device(batch))
+    trainer.optimise(sum(tensor.square().mean() for tensor in tree_leaves(output) if tensor.requires_grad))
+
+
+def steps_of(trainers: dict[str, nnUNetTrainer]) -> dict[str, Callable[[], object]]:
+    """A step of every trainer, and one of its bare networks for every method."""
+    steps: dict[str, Callable[[], object]] = {}
+    for name, trainer in trainers.items():
+        batch = make_batch(trainer)
+        if isinstance(trainer, Pretrainer):
+            steps[name] = partial(trainer.step, batch)
+            steps[f"{name}, {BARE}"] = partial(bare_step, trainer, batch)
+        else:
+            steps[name] = partial(trainer.train_step, batch)
+    return steps
+
+
 def main() -> None:
     """Print a table per plans."""
     parser = argparse.ArgumentParser()
@@ -70,20 +97,28 @@ def main() -> None:
             name: make_trainer(dataset, options.configuration, name, plans, device)
             for name in ("nnUNetTrainer", *methods)
         }
-        batches = {name: make_batch(trainer) for name, trainer in trainers.items()}
-        seconds: dict[str, list[float]] = {name: [] for name in trainers}
+        steps = steps_of(trainers)
+        seconds: dict[str, list[float]] = {name: [] for name in steps}
         for _ in range(options.steps + 1):
-            for name, trainer in trainers.items():
+            for name, step in steps.items():
                 started = time.perf_counter()
-                trainer.train_step(batches[name])
+                step()
                 if device.type == "cuda":
                     torch.cuda.synchronize()
                 seconds[name].append(time.perf_counter() - started)
-        medians = {name: statistics.median(each[1:]) for name, each in seconds.items()}
-        shape = tuple(batches["nnUNetTrainer"]["data"].shape)
-        print(f"{plans}, {type(trainers['nnUNetTrainer'].network).__name__}, {shape}, {device}")
-        for name, value in medians.items():
-            print(f"  {name:<20}{value:>8.2f} s{value / medians['nnUNetTrainer']:>8.2f} x nnUNetTrainer", flush=True)
+        manager = trainers["nnUNetTrainer"].configuration_manager
+        crops = f"{manager.batch_size} crops of {tuple(manager.patch_size)}"
+        print(f"{plans}, {type(trainers['nnUNetTrainer'].network).__name__}, {crops}, {device}")
+        report({name: statistics.median(each[1:]) for name, each in seconds.items()})
+
+
+def report(medians: dict[str, float]) -> None:
+    """A line per step."""
+    for name, value in medians.items():
+        bare = medians.get(f"{name}, {BARE}")
+        of_bare = f"{value / bare:>8.2f} x bare" if bare else ""
+        of_training = f"{value / medians['nnUNetTrainer']:>8.2f} x nnUNetTrainer"
+        print(f"  {name:<28}{value:>8.3f} s{of_training}{of_bare}", flush=True)
 
 
 if __name__ == "__main__":

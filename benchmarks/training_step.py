@@ -1,8 +1,11 @@
 """What a pre-training step spends its time on, for a planned and preprocessed dataset.
 
     python benchmarks/training_step.py DATASET [-p nnUNetTopoMAEPlans] [-c 3d_fullres] [--device cpu] [--steps 3]
+        [--longest_axes 24 48]
 
-nnU-Net's environment variables must point to the dataset. Medians over the steps, the first one left out:
+nnU-Net's environment variables must point to the dataset. ``--longest_axes`` measures topology on other grids than the
+plans', too: with the given numbers of cells along the longest axis of the crop; 0 is every voxel. Medians over the
+steps, the first one left out:
 
     data        one batch of crops read and augmented by one process; loader processes hide it behind the steps
     ViT         a step of the ViT branch alone, without topology
@@ -19,7 +22,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -89,6 +92,7 @@ def main() -> None:
     parser.add_argument("-c", "--configuration", default="3d_fullres")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--longest_axes", nargs="*", type=int, default=[], help="more grids of topology")
     options = parser.parse_args()
     os.environ["nnUNet_extTrainer"] = str(nnunet_topomae.trainers.FOLDER)
     device = torch.device(options.device)
@@ -109,19 +113,36 @@ def main() -> None:
         "ViT": make_step(trainer, replace(without, branches=("vit",)), batch),
         "UNETR++": make_step(trainer, replace(without, branches=("unetrpp",)), batch),
         "both": make_step(trainer, without, batch),
-        "topology": make_topology(trainer, config, batch),
-        "with topology": make_step(trainer, config, batch),
     }
+    topologies = {}
+    for grid in [config.topology.grid, *(grid_of(batch["crop"].shape[2:], cells) for cells in options.longest_axes)]:
+        other = replace(config, topology=replace(config.topology, grid=grid))
+        topologies[grid] = f"topology {grid}", f"whole {grid}"
+        actions |= zip(
+            topologies[grid], (make_topology(trainer, other, batch), make_step(trainer, other, batch)), strict=True
+        )
     print(
-        f"{dataset}: crop {tuple(batch['crop'].shape)}, grid {config.topology.grid}, "
-        f"tolerance {config.topology.tolerance}; {device}, {os.cpu_count()} cores ({platform.machine()})"
+        f"{dataset}: crop {tuple(batch['crop'].shape)}, tolerance {config.topology.tolerance}; {device}, "
+        f"{os.cpu_count()} cores ({platform.machine()})"
     )
     seconds = median_seconds(actions, options.steps, device)
-    whole = seconds.pop("with topology")
-    exposed = max(whole - seconds["both"], 0.0)
-    rows = {**seconds, "exposed": exposed, "hidden": max(seconds["topology"] - exposed, 0.0), "whole step": whole}
-    for name, value in rows.items():
-        print(f"  {name:<11}{value:>9.3f} s{value / whole:>8.1%} of the step")
+    networks = {name: seconds[name] for name in ("data", "ViT", "UNETR++", "both")}
+    for grid, (alone, together) in topologies.items():
+        whole = seconds[together]
+        exposed = max(whole - seconds["both"], 0.0)
+        hidden = max(seconds[alone] - exposed, 0.0)
+        print(f"topology on {'every voxel' if grid is None else ' x '.join(map(str, grid))}")
+        rows = {**networks, "topology": seconds[alone], "exposed": exposed, "hidden": hidden, "whole step": whole}
+        for name, value in rows.items():
+            print(f"  {name:<11}{value:>9.3f} s{value / whole:>8.1%} of the step")
+
+
+def grid_of(crop_size: Sequence[int], cells: int) -> tuple[int, ...] | None:
+    """A grid of cubes of voxels with about so many cells along the longest axis; None for every voxel, if 0."""
+    if cells == 0:
+        return None
+    edge = max(1, round(max(crop_size) / cells))
+    return tuple(-(-size // edge) for size in crop_size)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def main() -> None:
     """Join the other processes, then train as ``nnUNetv2_train`` does.
 
     Raises:
-        SystemExit: if this process was not started by ``torchrun``.
+        SystemExit: if this process was not started by ``torchrun``, or has no GPU of its own.
     """
     if "RANK" not in os.environ:
         raise SystemExit(
@@ -39,13 +39,24 @@ def main() -> None:
         )
     on_cpu = _device() == "cpu"
     if not on_cpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(_own_gpu())
     dist.init_process_group("gloo" if on_cpu else "nccl")
     run_training.get_trainer_from_args = _trainer_on_own_device
     run_training.maybe_load_checkpoint = _go_on_or_start
     run_training.load_pretrained_weights = _load_weights
     run_training.run_training_entry()
     dist.destroy_process_group()
+
+
+def _own_gpu() -> int:
+    """The number of this process's GPU; two processes cannot share one, as NCCL refuses."""
+    gpu, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if gpu >= gpus:
+        raise SystemExit(
+            f"torchrun has started more processes than this machine has GPUs ({gpus}): lower --nproc_per_node, or train "
+            f"on its cores with -device cpu"
+        )
+    return gpu
 
 
 def _device() -> str:
