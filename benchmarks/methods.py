@@ -3,9 +3,10 @@
     python benchmarks/methods.py DATASET [-c 3d_fullres] [--device cpu] [--steps 3]
 
 The dataset must have been planned by nnUNetv2_plan_experiment (default and ResEnc M) and nnUNetv2_topomae (default and
-the planners of UNETR, MiM and Alice); plans that are missing are left out. Batches are random; medians of steps that
-take turns. "Bare" is the same forward pass, with the mean square of all outputs as its loss, and the same optimiser:
-what the method adds is drawing masks, its loss terms, and a teacher's pass if it has one. ``nnUNet_compile`` counts.
+the planners of UNETR, MiM and Alice); plans that are missing are left out. Images are noise, smooth for pre-training;
+medians of steps that take turns. "Bare" is the same forward pass, with the mean square of all outputs as its loss, and
+the same optimiser: what the method adds are its loss terms, and a teacher's pass if it has one. ``nnUNet_compile``
+counts.
 """
 
 import argparse
@@ -54,10 +55,17 @@ def make_batch(trainer: nnUNetTrainer) -> dict:
     manager = trainer.configuration_manager
     size = manager.batch_size, trainer.num_input_channels, *manager.patch_size
     if isinstance(trainer, Pretrainer):
-        return {**trainer.task.views().example(*size[:2]), "case": ["random"] * size[0]}
+        example = trainer.task.views().example(*size[:2])
+        return {**example, "crop": smooth(example["crop"]), "case": ["random"] * size[0]}
     with torch.no_grad():
         outputs = trainer.network(torch.rand(1, *size[1:], device=trainer.device))
     return {"data": torch.rand(size), "target": [torch.zeros(size[0], 1, *output.shape[2:]) for output in outputs]}
+
+
+def smooth(noise: torch.Tensor) -> torch.Tensor:
+    """Noise of mean 0 and deviation 1 whose diagrams have about as many points as those of MRI, unlike white noise."""
+    blurred = torch.nn.functional.avg_pool3d(noise, 13, stride=1, padding=6, count_include_pad=False)
+    return (blurred - blurred.mean()) / blurred.std()
 
 
 def bare_step(trainer: Pretrainer, batch: dict) -> None:

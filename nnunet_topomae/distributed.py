@@ -53,8 +53,8 @@ def _own_gpu() -> int:
     gpu, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if gpu >= gpus:
         raise SystemExit(
-            f"torchrun has started more processes than this machine has GPUs ({gpus}): lower --nproc_per_node, or train "
-            f"on its cores with -device cpu"
+            f"torchrun has started more processes than this machine has GPUs ({gpus}): lower --nproc_per_node, or "
+            f"train on its cores with -device cpu"
         )
     return gpu
 
