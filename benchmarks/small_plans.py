@@ -85,7 +85,7 @@ BLOCKS = {  # learning rates for a batch of 2: 1e-3 and 5e-4 in pre-training, 2e
 
 RECIPES: dict[str, dict[str, Any]] = {"": {}, "Frozen": {"encoder_lr": 0.0}, "Slow": {"encoder_lr": 0.1}}
 TOPOLOGIES: dict[str, dict[str, Any]] = {
-    "": {},
+    "": {"topology": {"weight": 0.1}},
     "NoTopology": {"topology": {"enabled": False}},
     "FullTopology": {"topology": {"weight": 1.0}},
 }

@@ -1,0 +1,80 @@
+"""Benchmarks still run, and print what they say."""
+
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run a benchmark in this process, with some of its names replaced; gives what it printed."""
+
+    def run(name: str, *arguments: str, **replaced) -> str:
+        spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        for variable, value in replaced.items():
+            monkeypatch.setattr(module, variable, value)
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        monkeypatch.setenv("nnUNet_extTrainer", "")
+        module.main()
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_methods_are_compared_with_their_bare_networks(workspace, run):
+    methods = {"nnUNetTopoMAEPlans": ("TopoMAEPretrainer",)}
+    printed = run("methods", workspace.dataset, "--device", "cpu", "--steps", 1, METHODS=methods)
+    (whole, of_bare) = re.search(r"TopoMAEPretrainer +([0-9.]+) s.* ([0-9.]+) x bare", printed).groups()
+    (bare,) = re.search(r"TopoMAEPretrainer, bare +([0-9.]+) s", printed).groups()
+    assert float(of_bare) == pytest.approx(
+        float(whole) / float(bare),
+        rel=0.2,  # seconds are printed with three digits
+    )
+
+
+def test_a_step_is_measured_with_every_grid(workspace, run):
+    printed = run("training_step", workspace.dataset, "--device", "cpu", "--steps", 1, "--longest_axes", 8, 0)
+    assert [line.split(" on ")[1] for line in printed.splitlines() if line.startswith("topology on")] == [
+        "12 x 16 x 16",
+        "6 x 8 x 8",
+        "every voxel",
+    ]
+    assert printed.count("whole step") == 3
+
+
+def test_small_plans_build_networks_for_their_crop(tmp_path, run):
+    block = {"topology": {"enabled": True, "weight": 1.0}}
+    configuration = {"pretraining": block, "finetuning": {}, "batch_size": 9, "patch_size": [8] * 3}
+    plans = {"plans_name": "nnUNetTopoMAEPlans", "configurations": {"3d_fullres": configuration}}
+    folder = tmp_path / "Dataset004_Made"
+    folder.mkdir()
+    (folder / "nnUNetTopoMAEPlans.json").write_text(json.dumps(plans))
+    replaced = {"nnUNet_preprocessed": tmp_path, "maybe_convert_to_dataset_name": lambda _: "Dataset004_Made"}
+    run("small_plans", 4, "--crop", 16, 32, 16, **replaced)
+    weights = {}
+    for file in folder.glob("Small*.json"):
+        plans = json.loads(file.read_text())
+        (written,) = plans["configurations"].values()
+        assert plans["plans_name"] == file.stem
+        assert (written["patch_size"], written["batch_size"]) == ([16, 32, 16], 2)
+        if file.stem in ("SmallTopoMAE", "SmallUNETR", "SmallUNet"):
+            architecture = written["architecture"]
+            names = ("network_class_name", "arch_kwargs", "_kw_requires_import")
+            network = get_network_from_plans(*(architecture[name] for name in names), 1, 2, deep_supervision=False)
+            assert network(torch.zeros(2, 1, 16, 32, 16)).shape == (2, 2, 16, 32, 16)
+        if "TopoMAE" in file.stem:
+            topology = written["pretraining"]["topology"]
+            weights[file.stem] = topology["weight"] if topology["enabled"] else 0
+    expected = {"": 0.1, "NoTopology": 0, "FullTopology": 1}
+    recipes = ("", "Slow", "Frozen")
+    assert weights == {f"SmallTopoMAE{recipe}{name}": weight for name, weight in expected.items() for recipe in recipes}
