@@ -7,9 +7,9 @@ search then finds every other pair whose potentials sum to more than its cost. S
 they join the set, and the problem is solved again. When there are none left, the matching is optimal. Before that,
 potentials bound the optimum from below, which certifies how far from optimal the matching is at most.
 
-Few pairs suffice if the first ones are well chosen. So the points are first snapped to coarse lattices, where many of
-them merge into one with a mass. The potentials found on a lattice tell which pairs matter on the next finer one, and
-those of the finest lattice which pairs of the diagrams matter.
+Few pairs suffice if the first ones are well chosen. So the points of large diagrams are first snapped to coarse
+lattices, where many of them merge into one with a mass. The potentials found on a lattice tell which pairs matter on
+the next finer one, and those of the finest lattice which pairs of the diagrams matter.
 """
 
 import math
@@ -27,6 +27,7 @@ from nnunet_topomae.topology.metric import Metric, Points, Values
 from nnunet_topomae.topology.search import Indices, Tree, pairs_below_potentials
 
 _FEW_PAIRS = 100_000  # up to so many pairs of points, all that can be worth matching take part from the start
+_WITHOUT_LATTICES = 1_000_000  # up to so many pairs of points, lattices take longer than they save
 _LATTICES = (1 / 32, 1 / 128, 1 / 512, 1 / 2048)  # cells, relative to the range of births and deaths
 _EXTENT = (0.001, 0.999)  # quantiles that bound this range, so that a single bright voxel does not stretch it
 _MERGES = 0.95  # lattices that leave a larger share of the points, and finer ones, are not worth solving
@@ -219,8 +220,8 @@ class Problem:
         return len(self.x) * len(self.y) <= _FEW_PAIRS
 
     def on_lattices(self) -> "list[Problem]":
-        """The problem on lattices, coarse to fine, as long as they merge points; none if the problem is small."""
-        if self.is_small:
+        """The problem on lattices, coarse to fine, as long as they merge points; none if there are few points."""
+        if len(self.x) * len(self.y) <= _WITHOUT_LATTICES:
             return []
         extent = np.ptp(np.quantile(np.concatenate([self.x.points, self.y.points]), _EXTENT))
         levels = []
