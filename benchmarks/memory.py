@@ -7,6 +7,7 @@ steps in mixed precision, without the CUDA context.
 """
 
 import argparse
+import gc
 import json
 import os
 import resource
@@ -69,8 +70,10 @@ def measure(plan: Plan, stage: str, device: torch.device) -> float:
     """GiB that two steps of training take."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
+    held = torch.cuda.memory_allocated() if device.type == "cuda" else 0
     architecture = plan.architecture()
     crops = torch.rand(plan.batch_size, plan.channels, *architecture["crop_size"], device=device)
     if stage == "pre-training":
@@ -87,7 +90,7 @@ def measure(plan: Plan, stage: str, device: torch.device) -> float:
         loss.backward()
         optimizer.step()
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / GIB
+        return (torch.cuda.max_memory_allocated() - held) / GIB
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / GIB
 
 

@@ -51,6 +51,8 @@ def main() -> None:
 def _own_gpu() -> int:
     """The number of this process's GPU; two processes cannot share one, as NCCL refuses."""
     gpu, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if gpus == 0:
+        raise SystemExit("this machine has no GPU that PyTorch can use: train on its cores with -device cpu")
     if gpu >= gpus:
         raise SystemExit(
             f"torchrun has started more processes than this machine has GPUs ({gpus}): lower --nproc_per_node, or "

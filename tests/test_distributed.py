@@ -8,10 +8,17 @@ import torch
 from nnunet_topomae import distributed
 
 
-def test_more_processes_than_gpus_are_refused_before_they_wait_for_each_other(monkeypatch):
+@pytest.mark.parametrize(
+    ("gpus", "said"),
+    [
+        (1, r"more processes than this machine has GPUs \(1\): lower --nproc_per_node"),
+        (0, "this machine has no GPU that PyTorch can use: train on its cores with -device cpu"),
+    ],
+)
+def test_a_process_without_a_gpu_of_its_own_is_refused(monkeypatch, gpus, said):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(sys, "argv", ["distributed", "4", "3d_fullres", "0"])
-    with pytest.raises(SystemExit, match=r"more processes than this machine has GPUs \(1\): lower --nproc_per_node"):
+    with pytest.raises(SystemExit, match=said):
         distributed.main()

@@ -10,6 +10,8 @@ import pytest
 import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
+from nnunet_topomae.nnunet.training.pretraining import Pretrainer
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -31,6 +33,16 @@ def run(monkeypatch, capsys):
     return run
 
 
+def _counted(method, calls):
+    """The method, which counts its calls by name."""
+
+    def counted(*arguments):
+        calls[method.__name__] += 1
+        return method(*arguments)
+
+    return counted
+
+
 def test_methods_are_compared_with_their_bare_networks(workspace, run):
     methods = {"nnUNetTopoMAEPlans": ("TopoMAEPretrainer",)}
     printed = run("methods", workspace.dataset, "--device", "cpu", "--steps", 1, METHODS=methods)
@@ -40,6 +52,15 @@ def test_methods_are_compared_with_their_bare_networks(workspace, run):
         float(whole) / float(bare),
         rel=0.2,  # seconds are printed with three digits
     )
+
+
+def test_a_bare_step_trains_without_the_loss_of_the_method(workspace, run, monkeypatch):
+    calls = {"loss_terms": 0, "optimise": 0}
+    for name in calls:
+        monkeypatch.setattr(Pretrainer, name, _counted(getattr(Pretrainer, name), calls))
+    methods = {"nnUNetTopoMAEPlans": ("TopoMAEPretrainer",)}
+    run("methods", workspace.dataset, "--device", "cpu", "--steps", 1, METHODS=methods)
+    assert calls == {"loss_terms": 2, "optimise": 4}  # two steps of each kind
 
 
 def test_a_step_is_measured_with_every_grid(workspace, run):

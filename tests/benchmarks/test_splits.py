@@ -31,6 +31,14 @@ def test_all_folds_hold_out_the_same_cases(name, number):
     assert all(fold["test"] == first["test"] and fold["val"] == first["val"] for fold in others)
 
 
+@pytest.mark.parametrize(
+    ("name", "held_out", "counts"), [(LEFT_ATRIUM[0], (4, 20), (8, 16)), (HIPPOCAMPUS[0], (5, 60), (1, 3))]
+)
+def test_parts_have_the_sizes_of_the_protocols(name, held_out, counts):
+    sizes = [(len(fold["val"]), len(fold["test"]), len(fold["train"])) for fold in read(name)]
+    assert sizes == [(*held_out, count) for count in counts] * 5
+
+
 def test_left_atria_are_labelled_as_published_and_then_drawn():
     folds = read("left_atrium_split.json")
     drawable = sorted(folds[0]["train"] + folds[0]["unlabelled"])
