@@ -11,9 +11,7 @@ counts.
 
 import argparse
 import os
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -25,6 +23,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
+from training_step import median_seconds
 
 import nnunet_topomae.trainers
 from nnunet_topomae.nnunet.training.pretraining import Pretrainer
@@ -105,19 +104,11 @@ def main() -> None:
             name: make_trainer(dataset, options.configuration, name, plans, device)
             for name in ("nnUNetTrainer", *methods)
         }
-        steps = steps_of(trainers)
-        seconds: dict[str, list[float]] = {name: [] for name in steps}
-        for _ in range(options.steps + 1):
-            for name, step in steps.items():
-                started = time.perf_counter()
-                step()
-                if device.type == "cuda":
-                    torch.cuda.synchronize()
-                seconds[name].append(time.perf_counter() - started)
+        medians = median_seconds(steps_of(trainers), options.steps, device)
         manager = trainers["nnUNetTrainer"].configuration_manager
         crops = f"{manager.batch_size} crops of {tuple(manager.patch_size)}"
         print(f"{plans}, {type(trainers['nnUNetTrainer'].network).__name__}, {crops}, {device}")
-        report({name: statistics.median(each[1:]) for name, each in seconds.items()})
+        report(medians)
 
 
 def report(medians: dict[str, float]) -> None:

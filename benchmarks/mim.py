@@ -8,8 +8,6 @@ each. Memory is what the planner expects on a GPU. Nothing but the seconds depen
 
 import argparse
 import json
-import statistics
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -17,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from training_step import median_seconds
 
 from nnunet_topomae.methods.autoencoders import autoencoder_of
 from nnunet_topomae.methods.base import PretextTask, to_float32
@@ -79,18 +78,10 @@ def encoder_table(device: torch.device, repeats: int) -> None:
     for what, part in {"network": network, "encoder": network.encoder, "added by pre-training": autoencoder}.items():
         print(f"{what:<24}{sum(p.numel() for p in part.parameters()) / 1e6:>8.2f} M parameters")
     calls = encoder_calls(device)
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
     with torch.no_grad():
         flop = {name: giga_flop(call) for name, call in encoder_calls(torch.device("meta")).items()}
-        for _ in range(repeats + 1):
-            for name, call in calls.items():
-                started = time.perf_counter()
-                call()
-                if device.type == "cuda":
-                    torch.cuda.synchronize()
-                seconds[name].append(time.perf_counter() - started)
+        medians = median_seconds(calls, repeats, device)
     first = next(iter(calls))
-    medians = {name: statistics.median(each[1:]) for name, each in seconds.items()}
     for name in calls:
         print(
             f"{name:<24}{flop[name]:>8.1f} GFLOP{flop[name] / flop[first]:>6.2f} x{medians[name] * 1000:>9.0f} ms"

@@ -114,25 +114,23 @@ def main() -> None:
         "UNETR++": make_step(trainer, replace(without, branches=("unetrpp",)), batch),
         "both": make_step(trainer, without, batch),
     }
-    topologies = {}
-    for grid in [config.topology.grid, *(grid_of(batch["crop"].shape[2:], cells) for cells in options.longest_axes)]:
+    grids = [config.topology.grid, *(grid_of(batch["crop"].shape[2:], cells) for cells in options.longest_axes)]
+    for grid in grids:
         other = replace(config, topology=replace(config.topology, grid=grid))
-        topologies[grid] = f"topology {grid}", f"whole {grid}"
-        actions |= zip(
-            topologies[grid], (make_topology(trainer, other, batch), make_step(trainer, other, batch)), strict=True
-        )
+        actions[f"topology {grid}"] = make_topology(trainer, other, batch)
+        actions[f"whole {grid}"] = make_step(trainer, other, batch)
     print(
         f"{dataset}: crop {tuple(batch['crop'].shape)}, tolerance {config.topology.tolerance}; {device}, "
         f"{os.cpu_count()} cores ({platform.machine()})"
     )
     seconds = median_seconds(actions, options.steps, device)
     networks = {name: seconds[name] for name in ("data", "ViT", "UNETR++", "both")}
-    for grid, (alone, together) in topologies.items():
-        whole = seconds[together]
+    for grid in grids:
+        alone, whole = seconds[f"topology {grid}"], seconds[f"whole {grid}"]
         exposed = max(whole - seconds["both"], 0.0)
-        hidden = max(seconds[alone] - exposed, 0.0)
+        hidden = max(alone - exposed, 0.0)
         print(f"topology on {'every voxel' if grid is None else ' x '.join(map(str, grid))}")
-        rows = {**networks, "topology": seconds[alone], "exposed": exposed, "hidden": hidden, "whole step": whole}
+        rows = {**networks, "topology": alone, "exposed": exposed, "hidden": hidden, "whole step": whole}
         for name, value in rows.items():
             print(f"  {name:<11}{value:>9.3f} s{value / whole:>8.1%} of the step")
 

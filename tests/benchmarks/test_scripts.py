@@ -20,6 +20,7 @@ def run(monkeypatch, capsys):
     """Run a benchmark in this process, with some of its names replaced; gives what it printed."""
 
     def run(name: str, *arguments: str, **replaced) -> str:
+        monkeypatch.syspath_prepend(BENCHMARKS)  # as for a script, which may import its neighbours
         spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
