@@ -22,13 +22,20 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+import SimpleITK as sitk
 import torch
-from loss_gradients import read_ct
 from scipy.ndimage import gaussian_filter
 
+from nnunet_topomae.commands.phantom import make_case
 from nnunet_topomae.topology import TopologicalLoss, persistence_diagrams, wasserstein_distance
 
 Result = tuple[float, Callable[[], str]]  # value, and a remark that is made when the clock has stopped
+
+
+def read_ct(file: Path | None, size: int) -> np.ndarray:
+    """A CT, or a phantom of at least that size, clipped to [-175, 250] HU and scaled to [0, 1]."""
+    image = make_case(0, [max(size, 24)] * 3)[0] if file is None else sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
+    return (np.clip(image, -175, 250).astype(np.float32) + 175) / 425
 
 
 def make_pair(image: np.ndarray, size: int, case: str) -> tuple[np.ndarray, np.ndarray]:
@@ -177,7 +184,7 @@ def main() -> None:
         f"{platform.processor() or platform.machine()}, {multiprocessing.cpu_count()} cores, torch {torch.__version__}"
     )
     for size in options.sizes:
-        pair = make_pair(read_ct(options.image, [size] * 3), size, options.case)
+        pair = make_pair(read_ct(options.image, size), size, options.case)
         print(f"\n{size}^3, {options.case}\n  {'':<20}{'seconds':>9}{'GiB':>7}{'value':>11}")
         seconds = {}
         for name, (function, extra, largest) in {**OURS, **PEERS}.items():

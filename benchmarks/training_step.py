@@ -12,6 +12,7 @@ steps, the first one left out:
     UNETR++     the same of the other branch
     both        a step of both branches without topology
     topology    the topological loss of both branches alone, forward and backward
+    one thread  the same with one thread in place of one per core
     exposed     what topology adds to a step of both branches
     hidden      the rest of it, which runs beside the GPU's work
 """
@@ -70,11 +71,13 @@ def make_step(trainer: Pretrainer, config: TopoMAEConfig, batch: dict) -> Callab
     return step
 
 
-def make_topology(trainer: Pretrainer, config: TopoMAEConfig, batch: dict) -> Callable[[], None]:
+def make_topology(
+    trainer: Pretrainer, config: TopoMAEConfig, batch: dict, num_threads: int | None = None
+) -> Callable[[], None]:
     """The topological loss of two reconstructions as early in training: the crop, blurred where it is hidden."""
     inputs = trainer.to_device(batch)
     crop, hidden = inputs["crop"], trainer.task.hidden_voxels(inputs)
-    loss = TopologicalLoss(config.topology.grid, config.topology.tolerance)
+    loss = TopologicalLoss(config.topology.grid, config.topology.tolerance, num_threads)
     blurred = [torch.nn.functional.avg_pool3d(crop, k, stride=1, padding=k // 2) for k in (3, 5)]
     predictions = [b.detach().requires_grad_() for b in blurred]
 
@@ -118,6 +121,7 @@ def main() -> None:
     for grid in grids:
         other = replace(config, topology=replace(config.topology, grid=grid))
         actions[f"topology {grid}"] = make_topology(trainer, other, batch)
+        actions[f"one thread {grid}"] = make_topology(trainer, other, batch, num_threads=1)
         actions[f"whole {grid}"] = make_step(trainer, other, batch)
     print(
         f"{dataset}: crop {tuple(batch['crop'].shape)}, tolerance {config.topology.tolerance}; {device}, "
@@ -130,7 +134,14 @@ def main() -> None:
         exposed = max(whole - seconds["both"], 0.0)
         hidden = max(alone - exposed, 0.0)
         print(f"topology on {'every voxel' if grid is None else ' x '.join(map(str, grid))}")
-        rows = {**networks, "topology": alone, "exposed": exposed, "hidden": hidden, "whole step": whole}
+        rows = {
+            **networks,
+            "topology": alone,
+            "one thread": seconds[f"one thread {grid}"],
+            "exposed": exposed,
+            "hidden": hidden,
+            "whole step": whole,
+        }
         for name, value in rows.items():
             print(f"  {name:<11}{value:>9.3f} s{value / whole:>8.1%} of the step")
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from nnunet_topomae.topology.matching import Certificate, match
 from nnunet_topomae.topology.metric import Metric, check_tolerance
 from nnunet_topomae.topology.persistence import DIMENSIONS, persistence_pairs, values_at
+from nnunet_topomae.topology.search import Indices
 from nnunet_topomae.topology.wasserstein import matching_distance
 
 _METRIC = Metric(order=2, ground="inf")
@@ -160,9 +161,9 @@ class Diagrams:
         """Births and deaths, (N, 2)."""
         return self._found.result()[1][dimension].numpy()
 
-    def tensors(self) -> list[Tensor]:
-        """The same per dimension, on the volume's device, differentiable."""
-        return values_at(self.volume, self._found.result()[0])
+    def values(self) -> Tensor:
+        """Births and deaths of all dimensions, one after another, on the volume's device, differentiable: (N, 2)."""
+        return values_at(self.volume, [np.concatenate(self._found.result()[0])])[0]
 
 
 class Comparison:
@@ -182,10 +183,22 @@ class Comparison:
         return match(self.target.points(dimension), self.other.points(dimension), _METRIC, tolerance)
 
     def distance(self) -> Tensor:
-        """The topological loss of one volume."""
-        pairs = zip(self.target.tensors(), self.other.tensors(), self._matchings, strict=True)
-        distances = [matching_distance(x, y, matching.result(), _METRIC) for x, y, matching in pairs]
-        return torch.linalg.vector_norm(torch.stack(distances))
+        """The topological loss of one volume.
+
+        The squares of the dimensions' distances add up, so it is the distance of all points, each matched within its
+        dimension: one computation on the GPU instead of three.
+        """
+        matchings = [matching.result() for matching in self._matchings]
+        i = _joined([matching.x_indices for matching in matchings], self.target)
+        j = _joined([matching.y_indices for matching in matchings], self.other)
+        return matching_distance(self.target.values(), self.other.values(), i, j, _METRIC)
+
+
+def _joined(indices: Sequence[Indices], diagrams: Diagrams) -> Indices:
+    """Indices of points per dimension as indices into :meth:`Diagrams.values`."""
+    sizes = [len(diagrams.points(dimension)) for dimension in DIMENSIONS]
+    starts = np.cumsum([0, *sizes[:-1]])
+    return np.concatenate([each + start for each, start in zip(indices, starts, strict=True)])
 
 
 def pool_to_grid(crops: Tensor, grid: Sequence[int] | None) -> Tensor:

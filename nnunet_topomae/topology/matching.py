@@ -26,8 +26,7 @@ from scipy.spatial import cKDTree
 from nnunet_topomae.topology.metric import Metric, Points, Values
 from nnunet_topomae.topology.search import Indices, Tree, pairs_below_potentials
 
-_FEW_PAIRS = 100_000  # up to so many pairs of points, all that can be worth matching take part from the start
-_WITHOUT_LATTICES = 1_000_000  # up to so many pairs of points, lattices take longer than they save
+_FEW_PAIRS = 1_000_000  # up to so many pairs of points, all that can be worth matching take part from the start
 _LATTICES = (1 / 32, 1 / 128, 1 / 512, 1 / 2048)  # cells, relative to the range of births and deaths
 _EXTENT = (0.001, 0.999)  # quantiles that bound this range, so that a single bright voxel does not stretch it
 _MERGES = 0.95  # lattices that leave a larger share of the points, and finer ones, are not worth solving
@@ -216,12 +215,12 @@ class Problem:
 
     @property
     def is_small(self) -> bool:
-        """Whether there are so few pairs that all can be used at once."""
+        """Whether there are so few pairs that all worth matching can be used at once."""
         return len(self.x) * len(self.y) <= _FEW_PAIRS
 
     def on_lattices(self) -> "list[Problem]":
-        """The problem on lattices, coarse to fine, as long as they merge points; none if there are few points."""
-        if len(self.x) * len(self.y) <= _WITHOUT_LATTICES:
+        """The problem on lattices, coarse to fine, as long as they merge points; none for a small problem."""
+        if self.is_small:
             return []
         extent = np.ptp(np.quantile(np.concatenate([self.x.points, self.y.points]), _EXTENT))
         levels = []
@@ -272,9 +271,9 @@ class Problem:
         return Pairs(rows[pays], columns[pays], cost[pays])
 
     def _first_pairs(self, hint: Hint | None) -> Pairs:
-        """All pairs if they are few; else pairs of nearest points, and those that a hint proposes."""
-        if self.is_small:
-            rows, columns = np.indices((len(self.x), len(self.y))).reshape(2, -1)
+        """All pairs worth matching if they are few; else pairs of nearest points, and those that a hint proposes."""
+        if self.is_small:  # worth matching are those that cost less than to send both points to the diagonal
+            rows, columns, _ = pairs_below_potentials(*self.trees, self.x.to_diagonal, self.y.to_diagonal, self.metric)
             return self._pairs(rows, columns)
         groups = [
             _nearest(self.x.points, self.y.points, self.metric.norm),

@@ -2,11 +2,13 @@
 
 from typing import Literal, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from nnunet_topomae.topology.matching import Certificate, match
 from nnunet_topomae.topology.metric import Ground, Metric, Points, check_tolerance
+from nnunet_topomae.topology.search import Indices
 
 
 @overload
@@ -84,15 +86,19 @@ def wasserstein_distance(
         if not torch.isfinite(points).all():
             raise ValueError(f"diagram {name} holds NaN or inf; close infinite features first")
     solution = match(_to_numpy(x), _to_numpy(y), metric, tolerance)
-    distance = matching_distance(x, y, solution, metric)
+    distance = matching_distance(x, y, solution.x_indices, solution.y_indices, metric)
     return (distance, solution) if return_certificate else distance
 
 
-def matching_distance(x: Tensor, y: Tensor, matching: Certificate, metric: Metric) -> Tensor:
-    """Distance of two diagrams by a given matching, differentiable in the points; of x's type and device."""
+def matching_distance(x: Tensor, y: Tensor, i: Indices, j: Indices, metric: Metric) -> Tensor:
+    """Distance by a matching of points i of x to points j of y, differentiable in the points; of x's type and device.
+
+    Nothing here makes a GPU wait: which points are left for the diagonal is found out on the CPU.
+    """
     dtype = torch.promote_types(x.dtype, torch.float32)
-    scale = _scale(x.to(dtype), y.to(x.device, dtype))  # powers of very small or large values would be 0 or inf
-    cost = _transport_cost(x.to(dtype) / scale, y.to(x.device, dtype) / scale, matching, metric)
+    x_wide, y_wide = x.to(dtype), y.to(x.device, dtype)
+    scale = _scale(x_wide, y_wide)  # powers of very small or large values would be 0 or inf
+    cost = _transport_cost(x_wide / scale, y_wide / scale, i, j, metric)
     return (scale * safe_root(cost, metric.order)).to(x.dtype)
 
 
@@ -102,16 +108,12 @@ def _scale(*diagrams: Tensor) -> Tensor:
     return largest.where(largest > 0, 1)
 
 
-def _transport_cost(x: Tensor, y: Tensor, matching: Certificate, metric: Metric) -> Tensor:
-    i = torch.from_numpy(matching.x_indices).to(x.device)
-    j = torch.from_numpy(matching.y_indices).to(x.device)
-    return metric.tensor_costs(x[i], y[j]).sum() + _cost_of_others(x, i, metric) + _cost_of_others(y, j, metric)
+def _transport_cost(x: Tensor, y: Tensor, i: Indices, j: Indices, metric: Metric) -> Tensor:
+    def at(points: Tensor, indices: Indices) -> Tensor:
+        return points[torch.from_numpy(indices).to(points.device)]
 
-
-def _cost_of_others(points: Tensor, matched: Tensor, metric: Metric) -> Tensor:
-    unmatched = torch.ones(len(points), dtype=torch.bool, device=points.device)
-    unmatched[matched] = False
-    return metric.to_diagonal(points[unmatched]).sum()
+    others = [at(points, np.delete(np.arange(len(points)), matched)) for points, matched in ((x, i), (y, j))]
+    return metric.tensor_costs(at(x, i), at(y, j)).sum() + metric.to_diagonal(torch.cat(others)).sum()
 
 
 def safe_root(value: Tensor, order: float = 2) -> Tensor:

@@ -16,14 +16,25 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Run a benchmark in this process, with some of its names replaced; gives what it printed."""
+def load(monkeypatch):
+    """Import a benchmark by its name."""
 
-    def run(name: str, *arguments: str, **replaced) -> str:
+    def load(name: str):
         monkeypatch.syspath_prepend(BENCHMARKS)  # as for a script, which may import its neighbours
         spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture
+def run(load, monkeypatch, capsys):
+    """Run a benchmark in this process, with some of its names replaced; gives what it printed."""
+
+    def run(name: str, *arguments: str, **replaced) -> str:
+        module = load(name)
         for variable, value in replaced.items():
             monkeypatch.setattr(module, variable, value)
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
@@ -32,6 +43,24 @@ def run(monkeypatch, capsys):
         return capsys.readouterr().out
 
     return run
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in BENCHMARKS.glob("*.py")))
+def test_every_benchmark_finds_what_it_imports(load, name):
+    assert load(name).__doc__
+
+
+def test_the_topological_loss_is_compared_with_gudhi(load, run):
+    def measured(function, arguments, limit):  # in this process, because others cannot import a benchmark by this name
+        value, remark = function(*arguments)
+        return 1.0, 0.0, value, remark()
+
+    benchmark = load("topology")
+    peers = {"gudhi.wasserstein": (benchmark.gudhi_exact, (), 32)}
+    printed = run("topology", "--sizes", 12, "--case", "noise", measure=measured, PEERS=peers)
+    values = dict(re.findall(r"^  (ours, exact|gudhi\.wasserstein) +1\.000 +0\.00 +([0-9.]+)", printed, re.MULTILINE))
+    assert float(values["ours, exact"]) == pytest.approx(float(values["gudhi.wasserstein"]), rel=1e-4)
+    assert "times as fast as, ours, exact: gudhi.wasserstein 1.0" in printed
 
 
 def _counted(method, calls):

@@ -168,13 +168,12 @@ def _random_pair(seed, n=150, m=220):
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("tolerance", [0.0, 0.01, 0.2])
-@pytest.mark.parametrize("without_lattices", [0, 10**9])
-def test_growing_set_of_pairs_reaches_the_optimum_and_its_bounds_hold(monkeypatch, seed, tolerance, without_lattices):
+@pytest.mark.parametrize("few_pairs", [0, 10**9])
+def test_growing_set_of_pairs_reaches_the_optimum_and_its_bounds_hold(monkeypatch, seed, tolerance, few_pairs):
     x, y = _random_pair(seed)
     exact = gudhi_distance(x.numpy()[:, ::-1], y.numpy()[:, ::-1], order=2, internal_p=np.inf)
-    monkeypatch.setattr(matching, "_FEW_PAIRS", 0)
+    monkeypatch.setattr(matching, "_FEW_PAIRS", few_pairs)
     monkeypatch.setattr(matching, "_NEIGHBOURS", 1)
-    monkeypatch.setattr(matching, "_WITHOUT_LATTICES", without_lattices)
     value, certificate = wasserstein_distance(x, y, tolerance=tolerance, return_certificate=True)
     assert certificate.lower_bound <= exact * (1 + 1e-9)
     assert certificate.upper_bound >= exact * (1 - 1e-9)
@@ -225,7 +224,6 @@ def test_duplicates_and_points_on_the_diagonal_agree_with_gudhi(x, y):
     expected = gudhi_distance(x[:, ::-1], y[:, ::-1], order=2, internal_p=np.inf)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(matching, "_FEW_PAIRS", 0)
-        patch.setattr(matching, "_WITHOUT_LATTICES", 0)
         value, certificate = wasserstein_distance(torch.tensor(x), torch.tensor(y), return_certificate=True)
     assert value.item() == pytest.approx(expected, rel=1e-9, abs=1e-9)
     for indices in (certificate.x_indices, certificate.y_indices):
@@ -236,7 +234,7 @@ def test_duplicates_and_points_on_the_diagonal_agree_with_gudhi(x, y):
 def test_lattices_lead_to_the_optimum(monkeypatch, digits):
     x, y = (d.numpy().round(digits) for d in _random_pair(3, 600, 800))
     monkeypatch.setattr(matching, "_MERGES", 1.0)
-    monkeypatch.setattr(matching, "_WITHOUT_LATTICES", 0)
+    monkeypatch.setattr(matching, "_FEW_PAIRS", 0)
     metric = matching.Metric()
     assert len(matching.Problem(*(matching.Merged.of(d, metric) for d in (x, y)), metric).on_lattices()) == 4
     value, certificate = wasserstein_distance(torch.tensor(x), torch.tensor(y), return_certificate=True)
