@@ -128,7 +128,7 @@ def study_table(request: str) -> str:
     name, *words = request.split()
     study = read_study(STUDIES / name)
     records = read_results(study)
-    compared = comparisons(records, study.baselines, "dice", study.patients)
+    compared = comparisons(records, study.baselines, "dice", study.patients, study.main)
     match words:
         case ["comparisons"]:
             found = main_table(study, records, compared)

@@ -82,7 +82,7 @@ def _is_study(folder: Path) -> bool:
 
 def _about_study(study: Study) -> _Part:
     records, runs = read_results(study), _finetunings(study)
-    compared = comparisons(records, study.baselines, "dice", study.patients)
+    compared = comparisons(records, study.baselines, "dice", study.patients, study.main)
     labels = equivalent_labels(records, study.baselines, study.patients)
     results, over_cases = Section("Results"), Section("Curves and boxes")
     if records:
@@ -110,7 +110,7 @@ def _about_study(study: Study) -> _Part:
         Section("Settings", [settings] if settings.rows else []),
         Section("Runs, versions, hardware, hours", [of_runs.runs_table(everything)] if everything else []),
     ]
-    return _Part([study.dataset], sentence(compared, labels, study.baselines, study.titles), sections)
+    return _Part([study.dataset], sentence(compared, labels, study.baselines, study.titles, study.main), sections)
 
 
 def _pretrainings(study: Study) -> list[Drawn] | None:

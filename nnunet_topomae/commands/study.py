@@ -92,6 +92,12 @@ def _add_new_options(parser: argparse.ArgumentParser) -> None:
         help=f"what is compared (this, --preset or both): {', '.join(KINDS)}, or your own, "
         f"NAME=PLANS:FINETUNER[:PRETRAINER]",
     )
+    parser.add_argument(
+        "--main",
+        metavar="ROW",
+        help="the pre-trained row whose comparison the study is made for; the answer is about it, and its p-values are "
+        "not corrected for other rows (default: the answer is about the last row that has been measured)",
+    )
     parser.add_argument("--preset", choices=sorted(PRESETS), help="rows that belong together")
     parser.add_argument(
         "--labelled",
@@ -167,6 +173,7 @@ def _new(options: argparse.Namespace) -> None:
         nsd_tolerance=options.nsd_tolerance,
         existing_split=options.existing_split,
         disable_tta=options.disable_tta,
+        main=options.main,
     )
     study = make_study(options.folder, options.d, kinds, wishes, options.preset)
     counts = ", ".join(map(str, study.label_counts))

@@ -76,6 +76,8 @@ class Study:
         disable_tta: whether test cases are predicted without mirroring (nnUNetv2_predict --disable_tta).
         patient: a regular expression that finds the patient in the name of a case, see
             :class:`~nnunet_topomae.nnunet.data.splits.Split`; None: every case is of another patient.
+        main: name of the pre-trained row whose comparison the study is made for; None: the last one that has been
+            measured.
     """
 
     folder: Path
@@ -89,6 +91,7 @@ class Study:
     version: int = VERSION
     disable_tta: bool = False
     patient: str | None = None
+    main: str | None = None
 
     @property
     def baselines(self) -> dict[str, str]:
@@ -196,6 +199,7 @@ _KINDS: dict[str, Flag | Number | _Text | _ListOf | _Object] = {  # of values in
     "nsd_tolerance": Number(0, low_open=True),
     "disable_tta": Flag(),
     "patient": _Text(optional=True),
+    "main": _Text(optional=True),
 }
 
 
@@ -256,12 +260,13 @@ def _read(part: type[_Part], values: Mapping[str, Any], where: str = "") -> _Par
 
 
 def _check(study: Study) -> None:
-    """See that rows, runs and numbers of labels fit each other.
+    """See that rows, runs, numbers of labels and the main comparison fit each other.
 
     Raises:
         ValueError: names what does not.
     """
     check_patients(study.patient, study.test_cases)
+    check_main(study.main, study.baselines)
     names = [row.name for row in study.rows]
     for row in study.rows:
         if names.count(row.name) > 1:
@@ -279,3 +284,16 @@ def _check(study: Study) -> None:
                 )
             if runs.count((labelled, seed)) > 1:
                 raise ValueError(f"{what} twice; remove one of them")
+
+
+def check_main(main: str | None, baselines: Mapping[str, str]) -> None:
+    """See that the main row of a study is one that is compared with another.
+
+    Raises:
+        ValueError: names the rows that are.
+    """
+    if main is not None and main not in baselines:
+        raise ValueError(
+            f'main must name a row that is compared with one from scratch, got "{main}"; such rows are '
+            f"{', '.join(baselines) or 'not in this study'}"
+        )

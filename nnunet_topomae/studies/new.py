@@ -27,7 +27,7 @@ from nnunet_topomae.nnunet.planning.plans import FINETUNING, PRETRAINING
 from nnunet_topomae.nnunet.training.pretraining import Pretrainer, external_folders
 from nnunet_topomae.nnunet.training.stage import StageTrainer
 from nnunet_topomae.settings import FinetuningConfig, PretrainingConfig, StageConfig, flatten, to_block
-from nnunet_topomae.studies.definition import FILE, PREPROCESSING, SPLITS, Row, Run, Study
+from nnunet_topomae.studies.definition import FILE, PREPROCESSING, SPLITS, Row, Run, Study, check_main
 from nnunet_topomae.studies.presets import LABEL_COUNTS, RowKind, baseline_of
 
 _FIRST_SEED = 12345  # nnU-Net's split seed, the default of both blocks
@@ -59,6 +59,7 @@ class Wishes:
         existing_split: whether the cases are those of the dataset's split; then ``labelled``, ``num_val``,
             ``num_test``, ``patient`` and ``split_seed`` are not used.
         disable_tta: whether test cases are predicted without mirroring.
+        main: name of the row whose comparison the study is made for; None to name none.
     """
 
     configuration: str
@@ -76,6 +77,7 @@ class Wishes:
     nsd_tolerance: float
     existing_split: bool
     disable_tta: bool
+    main: str | None
 
 
 def make_study(
@@ -94,6 +96,7 @@ def make_study(
         FileNotFoundError, ValueError: one sentence that says what is missing or wrong.
     """
     _check_folder(folder)
+    check_main(wishes.main, {name: other for name in kinds if (other := baseline_of(name, kinds))})
     dataset = convert_id_to_dataset_name(dataset_id)
     cases = sorted(read_dataset(Path(nnUNet_raw) / dataset)[1])
     base = _PlansFiles(dataset_id, dataset, wishes.configuration)
@@ -137,6 +140,7 @@ def make_study(
         wishes.nsd_tolerance,
         rows,
         disable_tta=wishes.disable_tta,
+        main=wishes.main,
         patient=splits[0].patient,
     )
     files = {

@@ -47,9 +47,19 @@ def main_table(study: Study, records: Sequence[Record], compared: Iterable[Compa
         ["row", "labelled cases", "seeds", f"mean {name}", "sd over seeds", "compared with", "difference",
          "95 % interval", "p, t-test", "p, Wilcoxon", "p, Holm"],
         rows,
-        f"Mean over cases of the mean over structures. {_pairing(study)} Holm: corrected for the number of "
-        f"comparisons that have been made.{_missing(study, records)}",
+        f"Mean over cases of the mean over structures. {_pairing(study)} {_correction(study)}"
+        f"{_missing(study, records)}",
     )  # fmt: skip
+
+
+def _correction(study: Study) -> str:
+    """What p-values are corrected for, as a sentence."""
+    if study.main is None:
+        return "Holm: corrected for the number of comparisons that have been made."
+    return (
+        f"Holm: corrected for the number of comparisons that have been made; that of {study.titles[study.main]}, which "
+        f"the study is made for, does not count among the others."
+    )
 
 
 def _missing(study: Study, records: Iterable[Record]) -> str:

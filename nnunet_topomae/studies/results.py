@@ -56,7 +56,7 @@ def measure_study(steps: Steps, say: Callable[[str], None]) -> list[Record]:
             records += measure_run(steps, row, run)
     if records:
         write_records(records, file)
-        found = answer(records, study.baselines, study.titles, study.patients)
+        found = answer(records, study.baselines, study.titles, study.patients, study.main)
         write_json({**found, _TOLERANCE: study.nsd_tolerance}, study.folder / ANSWER)
     return records
 

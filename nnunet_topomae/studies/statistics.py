@@ -39,7 +39,7 @@ class Comparison:
         high: its upper end.
         t_p: p-value of the paired t-test, two-sided; nan for fewer than two cases, or where all differ by the same.
         wilcoxon_p: p-value of Wilcoxon's signed-rank test, two-sided.
-        holm_p: p-value of the t-test after Holm's correction over all comparisons of the study.
+        holm_p: p-value of the t-test after Holm's correction, see :func:`comparisons`.
         unit: what ``cases`` counts: test cases or patients.
         by_seed: the difference with each seed that both rows have. Where every seed has its own labelled cases, this
             says how much depends on them; the interval and the p-values do not.
@@ -186,15 +186,23 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def comparisons(
-    records: Sequence[Record], baselines: Mapping[str, str], measure: str, patients: Mapping[str, str]
+    records: Sequence[Record],
+    baselines: Mapping[str, str],
+    measure: str,
+    patients: Mapping[str, str],
+    main: str | None = None,
 ) -> list[Comparison]:
     """Every row against its baseline at every number of labels that both have been measured with.
+
+    p-values of the main row, which was named before anything was measured, are corrected for its numbers of labels
+    only, those of the other rows for all comparisons of these. Without a main row, all are corrected for all.
 
     Args:
         records: of a study.
         baselines: the baseline of each pre-trained row.
         measure: name of a field of :class:`Measures`.
         patients: see :func:`paired`.
+        main: name of a row.
     """
     found, by_run = [], defined(records, measure)
     counts = sorted({labelled for _, labelled in by_run})
@@ -206,8 +214,13 @@ def comparisons(
             scored = paired(ours, theirs, patients=patients)
             if comparison := compare(row, baseline, labelled, *scored):
                 found.append(replace(comparison, by_seed=_by_seed(ours, theirs, patients)))
-    corrected, unit = holm([comparison.t_p for comparison in found]), "patients" if patients else "test cases"
-    return [replace(comparison, holm_p=p, unit=unit) for comparison, p in zip(found, corrected, strict=True)]
+    unit = "patients" if patients else "test cases"
+    of_main = holm([each.t_p if each.row == main else nan for each in found])
+    of_others = holm([nan if each.row == main else each.t_p for each in found])
+    return [
+        replace(each, holm_p=own if each.row == main else other, unit=unit)
+        for each, own, other in zip(found, of_main, of_others, strict=True)
+    ]
 
 
 def _by_seed(run: Values, baseline: Values, patients: Mapping[str, str]) -> dict[int, float]:
@@ -271,25 +284,30 @@ def read_curve(counts: Sequence[int], means: Floats, target: float) -> float:
 
 
 def answer(
-    records: Sequence[Record], baselines: Mapping[str, str], titles: Mapping[str, str], patients: Mapping[str, str]
+    records: Sequence[Record],
+    baselines: Mapping[str, str],
+    titles: Mapping[str, str],
+    patients: Mapping[str, str],
+    main: str | None = None,
 ) -> dict[str, Any]:
     """The answer of a study as JSON: a sentence, and the figures behind it; null stands for nan and for infinite.
 
     Args:
         records: all that has been measured.
-        baselines: the baseline of each pre-trained row; the sentence is about the last row.
+        baselines: the baseline of each pre-trained row.
         titles: of all rows.
         patients: see :func:`paired`.
+        main: name of the row that the sentence is about; None for the last one that has been compared.
     """
-    by_dice = comparisons(records, baselines, "dice", patients)
+    by_dice = comparisons(records, baselines, "dice", patients, main)
     labels = equivalent_labels(records, baselines, patients)
     return {
-        "sentence": sentence(by_dice, labels, baselines, titles),
+        "sentence": sentence(by_dice, labels, baselines, titles, main),
         "measure": "dice",
         "comparisons": [_plain(comparison) for comparison in by_dice],
         "equivalent_labels": [_plain(each) for each in labels],
         "other_measures": {
-            measure: [_plain(each) for each in comparisons(records, baselines, measure, patients)]
+            measure: [_plain(each) for each in comparisons(records, baselines, measure, patients, main)]
             for measure in MEASURES
             if measure != "dice"
         },
@@ -306,11 +324,13 @@ def sentence(
     labels: Sequence[Equivalent],
     baselines: Mapping[str, str],
     titles: Mapping[str, str],
+    main: str | None = None,
 ) -> str:
-    """The answer in a sentence, about the last pre-trained row that has been compared."""
-    rows = [row for row in baselines if any(comparison.row == row for comparison in by_dice)]
+    """The answer in a sentence, about the main row, or else about the last pre-trained row that has been compared."""
+    rows = [row for row in baselines if main in (None, row) and any(each.row == row for each in by_dice)]
     if not rows:
-        return "No row has been measured beside its baseline yet, so there is no answer."
+        what = "No row has" if main is None else f"{titles[main]} has not"
+        return f"{what} been measured beside its baseline yet, so there is no answer."
     of_row = [comparison for comparison in by_dice if comparison.row == rows[-1]]
     certain = [each for each in of_row if each.holm_p < LEVEL]
     gains = [each for each in certain if each.difference > 0]

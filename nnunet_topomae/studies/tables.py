@@ -40,7 +40,7 @@ def _by_seed(study: Study, state: Callable[[Row, Run], str]) -> Iterable[tuple[R
 def results_table(study: Study, records: Sequence[Record]) -> str:
     """Dice, HD95 and surface Dice of every row, and how its Dice differs from that of its baseline."""
     by_measure = {measure: seed_means(records, measure) for measure in ("dice", "hd95", "nsd")}
-    all_compared = comparisons(records, study.baselines, "dice", study.patients)
+    all_compared = comparisons(records, study.baselines, "dice", study.patients, study.main)
     compared = {(each.row, each.labelled): each for each in all_compared}
     of_seeds = seeds_so_far(study.seeds, all_compared)
     lines = []
@@ -80,14 +80,14 @@ def compared_by_measure(study: Study, records: Sequence[Record], row: str, other
     unit = "patients" if study.patients else "cases"
     headings = ["measure", "labelled", "difference", "95 % interval", "p, t-test", "p, Wilcoxon", "p, Holm", unit]
     compared = [
-        (name, each)
+        (measure, name, each)
         for measure, name in MEASURES.items()
         for each in comparisons(records, {row: other}, measure, study.patients)
     ]
-    of_seeds = seeds_so_far(study.seeds, (each for _, each in compared))
+    of_seeds = seeds_so_far(study.seeds, (each for *_, each in compared))
     lines = [
         [
-            name,
+            f"{name} ({study.nsd_tolerance:g} mm)" if measure == "nsd" else name,
             f"{each.labelled}",
             f"{each.difference:+.3f}",
             f"{each.low:+.3f} to {each.high:+.3f}",
@@ -95,7 +95,7 @@ def compared_by_measure(study: Study, records: Sequence[Record], row: str, other
             f"{each.cases}",
             signed(each.by_seed, of_seeds),
         ]
-        for name, each in compared
+        for measure, name, each in compared
     ]
     return [[*headings, "by seed"], *lines]
 

@@ -38,6 +38,9 @@ WRONG = {  # where study.json is spoilt, by which value, and what is said
     "a pattern of a number": (["patient"], 3, "patient must be null or a text, got 3"),
     "a pattern that is none": (["patient"], "(", r"the patient must be a regular expression, got '\('"),
     "a pattern of no patient": (["patient"], "ward", 'the pattern of patients "ward" finds none in '),
+    "a main row of a number": (["main"], 1, "main must be null or a text, got 1"),
+    "a main row from scratch": (["main"], "scratch", 'main must name a row that is compared with one from scratch, got '
+                                '"scratch"; such rows are spark, topomae'),
     "a run twice": (["rows", 0, "runs", 1], {"labelled": 5, "seed": 0, "plans": "study_scratch_seed0", "fold": 0},
                     "scratch has a run with 5 labelled cases and seed 0 twice; remove one of them"),
     "no such baseline": (["rows", 1, "compared_with"], "x", "spark is compared with x, but there is no such row"),
@@ -71,11 +74,11 @@ def test_a_key_that_is_missing_is_named(own, place):
     assert str(refused.value) == f"{own / 'study.json'}: {named} is missing"
 
 
-def test_studies_of_before_patients_were_kept_can_be_read(own):
+def test_studies_of_before_patients_and_a_main_row_were_kept_can_be_read(own):
     content = json.loads((own / "study.json").read_text())
-    del content["patient"]
+    del content["patient"], content["main"]
     (own / "study.json").write_text(json.dumps(content))
-    assert read_study(own).patients == {}
+    assert (read_study(own).patients, read_study(own).main) == ({}, None)
 
 
 def test_the_pattern_finds_the_patient_of_a_case(own):

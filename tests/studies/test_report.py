@@ -107,6 +107,12 @@ def test_the_table_says_of_how_many_patients(study):
     assert "paired over 2 patients, with seeds and cases averaged per patient." in main_table(named, RECORDS, []).note
 
 
+def test_the_table_says_what_p_values_are_corrected_for(study):
+    assert "Holm: corrected for the number of comparisons that have been made. " in main_table(study, RECORDS, []).note
+    note = main_table(replace(study, main="topomae"), RECORDS, []).note
+    assert "that of TopoMAE, which the study is made for, does not count among the others." in note
+
+
 def test_intervals_and_p_values_as_people_write_them(study):
     compared = [Comparison("topomae", "scratch", 5, 9, 0.05, 0.02, 0.08, 0.0004, 0.03, math.nan)]
     (line,) = main_table(study, RECORDS, compared).rows

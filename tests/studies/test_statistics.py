@@ -215,6 +215,41 @@ def test_holm_counts_all_comparisons():
     assert [each.holm_p for each in found] == pytest.approx(holm([each.t_p for each in found]))
 
 
+MEANS = {
+    ("ours", 5): 0.71, ("scratch", 5): 0.7, ("ours", 10): 0.705, ("scratch", 10): 0.7, ("slow", 5): 0.73,
+    ("fast", 5): 0.69,
+}  # fmt: skip
+SEVERAL = {"ours": "scratch", "slow": "scratch", "fast": "scratch"}
+NAMED = {**TITLES, "slow": "Slow", "fast": "Fast"}
+
+
+def test_the_main_row_is_corrected_for_its_own_comparisons_only():
+    found = comparisons(study(MEANS, spread=0.03), SEVERAL, "dice", SINGLE, main="ours")
+    p = {(each.row, each.labelled): each.t_p for each in found}
+    assert 0 < min(p.values()) < max(p.values()) < 0.5  # so that corrections can be seen
+    assert [each.holm_p for each in found if each.row == "ours"] == holm([p["ours", 5], p["ours", 10]])
+    assert [each.holm_p for each in found if each.row != "ours"] == holm([p["slow", 5], p["fast", 5]])
+    assert [each.holm_p for each in comparisons(study(MEANS, spread=0.03), SEVERAL, "dice", SINGLE)] == holm(
+        list(p.values())
+    )
+
+
+def test_the_answer_is_about_the_main_row_or_else_about_the_last_one():
+    records = study(MEANS)
+    assert "Fast" in answer(records, SEVERAL, NAMED, SINGLE)["sentence"]
+    found = answer(records, SEVERAL, NAMED, SINGLE, main="slow")
+    assert "Slow is better than from scratch" in found["sentence"]
+    assert {each["holm_p"] == each["t_p"] for each in found["comparisons"] if each["row"] == "slow"} == {True}
+    of_nsd = {each["row"]: each for each in found["other_measures"]["nsd"]}
+    assert of_nsd["slow"]["holm_p"] == of_nsd["slow"]["t_p"]
+
+
+def test_a_main_row_that_has_not_been_measured_has_no_answer_yet():
+    records = [each for each in study(MEANS) if each.row != "slow"]
+    said = answer(records, SEVERAL, NAMED, SINGLE, main="slow")["sentence"]
+    assert said == "Slow has not been measured beside its baseline yet, so there is no answer."
+
+
 @pytest.mark.parametrize(
     ("target", "expected"),
     [

@@ -182,6 +182,17 @@ def test_the_pattern_of_patients_is_kept_and_used(new, marks):
     assert (compared["cases"], compared["unit"], compared["t_p"]) == (1, "patients", None)
 
 
+def test_the_main_row_is_kept_and_answered(new, marks):
+    folder = new("--rows", "scratch", "topomae", "spatial", "--labelled", "1", "--test", "2", "--main", "topomae")
+    assert read_study(folder).main == "topomae"
+    assert run(folder) == 0
+    found = json.loads((folder / "answer.json").read_text())
+    assert "TopoMAE" in found["sentence"]
+    assert "spatial task" not in found["sentence"]
+    (main,) = (each for each in found["comparisons"] if each["row"] == "topomae")
+    assert main["holm_p"] == main["t_p"]
+
+
 def test_rows_can_be_pretrained_on_other_datasets(workspace, other_dataset, new):
     """Which have the plans that the row starts from, and not those of the study."""
     plans = workspace.write_plans("StudyBoth", lambda c: c["pretraining"].update(datasets=[997]))
@@ -503,6 +514,10 @@ REFUSED = {  # arguments of study new, and what it says
         [],
         "a study needs --rows or --preset table6, methods, mim, alice, labels; there are the rows "
         "<what the library says>",
+    ),
+    "a main row that there is not": (
+        ["--rows", "scratch", "topomae", "--main", "spark"],
+        'main must name a row that is compared with one from scratch, got "spark"; such rows are topomae',
     ),
     "too many labels": (
         ["--preset", "labels", "--labelled", "4"],
