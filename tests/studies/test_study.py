@@ -913,9 +913,11 @@ def test_schedules(iterations, num_epochs, per_epoch):
     assert (found["num_epochs"], found["num_iterations_per_epoch"]) == (num_epochs, per_epoch)
 
 
-def test_the_steps_that_are_made_are_said(new, capsys):
-    new("--rows", "scratch", "--iterations", "101", "--pretraining_iterations", "2600")
-    assert "\n  100 steps of every fine-tuning, 2600 of every pre-training\n" in capsys.readouterr().out
+def test_folds_and_steps_are_said(new, capsys, workspace):
+    new("--rows", "scratch", "--labelled", "1", "2", "--iterations", "101", "--pretraining_iterations", "2600")
+    said = capsys.readouterr().out
+    assert f"\n  cases of folds 0, 1 of {workspace.preprocessed}/splits_final.json\n" in said
+    assert "\n  100 steps of every fine-tuning, 2600 of every pre-training\n" in said
 
 
 def test_differences_are_of_what_can_be_compared():

@@ -347,44 +347,59 @@ def existing_label_counts(folder: Path, cases: Iterable[str]) -> list[Split]:
         ValueError: if a fold lacks cases of some kind, names a case twice or one that there is not, folds differ in
             more than which cases are labelled, are not nested, or draws differ in their numbers of labelled cases.
     """
-    file, splits, known = folder / SPLITS, read_splits(folder), set(cases)
+    file, splits = folder / SPLITS, read_splits(folder)
     if not splits:
         raise FileNotFoundError(f"{file} does not exist; write it, or let the cases be drawn")
-    for fold, split in enumerate(splits):
-        named = [case for part in _PARTS for case in getattr(split, part)]
-        if empty := [part for part in ("train", "val", "test") if not getattr(split, part)]:
-            raise ValueError(f"{file}: {empty[0]} of fold {fold} has no cases; add some")
-        if unknown := set(named) - known:
-            raise ValueError(f"{file}: {min(unknown)} in fold {fold} is no case of the dataset; correct its name")
-        if repeated := [case for case, uses in Counter(named).items() if uses > 1]:
-            raise ValueError(f"{file}: {min(repeated)} is in fold {fold} twice; let every case have one use")
-    for fold, (smaller, split) in enumerate(pairwise(splits), 1):
-        alike = [({*each.test}, {*each.val}, each.images, each.patient) for each in (smaller, split)]
-        if alike[0] != alike[1]:
-            raise ValueError(
-                f"{file}: fold {fold} must have the test, the val and all other cases of fold {fold - 1}; folds may "
-                f"differ only in which of the other cases are in train and which in unlabelled"
-            )
-        if len(smaller.train) < len(split.train) and not {*smaller.train} < {*split.train}:
-            raise ValueError(f"{file}: train of fold {fold} must hold train of fold {fold - 1} and more cases")
-    sizes = [len(split.train) for split in splits]
-    counts = sizes[: next((fold for fold in range(1, len(sizes)) if sizes[fold] <= sizes[fold - 1]), None)]
-    if sizes != counts * (len(sizes) // len(counts)):
-        raise ValueError(
-            f"{file}: folds have {', '.join(map(str, sizes))} labelled cases; let each draw have the numbers of the "
-            f"first, {', '.join(map(str, counts))}, rising"
-        )
-    drawn = [{*split.train} for split in splits[:: len(counts)]]
-    if repeated := [number for number, cases in enumerate(drawn) if cases in drawn[:number]]:
-        raise ValueError(
-            f"{file}: fold {repeated[0] * len(counts)} has the labelled cases of an earlier draw; label others in it, "
-            f"or remove the folds of this draw"
-        )
     try:
+        for fold, split in enumerate(splits):
+            _check_names(fold, split, set(cases))
+        for fold, (smaller, split) in enumerate(pairwise(splits), 1):
+            _check_nested(fold, smaller, split)
+        _check_draws(splits)
         check_patients(splits[0].patient, sorted({*splits[0].images, *splits[0].val, *splits[0].test}))
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
     return splits
+
+
+def _check_names(fold: int, split: Split, known: set[str]) -> None:
+    """See that a fold has cases for every use, all of them known, and each for one use only."""
+    named = [case for part in _PARTS for case in getattr(split, part)]
+    if empty := [part for part in ("train", "val", "test") if not getattr(split, part)]:
+        raise ValueError(f"{empty[0]} of fold {fold} has no cases; add some")
+    if unknown := set(named) - known:
+        raise ValueError(f"{min(unknown)} in fold {fold} is no case of the dataset; correct its name")
+    if repeated := [case for case, uses in Counter(named).items() if uses > 1]:
+        raise ValueError(f"{min(repeated)} is in fold {fold} twice; let every case have one use")
+
+
+def _check_nested(fold: int, before: Split, split: Split) -> None:
+    """See that a fold differs from the one before in which cases are labelled only, and labels those and more."""
+    alike = [({*each.test}, {*each.val}, each.images, each.patient) for each in (before, split)]
+    if alike[0] != alike[1]:
+        raise ValueError(
+            f"fold {fold} must have the test, the val and all other cases of fold {fold - 1}; folds may differ only in "
+            f"which of the other cases are in train and which in unlabelled"
+        )
+    if len(before.train) < len(split.train) and not {*before.train} < {*split.train}:
+        raise ValueError(f"train of fold {fold} must hold train of fold {fold - 1} and more cases")
+
+
+def _check_draws(splits: Sequence[Split]) -> None:
+    """See that all draws have the same numbers of labelled cases, and each labels other ones."""
+    sizes = [len(split.train) for split in splits]
+    counts = sizes[: next((fold for fold in range(1, len(sizes)) if sizes[fold] <= sizes[fold - 1]), None)]
+    if sizes != counts * (len(sizes) // len(counts)):
+        raise ValueError(
+            f"folds have {', '.join(map(str, sizes))} labelled cases; let each draw have the numbers of the first, "
+            f"{', '.join(map(str, counts))}, rising"
+        )
+    drawn = [{*split.train} for split in splits[:: len(counts)]]
+    if repeated := [number for number, cases in enumerate(drawn) if cases in drawn[:number]]:
+        raise ValueError(
+            f"fold {repeated[0] * len(counts)} has the labelled cases of an earlier draw; label others in it, or "
+            f"remove the folds of this draw"
+        )
 
 
 def _by_patient(cases: Sequence[str], patient: str | None) -> list[list[str]]:
