@@ -26,7 +26,7 @@ from scipy.spatial import cKDTree
 from nnunet_topomae.topology.metric import Metric, Points, Values
 from nnunet_topomae.topology.search import Indices, Tree, pairs_below_potentials
 
-_FEW_PAIRS = 1_000_000  # up to so many pairs of points, all that can be worth matching take part from the start
+_FEW_PAIRS = 3_000_000  # up to so many pairs of points, lattices take longer than they save
 _LATTICES = (1 / 32, 1 / 128, 1 / 512, 1 / 2048)  # cells, relative to the range of births and deaths
 _EXTENT = (0.001, 0.999)  # quantiles that bound this range, so that a single bright voxel does not stretch it
 _MERGES = 0.95  # lattices that leave a larger share of the points, and finer ones, are not worth solving
@@ -213,14 +213,9 @@ class Problem:
         """The points of both sides, arranged for searches."""
         return Tree.of(self.x.points), Tree.of(self.y.points)
 
-    @property
-    def is_small(self) -> bool:
-        """Whether there are so few pairs that all worth matching can be used at once."""
-        return len(self.x) * len(self.y) <= _FEW_PAIRS
-
     def on_lattices(self) -> "list[Problem]":
-        """The problem on lattices, coarse to fine, as long as they merge points; none for a small problem."""
-        if self.is_small:
+        """The problem on lattices, coarse to fine, as long as they merge points; none if there are few points."""
+        if len(self.x) * len(self.y) <= _FEW_PAIRS:
             return []
         extent = np.ptp(np.quantile(np.concatenate([self.x.points, self.y.points]), _EXTENT))
         levels = []
@@ -250,7 +245,7 @@ class Problem:
             if upper <= lower * (1 + _NEARLY) ** self.metric.order:
                 plan = max(plan, self._sharpened(plan, pairs), key=self._dual_value)
             start = plan.alpha, plan.beta
-            rows, columns, excess = pairs_below_potentials(*self.trees, *start, self.metric)
+            rows, columns, excess = pairs_below_potentials(*self.trees, *start, self.metric, share=_JOIN_SHARE)
             most_of_row, most_of_column = _maximum(rows, excess, len(self.x)), _maximum(columns, excess, len(self.y))
             infeasible = float(min(self.x.mass @ most_of_row, self.y.mass @ most_of_column))
             lower = min(max(lower, self._dual_value(plan) - infeasible), upper)
@@ -271,21 +266,21 @@ class Problem:
         return Pairs(rows[pays], columns[pays], cost[pays])
 
     def _first_pairs(self, hint: Hint | None) -> Pairs:
-        """All pairs worth matching if they are few; else pairs of nearest points, and those that a hint proposes."""
-        if self.is_small:  # worth matching are those that cost less than to send both points to the diagonal
+        """Pairs of nearest points and those that a hint proposes; without one all that are worth matching.
+
+        Worth matching are those that cost less than sending both points to the diagonal.
+        """
+        if hint is None:
             rows, columns, _ = pairs_below_potentials(*self.trees, self.x.to_diagonal, self.y.to_diagonal, self.metric)
             return self._pairs(rows, columns)
         groups = [
             _nearest(self.x.points, self.y.points, self.metric.norm),
             _nearest(self.y.points, self.x.points, self.metric.norm)[::-1],
         ]
-        if hint is not None:
-            half = hint.margin / 2
-            rows, columns, excess = pairs_below_potentials(
-                *self.trees, hint.alpha + half, hint.beta + half, self.metric
-            )
-            best = _among_best(rows, excess) | _among_best(columns, excess)
-            groups.append((rows[best], columns[best]))
+        half = hint.margin / 2
+        rows, columns, excess = pairs_below_potentials(*self.trees, hint.alpha + half, hint.beta + half, self.metric)
+        best = _among_best(rows, excess) | _among_best(columns, excess)
+        groups.append((rows[best], columns[best]))
         return self._pairs(*(np.concatenate(side) for side in zip(*groups, strict=True)))
 
     def _transport(self, pairs: Pairs, start: tuple[Values, Values] | None, known: float) -> Plan:

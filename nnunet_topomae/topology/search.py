@@ -66,18 +66,54 @@ class Tree:
 
 
 def pairs_below_potentials(
-    x: Tree, y: Tree, alpha: Values, beta: Values, metric: Metric, margin: float = 0.0
+    x: Tree, y: Tree, alpha: Values, beta: Values, metric: Metric, margin: float = 0.0, share: float = 0.0
 ) -> tuple[Indices, Indices, Values]:
-    """All pairs with alpha_i + beta_j - cost_ij > margin.
+    """All pairs with alpha_i + beta_j - cost_ij > margin, or the most important of them.
 
     Descends both trees at once. A pair of nodes is given up where even the highest potentials within it sum to less
     than the distance between their boxes costs.
+
+    Args:
+        x, y: the points of both sides.
+        alpha, beta: their potentials.
+        metric: what it costs to move a point.
+        margin: see above.
+        share: leave pairs out whose excess is below this share both of the largest in their row and of the largest in
+            their column. Those are among the pairs that stay. It saves memory where very many pairs are found, and some
+            may stay that could be left out.
 
     Returns:
         i and j of the pairs, and by how much their potentials exceed the cost.
     """
     alpha_by_leaf, alpha_max = x.spread(alpha)
     beta_by_leaf, beta_max = y.spread(beta)
+    i, j = _near_leaves(x, y, alpha_max, beta_max, metric, margin)
+    births_x, deaths_x, births_y, deaths_y = (np.ascontiguousarray(t.points[..., c]) for t in (x, y) for c in (0, 1))
+    found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))]
+    most_of_row, most_of_column = np.zeros(len(alpha)), np.zeros(len(beta))
+    for start in range(0, len(i), _LEAVES_AT_ONCE):
+        p, q = i[start : start + _LEAVES_AT_ONCE], j[start : start + _LEAVES_AT_ONCE]
+        cost = metric.cost(
+            np.abs(births_x[p][:, :, None] - births_y[q][:, None]),
+            np.abs(deaths_x[p][:, :, None] - deaths_y[q][:, None]),
+        )
+        excess = alpha_by_leaf[p][:, :, None] + beta_by_leaf[q][:, None] - cost
+        pair, row, column = np.nonzero(excess > margin)
+        rows, columns, excesses = x.order[p[pair], row], y.order[q[pair], column], excess[pair, row, column]
+        if share:  # of the largest so far, which is no more than the largest of all
+            np.maximum.at(most_of_row, rows, excesses)
+            np.maximum.at(most_of_column, columns, excesses)
+            stays = excesses >= share * np.minimum(most_of_row[rows], most_of_column[columns])
+            rows, columns, excesses = rows[stays], columns[stays], excesses[stays]
+        found.append((rows, columns, excesses))
+    rows, columns, excesses = (np.concatenate(part) for part in zip(*found, strict=True))
+    return rows, columns, excesses
+
+
+def _near_leaves(
+    x: Tree, y: Tree, alpha_max: list[Values], beta_max: list[Values], metric: Metric, margin: float
+) -> tuple[Indices, Indices]:
+    """Pairs of leaves that may hold a pair of points that is searched for: indices of leaves of x and of y."""
     i = j = np.zeros(1, np.int64)
     level_x = level_y = 0
     while True:
@@ -89,20 +125,7 @@ def pairs_below_potentials(
         elif level_y < y.depth:
             i, j, level_y = np.repeat(i, 2), _children(j), level_y + 1
         else:
-            break
-    births_x, deaths_x, births_y, deaths_y = (np.ascontiguousarray(t.points[..., c]) for t in (x, y) for c in (0, 1))
-    found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))]
-    for start in range(0, len(i), _LEAVES_AT_ONCE):
-        p, q = i[start : start + _LEAVES_AT_ONCE], j[start : start + _LEAVES_AT_ONCE]
-        cost = metric.cost(
-            np.abs(births_x[p][:, :, None] - births_y[q][:, None]),
-            np.abs(deaths_x[p][:, :, None] - deaths_y[q][:, None]),
-        )
-        excess = alpha_by_leaf[p][:, :, None] + beta_by_leaf[q][:, None] - cost
-        pair, row, column = np.nonzero(excess > margin)
-        found.append((x.order[p[pair], row], y.order[q[pair], column], excess[pair, row, column]))
-    rows, columns, excesses = (np.concatenate(part) for part in zip(*found, strict=True))
-    return rows, columns, excesses
+            return i, j
 
 
 def _children(nodes: Indices) -> Indices:

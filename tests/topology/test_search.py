@@ -20,6 +20,26 @@ def test_finds_exactly_the_pairs_of_the_full_product(sizes, metric, margin):
     assert len(i) == len(expected)  # none twice
 
 
+@pytest.mark.parametrize("leaves_at_once", [1, 7, 10_000])
+def test_pairs_of_small_excess_may_be_left_out(monkeypatch, leaves_at_once):
+    monkeypatch.setattr("nnunet_topomae.topology.search._LEAVES_AT_ONCE", leaves_at_once)
+    rng = np.random.default_rng(0)
+    x, y, alpha, beta = rng.random((300, 2)), rng.random((200, 2)), rng.random(300), rng.random(200)
+    offsets = np.abs(x[:, None] - y[None])
+    excess = np.maximum(alpha[:, None] + beta - Metric().cost(offsets[..., 0], offsets[..., 1]), 0)
+    of_row, of_column = excess.max(axis=1), excess.max(axis=0)
+    must_stay = (excess > 0) & (excess >= 0.9 * np.minimum(of_row[:, None], of_column))
+    i, j, found = pairs_below_potentials(Tree.of(x), Tree.of(y), alpha, beta, Metric(), share=0.9)
+    assert found == pytest.approx(excess[i, j])
+    stayed = np.zeros_like(must_stay)
+    stayed[i, j] = True
+    assert (stayed | ~must_stay).all()
+    assert len(i) < np.count_nonzero(excess) / 2
+    largest = np.where(stayed, excess, 0)
+    assert largest.max(axis=1) == pytest.approx(of_row)
+    assert largest.max(axis=0) == pytest.approx(of_column)
+
+
 def test_tree_holds_every_point_once_and_its_boxes_enclose_them():
     points = np.random.default_rng(0).random((50, 2))
     tree = Tree.of(points)
