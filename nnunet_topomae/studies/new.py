@@ -11,7 +11,6 @@ from typing import Any
 import nnunetv2
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_name
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -19,7 +18,7 @@ from nnunet_topomae import trainers
 from nnunet_topomae.files import read_json, write_json
 from nnunet_topomae.networks import UNETRPP
 from nnunet_topomae.nnunet.data.preprocessed import PlannedDataset
-from nnunet_topomae.nnunet.data.raw import read_dataset
+from nnunet_topomae.nnunet.data.raw import dataset_name, read_dataset
 from nnunet_topomae.nnunet.data.splits import SPLITS as SPLIT_FILE
 from nnunet_topomae.nnunet.data.splits import Split, as_entries, check_all_added, existing_label_counts, label_counts
 from nnunet_topomae.nnunet.finding import find_class
@@ -97,7 +96,7 @@ def make_study(
     """
     _check_folder(folder)
     check_main(wishes.main, {name: other for name in kinds if (other := baseline_of(name, kinds))})
-    dataset = convert_id_to_dataset_name(dataset_id)
+    dataset = dataset_name(dataset_id)
     cases = sorted(read_dataset(Path(nnUNet_raw) / dataset)[1])
     base = _PlansFiles(dataset_id, dataset, wishes.configuration)
     splits = existing_label_counts(base.folder, cases) if wishes.existing_split else _splits(cases, wishes, preset)

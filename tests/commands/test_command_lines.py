@@ -18,7 +18,11 @@ SENTENCES = {  # after "Error: "; ours
         ["plan_and_preprocess", "-d", "998", "-c", "2d"],
         "-c 2d: these plans are for 3D images and have no 2d configuration; use 3d_fullres",
     ),
-    "no such dataset": ([*PLAN, "555"], f"Could not find a dataset with the ID 555. {ANYTHING}"),  # all nnU-Net's
+    "no such dataset": (
+        [*PLAN, "555"],
+        "there is no dataset 555: neither $folder/raw nor $folder/preprocessed has a folder Dataset555_NAME; correct the number, or "
+        "these folders, which are nnUNet_raw and nnUNet_preprocessed",
+    ),
     "no such configuration": (
         ["plan_and_preprocess", "-d", "998", "-c", "3d_lores"],
         "-c 3d_lores: there is no such configuration; use 3d_fullres or 3d_lowres",
@@ -149,7 +153,8 @@ def unchanged(workspace, monkeypatch, tmp_path):
 @pytest.mark.parametrize(("arguments", "sentence"), SENTENCES.values(), ids=SENTENCES.keys())
 def test_what_cannot_be_done_is_one_sentence(workspace, no_split, unchanged, monkeypatch, capsys, arguments, sentence):
     trace_quickly(monkeypatch)
-    expected = Template(sentence).substitute(preprocessed=workspace.preprocessed, planners=planners.__path__[0])
+    folders = {"preprocessed": workspace.preprocessed, "folder": workspace.folder, "planners": planners.__path__[0]}
+    expected = Template(sentence).substitute(folders)
     said = refused(arguments, capsys)
     assert says(said, f"Error: {expected}\n"), said
 

@@ -10,11 +10,10 @@ import numpy as np
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.preprocessing.normalization.default_normalization_schemes import CTNormalization
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nnUNetBaseDataset
-from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_topomae.files import read_json
-from nnunet_topomae.nnunet.data.raw import channel_names
+from nnunet_topomae.nnunet.data.raw import channel_names, dataset_name
 
 _PREPROCESSING = (
     "preprocessor_name",
@@ -123,9 +122,10 @@ class PlannedDataset:
         """Find plans, dataset.json and fingerprint.
 
         Raises:
-            FileNotFoundError: if one is missing.
+            FileNotFoundError: if one is missing, or the dataset.
+            ValueError: if several datasets have that ID.
         """
-        folder = Path(nnUNet_preprocessed) / convert_id_to_dataset_name(dataset_id)
+        folder = Path(nnUNet_preprocessed) / dataset_name(dataset_id)
         for file in (folder / f"{plans_name}.json", folder / "dataset.json", folder / "dataset_fingerprint.json"):
             if not file.is_file():
                 raise FileNotFoundError(

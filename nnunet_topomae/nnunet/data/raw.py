@@ -10,6 +10,8 @@ from typing import Any
 
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from tqdm import tqdm
@@ -20,6 +22,27 @@ from nnunet_topomae.nnunet.data.image_files import ImageFile, inspect
 _KEYS = {"labels": "names and values of the labels", "file_ending": 'such as ".nii.gz"', "numTraining": "of cases"}
 _MAX_NAMED = 5
 _MAX_FACTOR = 1e6  # between the magnitudes of an image and of most others
+
+
+def dataset_name(dataset_id: int) -> str:
+    """Name of a dataset in nnU-Net's folders, DatasetXXX_Name.
+
+    Raises:
+        FileNotFoundError: if there is none of that ID.
+        ValueError: if there are several.
+    """
+    names = [str(name) for name in find_candidate_datasets(dataset_id)]
+    if not names:
+        raise FileNotFoundError(
+            f"there is no dataset {dataset_id}: neither {nnUNet_raw} nor {nnUNet_preprocessed} has a folder "
+            f"Dataset{dataset_id:03d}_NAME; correct the number, or these folders, which are nnUNet_raw and "
+            f"nnUNet_preprocessed"
+        )
+    if len(names) > 1:
+        raise ValueError(
+            f"dataset {dataset_id} has several names: {', '.join(names)}; give all its folders one of them"
+        )
+    return names[0]
 
 
 def channel_names(description: Mapping[str, Any]) -> list[str]:

@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
-from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_name
 
 from nnunet_topomae.files import read_json, write_json
 from nnunet_topomae.nnunet.data.preprocessed import cases_in
-from nnunet_topomae.nnunet.data.raw import read_dataset
+from nnunet_topomae.nnunet.data.raw import dataset_name, read_dataset
 
 SPLITS = "splits_final.json"  # nnU-Net's
 _PARTS = ("train", "val", "test", "unlabelled")
@@ -257,7 +256,7 @@ def check_all_added(folder: Path, split: Split) -> None:
 
 def _open(dataset_id: int, *, overwrite: bool) -> tuple[Path, list[str]]:
     """The file to write, and the sorted names of the cases to split."""
-    name = convert_id_to_dataset_name(dataset_id)
+    name = dataset_name(dataset_id)
     folder = Path(nnUNet_preprocessed) / name
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} does not exist; plan the dataset first")

@@ -12,11 +12,10 @@ from nnunetv2.experiment_planning.plan_and_preprocess_api import (
     preprocess_dataset,
 )
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
-from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_name
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
 from nnunet_topomae.files import read_json
-from nnunet_topomae.nnunet.data.raw import check_dataset
+from nnunet_topomae.nnunet.data.raw import check_dataset, dataset_name
 
 _DEFAULT_PROCESSES = {"3d_fullres": 4, "3d_lowres": 8}  # nnU-Net's
 
@@ -30,10 +29,10 @@ def extract_fingerprint(
         FileNotFoundError, ValueError: see :func:`~nnunet_topomae.nnunet.data.raw.check_dataset`; or if the existing one
             is broken.
     """
-    dataset_name = convert_id_to_dataset_name(dataset_id)
-    existing = Path(nnUNet_preprocessed) / dataset_name / "dataset_fingerprint.json"
+    name = dataset_name(dataset_id)
+    existing = Path(nnUNet_preprocessed) / name / "dataset_fingerprint.json"
     if clean or not existing.is_file():
-        check_dataset(Path(nnUNet_raw) / dataset_name, num_processes, show_progress=show_progress)
+        check_dataset(Path(nnUNet_raw) / name, num_processes, show_progress=show_progress)
     else:
         _check_fingerprint(existing)
     extract_fingerprint_dataset(

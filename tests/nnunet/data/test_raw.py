@@ -10,6 +10,7 @@ import nibabel
 import numpy as np
 import pytest
 
+from nnunet_topomae.nnunet.data.raw import dataset_name
 from workspace import ANYTHING, PLAN, refused, says, snapshot, truncate
 
 
@@ -271,3 +272,13 @@ def test_a_fingerprint_that_was_left_half_written_is_named(workspace, capsys):
     finally:
         file.write_text(content)
     assert says(said, f"Error: {file} is no valid JSON: {ANYTHING}; add --clean, which extracts it anew\n")
+
+
+def test_a_dataset_of_several_names_is_refused(workspace):
+    (workspace.preprocessed.parent / "Dataset998_Twin").mkdir()
+    try:
+        with pytest.raises(ValueError, match="dataset 998 has several names: Dataset998_Phantom, Dataset998_Twin"):
+            dataset_name(998)
+    finally:
+        (workspace.preprocessed.parent / "Dataset998_Twin").rmdir()
+    assert dataset_name(998) == "Dataset998_Phantom"

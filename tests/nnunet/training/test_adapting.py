@@ -148,3 +148,9 @@ def test_another_dataset_that_does_not_fit_is_named(workspace, other_dataset, ed
         file.write_text(json.dumps(content))
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         workspace.trainer("TopoMAEPretrainer", plans).on_train_start()
+
+
+def test_another_dataset_that_there_is_not_is_named(workspace):
+    plans = workspace.write_plans("Foreign", lambda c: c["pretraining"].update(datasets=[555]))
+    with pytest.raises(FileNotFoundError, match="there is no dataset 555: neither"):
+        workspace.trainer("TopoMAEPretrainer", plans).on_train_start()
