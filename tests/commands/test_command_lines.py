@@ -20,8 +20,8 @@ SENTENCES = {  # after "Error: "; ours
     ),
     "no such dataset": (
         [*PLAN, "555"],
-        "there is no dataset 555: neither $folder/raw nor $folder/preprocessed has a folder Dataset555_NAME; correct the number, or "
-        "these folders, which are nnUNet_raw and nnUNet_preprocessed",
+        "there is no dataset 555: neither $folder/raw nor $folder/preprocessed has a folder Dataset555_NAME; correct "
+        "the number, or these folders, which are nnUNet_raw and nnUNet_preprocessed",
     ),
     "no such configuration": (
         ["plan_and_preprocess", "-d", "998", "-c", "3d_lores"],
