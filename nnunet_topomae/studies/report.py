@@ -57,8 +57,8 @@ def _correction(study: Study) -> str:
     if study.main is None:
         return "Holm: corrected for the number of comparisons that have been made."
     return (
-        f"Holm: corrected for the number of comparisons that have been made; that of {study.titles[study.main]}, which "
-        f"the study is made for, does not count among the others."
+        f"Holm: {study.titles[study.main]}, which the study is made for, is corrected for its own numbers of labelled "
+        f"cases, the other rows for all comparisons of these that have been made."
     )
 
 

@@ -303,6 +303,7 @@ def answer(
     labels = equivalent_labels(records, baselines, patients)
     return {
         "sentence": sentence(by_dice, labels, baselines, titles, main),
+        "main": main,
         "measure": "dice",
         "comparisons": [_plain(comparison) for comparison in by_dice],
         "equivalent_labels": [_plain(each) for each in labels],

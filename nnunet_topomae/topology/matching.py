@@ -26,7 +26,8 @@ from scipy.spatial import cKDTree
 from nnunet_topomae.topology.metric import Metric, Points, Values
 from nnunet_topomae.topology.search import Indices, Tree, pairs_below_potentials
 
-_FEW_PAIRS = 3_000_000  # up to so many pairs of points, lattices take longer than they save
+_FEW_PAIRS = 3_000_000  # up to so many pairs of points, lattices take longer than they save on diagrams of images
+_ALL_AT_ONCE = 250_000  # up to so many pairs that are worth matching all take part from the start
 _LATTICES = (1 / 32, 1 / 128, 1 / 512, 1 / 2048)  # cells, relative to the range of births and deaths
 _EXTENT = (0.001, 0.999)  # quantiles that bound this range, so that a single bright voxel does not stretch it
 _MERGES = 0.95  # lattices that leave a larger share of the points, and finer ones, are not worth solving
@@ -266,21 +267,25 @@ class Problem:
         return Pairs(rows[pays], columns[pays], cost[pays])
 
     def _first_pairs(self, hint: Hint | None) -> Pairs:
-        """Pairs of nearest points and those that a hint proposes; without one all that are worth matching.
+        """Pairs of nearest points and those that a hint proposes; without one all worth matching, if there are few.
 
         Worth matching are those that cost less than sending both points to the diagonal.
         """
-        if hint is None:
+        if hint is None and len(self.x) * len(self.y) <= _FEW_PAIRS:
             rows, columns, _ = pairs_below_potentials(*self.trees, self.x.to_diagonal, self.y.to_diagonal, self.metric)
-            return self._pairs(rows, columns)
+            if len(rows) <= _ALL_AT_ONCE:
+                return self._pairs(rows, columns)
         groups = [
             _nearest(self.x.points, self.y.points, self.metric.norm),
             _nearest(self.y.points, self.x.points, self.metric.norm)[::-1],
         ]
-        half = hint.margin / 2
-        rows, columns, excess = pairs_below_potentials(*self.trees, hint.alpha + half, hint.beta + half, self.metric)
-        best = _among_best(rows, excess) | _among_best(columns, excess)
-        groups.append((rows[best], columns[best]))
+        if hint is not None:
+            half = hint.margin / 2
+            rows, columns, excess = pairs_below_potentials(
+                *self.trees, hint.alpha + half, hint.beta + half, self.metric
+            )
+            best = _among_best(rows, excess) | _among_best(columns, excess)
+            groups.append((rows[best], columns[best]))
         return self._pairs(*(np.concatenate(side) for side in zip(*groups, strict=True)))
 
     def _transport(self, pairs: Pairs, start: tuple[Values, Values] | None, known: float) -> Plan:

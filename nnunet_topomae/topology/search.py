@@ -78,9 +78,9 @@ def pairs_below_potentials(
         alpha, beta: their potentials.
         metric: what it costs to move a point.
         margin: see above.
-        share: leave pairs out whose excess is below this share both of the largest in their row and of the largest in
-            their column. Those are among the pairs that stay. It saves memory where very many pairs are found, and some
-            may stay that could be left out.
+        share: leave out pairs whose excess is below this share both of the largest excess in their row and of the
+            largest in their column; the pairs with the largest ones stay. This saves memory where very many pairs are
+            found. Compared is with the largest found so far, so that some stay that are below.
 
     Returns:
         i and j of the pairs, and by how much their potentials exceed the cost.

@@ -93,7 +93,7 @@ def wasserstein_distance(
 def matching_distance(x: Tensor, y: Tensor, i: Indices, j: Indices, metric: Metric) -> Tensor:
     """Distance by a matching of points i of x to points j of y, differentiable in the points; of x's type and device.
 
-    Nothing here makes a GPU wait: which points are left for the diagonal is found out on the CPU.
+    Which points are left for the diagonal is found out on the CPU, where their number is known at once.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     x_wide, y_wide = x.to(dtype), y.to(x.device, dtype)

@@ -110,7 +110,7 @@ def test_the_table_says_of_how_many_patients(study):
 def test_the_table_says_what_p_values_are_corrected_for(study):
     assert "Holm: corrected for the number of comparisons that have been made. " in main_table(study, RECORDS, []).note
     note = main_table(replace(study, main="topomae"), RECORDS, []).note
-    assert "that of TopoMAE, which the study is made for, does not count among the others." in note
+    assert "Holm: TopoMAE, which the study is made for, is corrected for its own numbers of labelled cases, the" in note
 
 
 def test_intervals_and_p_values_as_people_write_them(study):

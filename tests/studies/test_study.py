@@ -187,6 +187,7 @@ def test_the_main_row_is_kept_and_answered(new, marks):
     assert read_study(folder).main == "topomae"
     assert run(folder) == 0
     found = json.loads((folder / "answer.json").read_text())
+    assert found["main"] == "topomae"
     assert "TopoMAE" in found["sentence"]
     assert "spatial task" not in found["sentence"]
     (main,) = (each for each in found["comparisons"] if each["row"] == "topomae")

@@ -168,11 +168,14 @@ def _random_pair(seed, n=150, m=220):
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("tolerance", [0.0, 0.01, 0.2])
-@pytest.mark.parametrize("few_pairs", [0, 10**9])
-def test_growing_set_of_pairs_reaches_the_optimum_and_its_bounds_hold(monkeypatch, seed, tolerance, few_pairs):
+@pytest.mark.parametrize(("few_pairs", "all_at_once"), [(0, 0), (10**9, 0), (10**9, 10**9)])
+def test_growing_set_of_pairs_reaches_the_optimum_and_its_bounds_hold(
+    monkeypatch, seed, tolerance, few_pairs, all_at_once
+):
     x, y = _random_pair(seed)
     exact = gudhi_distance(x.numpy()[:, ::-1], y.numpy()[:, ::-1], order=2, internal_p=np.inf)
     monkeypatch.setattr(matching, "_FEW_PAIRS", few_pairs)
+    monkeypatch.setattr(matching, "_ALL_AT_ONCE", all_at_once)
     monkeypatch.setattr(matching, "_NEIGHBOURS", 1)
     value, certificate = wasserstein_distance(x, y, tolerance=tolerance, return_certificate=True)
     assert certificate.lower_bound <= exact * (1 + 1e-9)

@@ -346,12 +346,12 @@ def existing_label_counts(folder: Path, cases: Iterable[str]) -> list[Split]:
         ValueError: if a fold lacks cases of some kind, names a case twice or one that there is not, folds differ in
             more than which cases are labelled, are not nested, or draws differ in their numbers of labelled cases.
     """
-    file, splits = folder / SPLITS, read_splits(folder)
+    file, splits, known = folder / SPLITS, read_splits(folder), set(cases)
     if not splits:
         raise FileNotFoundError(f"{file} does not exist; write it, or let the cases be drawn")
     try:
         for fold, split in enumerate(splits):
-            _check_names(fold, split, set(cases))
+            _check_names(fold, split, known)
         for fold, (smaller, split) in enumerate(pairwise(splits), 1):
             _check_nested(fold, smaller, split)
         _check_draws(splits)
