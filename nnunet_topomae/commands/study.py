@@ -149,9 +149,6 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _new(options: argparse.Namespace) -> None:
-    from nnunetv2.paths import nnUNet_preprocessed
-
-    from nnunet_topomae.nnunet.data.splits import SPLITS
     from nnunet_topomae.studies.new import Wishes, make_study
     from nnunet_topomae.studies.presets import kinds_of
 
@@ -187,16 +184,23 @@ def _new(options: argparse.Namespace) -> None:
         f"{study.folder}: {len(study.rows)} rows, {counts} labelled cases, {len(study.seeds)} seeds{of_draws}, "
         f"{len(study.test_cases)} test cases{of_patients}"
     )
-    folds = sorted({run.fold for run in study.rows[0].runs})
-    split = Path(nnUNet_preprocessed) / study.dataset / SPLITS
-    say(f"  cases of fold{'s' * (len(folds) > 1)} {', '.join(map(str, folds))} of {split}")
-    say(f"  {_steps_made(study)}")
+    say(f"  {_folds_used(study)}\n  {_steps_made(study)}")
     width = max(len(row.name) for row in study.rows)
     for row in study.rows:
         say(f"  {row.name:<{width}}  {row.title}")
     for warning in study.warnings:
         say(f"WARNING: {warning}")
     say(f"\nNext:\n\n    nnUNetv2_topomae study run {options.folder}")
+
+
+def _folds_used(study: "Study") -> str:
+    """The folds whose cases the runs of a new study use, which are those of every row."""
+    from nnunet_topomae.nnunet.data.splits import SPLITS
+    from nnunet_topomae.studies.steps import Steps
+
+    folds = sorted({run.fold for run in study.rows[0].runs})
+    numbers = ", ".join(map(str, folds))
+    return f"cases of fold{'s' * (len(folds) > 1)} {numbers} of {Steps(study).preprocessed / SPLITS}"
 
 
 def _steps_made(study: "Study") -> str:

@@ -293,7 +293,5 @@ def check_main(main: str | None, baselines: Mapping[str, str]) -> None:
         ValueError: names the rows that are.
     """
     if main is not None and main not in baselines:
-        raise ValueError(
-            f'main must name a row that is compared with one from scratch, got "{main}"; such rows are '
-            f"{', '.join(baselines) or 'not in this study'}"
-        )
+        there = f"such rows are {', '.join(baselines)}" if baselines else "this study has no such row"
+        raise ValueError(f'main must name a row that is compared with one from scratch, got "{main}"; {there}')

@@ -214,9 +214,14 @@ class Problem:
         """The points of both sides, arranged for searches."""
         return Tree.of(self.x.points), Tree.of(self.y.points)
 
+    @property
+    def is_small(self) -> bool:
+        """Whether there are so few pairs of points that lattices would take longer than they save."""
+        return len(self.x) * len(self.y) <= _FEW_PAIRS
+
     def on_lattices(self) -> "list[Problem]":
-        """The problem on lattices, coarse to fine, as long as they merge points; none if there are few points."""
-        if len(self.x) * len(self.y) <= _FEW_PAIRS:
+        """The problem on lattices, coarse to fine, as long as they merge points; none if the problem is small."""
+        if self.is_small:
             return []
         extent = np.ptp(np.quantile(np.concatenate([self.x.points, self.y.points]), _EXTENT))
         levels = []
@@ -271,7 +276,7 @@ class Problem:
 
         Worth matching are those that cost less than sending both points to the diagonal.
         """
-        if hint is None and len(self.x) * len(self.y) <= _FEW_PAIRS:
+        if hint is None and self.is_small:
             rows, columns, _ = pairs_below_potentials(*self.trees, self.x.to_diagonal, self.y.to_diagonal, self.metric)
             if len(rows) <= _ALL_AT_ONCE:
                 return self._pairs(rows, columns)

@@ -80,7 +80,7 @@ def pairs_below_potentials(
         margin: see above.
         share: leave out pairs whose excess is below this share both of the largest excess in their row and of the
             largest in their column; the pairs with the largest ones stay. This saves memory where very many pairs are
-            found. Compared is with the largest found so far, so that some stay that are below.
+            found. Pairs are compared with the largest excess found before them, so a few that are below may stay.
 
     Returns:
         i and j of the pairs, and by how much their potentials exceed the cost.
