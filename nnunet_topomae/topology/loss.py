@@ -70,64 +70,101 @@ class TopologicalLoss(nn.Module):
         Raises:
             ValueError: for other shapes, NaN or inf, or a grid larger than the crop.
         """
-        return self.start(target, *reconstructions).result()
+        started = self.start(target)
+        pending = [started.compare(each, f"reconstruction {n}") for n, each in enumerate(reconstructions, 1)]
+        return [each.result() for each in pending]
 
     @torch.compiler.disable
-    def start(self, target: Tensor, *reconstructions: Tensor) -> "PendingLoss":
-        """Start what :meth:`forward` computes and return at once; threads work while the caller and the GPU go on.
+    def start(self, target: Tensor) -> "Target":
+        """Start to compute the target's diagrams and return at once; threads work while the caller and the GPU go on.
 
         Raises:
-            ValueError: for other shapes, or a grid larger than the crop. NaN or inf is raised with the result.
+            ValueError: for another shape, or a grid larger than the crop. NaN or inf is raised with the result.
         """
-        names = ["the target", *(f"reconstruction {n}" for n in range(1, len(reconstructions) + 1))]
-        crops = dict(zip(names, (target, *reconstructions), strict=True))
-        _check(crops)
-        pool = _thread_pool(self.num_threads)
-        targets, *others = (
-            [Diagrams(volume, name, pool) for volume in self._volumes(each)] for name, each in crops.items()
-        )
-        pairs = [zip(targets, volumes, strict=True) for volumes in others]
-        return PendingLoss([[Comparison(*pair, self.tolerance, pool) for pair in each] for each in pairs])
-
-    def _volumes(self, crops: Tensor) -> Tensor:
-        """Every sample and channel as a volume on the grid, (B * C, d, h, w), at least float32.
-
-        It is a copy, so that callers may change their tensors before the loss is read.
-        """
-        copies = crops.to(torch.promote_types(crops.dtype, torch.float32), copy=self.grid is None)
-        return pool_to_grid(copies, self.grid).flatten(0, 1)
+        return Target(target, self.grid, self.tolerance, _thread_pool(self.num_threads))
 
 
-def _check(crops: dict[str, Tensor]) -> None:
-    """Make sure that all crops are batches of volumes of one shape.
+class Target:
+    """Crops that reconstructions are compared with, each as soon as there is one.
 
-    Raises:
-        ValueError: names the first that is no batch of floating point volumes or of another shape than the target.
+    Args:
+        crops: (B, C, D, H, W).
+        grid, tolerance: see :class:`TopologicalLoss`.
+        pool: whose threads compute everything.
     """
-    shape = next(iter(crops.values())).shape
-    for name, crop in crops.items():
-        if crop.ndim != 5 or not crop.is_floating_point() or crop.numel() == 0:
+
+    def __init__(self, crops: Tensor, grid: Sequence[int] | None, tolerance: float, pool: ThreadPoolExecutor):
+        self._grid, self._tolerance, self._pool = grid, tolerance, pool
+        self._shape = crops.shape
+        self._diagrams = self._start("the target", crops)
+
+    @torch.compiler.disable
+    def compare(self, reconstruction: Tensor, name: str = "the reconstruction") -> "PendingLoss":
+        """Start to compute the loss of a reconstruction and return at once.
+
+        On a GPU, threads wait for what it has been asked for so far, but not for what it is asked for later.
+
+        Args:
+            reconstruction: of the shape of the target.
+            name: for messages.
+
+        Raises:
+            ValueError: for another shape. NaN or inf is raised with the result.
+        """
+        if reconstruction.shape != self._shape:
+            raise ValueError(f"{name} has shape {tuple(reconstruction.shape)}, but the target {tuple(self._shape)}")
+        pairs = zip(self._diagrams, self._start(name, reconstruction), strict=True)
+        return PendingLoss([Comparison(*pair, self._tolerance, self._pool) for pair in pairs])
+
+    def _start(self, name: str, crops: Tensor) -> "list[Diagrams]":
+        """Diagrams of every sample and channel on the grid, computed from values of at least float32.
+
+        They are of a copy, so that callers may change their tensors before the loss is read.
+        """
+        if crops.ndim != 5 or not crops.is_floating_point() or crops.numel() == 0:
             raise ValueError(
                 f"{name} must be a floating point tensor of shape (B, C, D, H, W) that is not empty, "
-                f"got {crop.dtype} of {tuple(crop.shape)}"
+                f"got {crops.dtype} of {tuple(crops.shape)}"
             )
-        if crop.shape != shape:
-            raise ValueError(f"{name} has shape {tuple(crop.shape)}, but the target {tuple(shape)}")
+        copies = crops.to(torch.promote_types(crops.dtype, torch.float32), copy=self._grid is None)
+        volumes = pool_to_grid(copies, self._grid).flatten(0, 1)
+        on_cpu = CopyOnCPU(volumes)
+        return [Diagrams(volume, on_cpu, n, name, self._pool) for n, volume in enumerate(volumes)]
 
 
 class PendingLoss:
     """A topological loss that threads are still computing."""
 
-    def __init__(self, comparisons: "list[list[Comparison]]"):
+    def __init__(self, comparisons: "list[Comparison]"):
         self._comparisons = comparisons
 
-    def result(self) -> list[Tensor]:
-        """Wait for the threads, then return what :meth:`TopologicalLoss.forward` returns.
+    def result(self) -> Tensor:
+        """Wait for the threads, then return the loss, a scalar.
 
         Raises:
             ValueError: for NaN or inf.
         """
-        return [torch.stack([each.distance() for each in volumes]).mean() for volumes in self._comparisons]
+        return torch.stack([each.distance() for each in self._comparisons]).mean()
+
+
+class CopyOnCPU:
+    """A copy of a tensor for threads to read, for which they need not wait until the GPU has done all its work.
+
+    It is asked for at once, so it comes before everything that the GPU is asked for later.
+    """
+
+    def __init__(self, tensor: Tensor):
+        self._copy = tensor.detach().to("cpu", non_blocking=tensor.is_cuda)
+        self._is_made = None
+        if tensor.is_cuda:
+            self._is_made = torch.cuda.Event(blocking=True)  # a thread that waits for it leaves the core to others
+            self._is_made.record(torch.cuda.current_stream(tensor.device))
+
+    def read(self) -> Tensor:
+        """Wait for the copy and return it."""
+        if self._is_made is not None:
+            self._is_made.synchronize()
+        return self._copy
 
 
 @cache
@@ -141,17 +178,19 @@ class Diagrams:
 
     Args:
         volume: (d, h, w).
-        name: of the volume, for messages.
+        on_cpu: a copy of the batch that it belongs to.
+        number: of the volume in that batch.
+        name: of the batch, for messages.
         pool: whose threads compute them.
     """
 
-    def __init__(self, volume: Tensor, name: str, pool: ThreadPoolExecutor):
+    def __init__(self, volume: Tensor, on_cpu: CopyOnCPU, number: int, name: str, pool: ThreadPoolExecutor):
         self.volume, self.name = volume, name
-        self._found = pool.submit(self._compute)
+        self._found = pool.submit(self._compute, on_cpu, number)
 
-    def _compute(self) -> tuple[list[np.ndarray], list[Tensor]]:
+    def _compute(self, on_cpu: CopyOnCPU, number: int) -> tuple[list[np.ndarray], list[Tensor]]:
         """Voxels of birth and death and their values, (N, 2) each, per dimension."""
-        array = self.volume.detach().cpu().double()
+        array = on_cpu.read()[number].double()
         if not torch.isfinite(array).all():
             raise ValueError(f"{self.name} holds NaN or inf; persistence diagrams are defined for finite values only")
         voxels = persistence_pairs(array)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ from nnunet_topomae.networks.vit import (
     visible_indices,
 )
 from nnunet_topomae.topology import TopologicalLoss, persistence_diagrams
-from nnunet_topomae.topology.loss import check_grid, choose_grid, pool_to_grid
+from nnunet_topomae.topology.loss import PendingLoss, check_grid, choose_grid, pool_to_grid
 
 _KEYPOINT_CHANNELS, _KEYPOINT_HIDDEN = 64, 256
 _LOOKED_AT = 100  # images at most, to see how large they are
@@ -38,10 +38,12 @@ class Prediction(NamedTuple):
     Attributes:
         reconstructions: (B, C, D, H, W) by branch.
         keypoints: (B, 9, 3) in (-1, 1) by branch; empty where the spatial loss is off.
+        topology: topological losses by branch, which threads are still computing; empty where that loss is off.
     """
 
     reconstructions: dict[str, Tensor]
     keypoints: dict[str, Tensor]
+    topology: dict[str, PendingLoss]
 
 
 class KeypointHead(nn.Module):
@@ -83,6 +85,7 @@ class TopoMAE(MaskedReconstruction):
     decoder: UNETRPPDecoder
     full_resolution_skip: nn.Module
     pyramid: TokenPyramid
+    topological_loss: TopologicalLoss | None
 
     def __init__(self, network: FusedViTUNETRPP, config: TopoMAEConfig, crop_size: Sequence[int]):
         if not isinstance(network, FusedViTUNETRPP):
@@ -95,7 +98,8 @@ class TopoMAE(MaskedReconstruction):
         self.decoder.deep_supervision = False
         if config.dropout is not None:
             self._set_dropout(config.dropout)
-        self.topological_loss = TopologicalLoss(config.topology.grid, config.topology.tolerance)
+        topology = config.topology
+        self.topological_loss = TopologicalLoss(topology.grid, topology.tolerance) if topology.enabled else None
         channels = self.decoder.num_classes
         heads = {}
         if "vit" in config.branches:
@@ -105,6 +109,14 @@ class TopoMAE(MaskedReconstruction):
             heads["unetrpp"] = KeypointHead(self.encoder.features_per_stage[-1])
         self.keypoint_heads = nn.ModuleDict(heads if config.spatial.enabled else {})
         self._freeze_what_is_not_trained()
+
+    @classmethod
+    def build(cls, network: nn.Module, config: Any, crop_size: Sequence[int]) -> MaskedReconstruction:
+        """Make the task; its teacher only reconstructs, without topology. See :meth:`MaskedReconstruction.build`."""
+        task = super().build(network, config, crop_size)
+        if isinstance(task.teacher, cls):
+            task.teacher.topological_loss = None
+        return task
 
     def _set_dropout(self, rate: float) -> None:
         for part in (*self.encoder.modules(), *self.decoder.modules()):
@@ -144,21 +156,33 @@ class TopoMAE(MaskedReconstruction):
             )
 
     def forward(self, batch: Batch) -> Prediction:
-        """See :meth:`PretextTask.forward`; the ViT sees visible patches, UNETR++ the crop with zeros for the rest."""
-        crop, mask = batch["crop"], batch["mask"]
-        reconstructions, features = {}, {}
-        if "vit" in self.config.branches:
-            visible = visible_indices(mask, self.num_visible)
-            tokens = self.vit(crop, visible)
-            reconstructions["vit"] = self.vit_decoder(tokens, visible)
-            features["vit"] = self._token_map(tokens, visible)
-        if "unetrpp" in self.config.branches:
-            zeroed = crop.masked_fill(self.hidden_voxels(batch), 0)
-            scales = self.encoder(zeroed)
-            reconstructions["unetrpp"] = self.decoder(self.full_resolution_skip(zeroed), scales)
-            features["unetrpp"] = scales[-1]
+        """See :meth:`PretextTask.forward`; the ViT sees visible patches, UNETR++ the crop with zeros for the rest.
+
+        The topological loss of a branch is started as soon as the branch has reconstructed the crop, so that threads
+        compute that of the ViT while the GPU is busy with UNETR++.
+        """
+        crop, hidden = batch["crop"], self.hidden_voxels(batch)
+        target = None if self.topological_loss is None else self.topological_loss.start(crop)
+        reconstructions, features, topology = {}, {}, {}
+        for branch, run in (("vit", self._run_vit), ("unetrpp", self._run_unetrpp)):
+            if branch in self.config.branches:
+                reconstructions[branch], features[branch] = run(batch)
+                if target is not None:
+                    topology[branch] = target.compare(compose(crop, reconstructions[branch].float(), hidden))
         keypoints = {branch: head(features[branch]) for branch, head in self.keypoint_heads.items()}
-        return Prediction(reconstructions, keypoints)
+        return Prediction(reconstructions, keypoints, topology)
+
+    def _run_vit(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The reconstruction (B, C, D, H, W), and the encoder's features on the grid of patches (B, width, d, h, w)."""
+        visible = visible_indices(batch["mask"], self.num_visible)
+        tokens = self.vit(batch["crop"], visible)
+        return self.vit_decoder(tokens, visible), self._token_map(tokens, visible)
+
+    def _run_unetrpp(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The reconstruction (B, C, D, H, W), and the coarsest features of the encoder."""
+        zeroed = batch["crop"].masked_fill(self.hidden_voxels(batch), 0)
+        scales = self.encoder(zeroed)
+        return self.decoder(self.full_resolution_skip(zeroed), scales), scales[-1]
 
     def _token_map(self, tokens: Tensor, visible: Tensor) -> Tensor:
         """Visible tokens on their grid, zeros elsewhere: (B, width, d, h, w)."""
@@ -172,8 +196,6 @@ class TopoMAE(MaskedReconstruction):
     def loss_terms(self, output: Prediction, batch: Batch) -> dict[str, Tensor]:
         """Those of the eight terms of L that are switched on, and ``total``; see :meth:`PretextTask.loss_terms`."""
         crop, keypoints, hidden = batch["crop"], batch["keypoints"], self.hidden_voxels(batch)
-        composed = [compose(crop, r, hidden) for r in output.reconstructions.values()]
-        topology = self.topological_loss.start(crop, *composed) if self.config.topology.enabled else None
         terms = {f"{b}_mse": masked_mse(r, crop, hidden) for b, r in output.reconstructions.items()}
         terms |= {f"{b}_spatial": F.mse_loss(points, keypoints) for b, points in output.keypoints.items()}
         if len(output.keypoints) == 2:
@@ -182,9 +204,7 @@ class TopoMAE(MaskedReconstruction):
             terms["reconstruction_consistency"] = masked_mse(
                 output.reconstructions["vit"], output.reconstructions["unetrpp"], hidden
             )
-        if topology is not None:
-            distances = zip(output.reconstructions, topology.result(), strict=True)
-            terms |= {f"{b}_topological": distance for b, distance in distances}
+        terms |= {f"{b}_topological": pending.result() for b, pending in output.topology.items()}
         weights = loss_weights(self.config)
         return {"total": torch.stack([weights[name] * term for name, term in terms.items()]).sum(), **terms}
 

@@ -10,6 +10,8 @@ from nnunet_topomae.methods.topomae import SpatialConfig, TopologyConfig, TopoMA
 from nnunet_topomae.methods.topomae.task import loss_weights
 from nnunet_topomae.networks import UNETRPP, FusedViTUNETRPP
 from nnunet_topomae.nnunet.training.schedule import learning_rate_factor
+from nnunet_topomae.topology import TopologicalLoss
+from nnunet_topomae.topology.loss import Target
 from tiny import TINY_CROP, TINY_NETWORK, Volumes, make_batch, make_crops, make_task
 
 TERMS = [
@@ -91,19 +93,58 @@ def test_hidden_voxels_reach_neither_branch():
     batch = make_batch(task, make_crops(1))
     other = torch.where(task.hidden_voxels(batch), torch.rand_like(batch["crop"]), batch["crop"])
     a, b = task(batch), task({**batch, "crop": other})
-    for group_a, group_b in zip(a, b, strict=True):
-        for branch in ("vit", "unetrpp"):
-            assert torch.equal(group_a[branch], group_b[branch])
+    for branch in ("vit", "unetrpp"):
+        assert torch.equal(a.reconstructions[branch], b.reconstructions[branch])
+        assert torch.equal(a.keypoints[branch], b.keypoints[branch])
 
 
 def test_topological_gradient_reaches_hidden_voxels_only():
-    task, output, batch, _ = _terms(TopoMAEConfig())
-    prediction = output.reconstructions["vit"].detach().requires_grad_()
-    detached = output._replace(reconstructions={"vit": prediction, "unetrpp": prediction.detach()})
-    task.loss_terms(detached, batch)["vit_topological"].backward()
+    task, output, batch, terms = _terms(TopoMAEConfig())
+    for branch, reconstruction in output.reconstructions.items():
+        (gradient,) = torch.autograd.grad(terms[f"{branch}_topological"], reconstruction)
+        hidden = task.hidden_voxels(batch)
+        assert gradient[~hidden].abs().max() == 0
+        assert gradient[hidden].abs().max() > 0
+
+
+def test_the_topological_terms_are_those_of_the_composed_volumes():
+    task, output, batch, terms = _terms(TopoMAEConfig())
     hidden = task.hidden_voxels(batch)
-    assert prediction.grad[~hidden].abs().max() == 0
-    assert prediction.grad[hidden].abs().max() > 0
+    composed = [torch.where(hidden, r, batch["crop"]) for r in output.reconstructions.values()]
+    expected = TopologicalLoss()(batch["crop"], *composed)
+    assert [terms[f"{b}_topological"].item() for b in ("vit", "unetrpp")] == [e.item() for e in expected]
+
+
+def test_threads_have_the_topology_of_the_vit_before_unetrpp_runs(monkeypatch):
+    """So the threads work on it while the GPU is busy with UNETR++."""
+    task = make_task(TopoMAEConfig())
+    events = []
+    for name in ("start", "compare"):
+        owner = TopologicalLoss if name == "start" else Target
+        original = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *a, name=name, f=original: (events.append(name), f(*a))[1])
+    for name in ("vit", "encoder"):
+        getattr(task, name).register_forward_pre_hook(lambda *_, name=name: events.append(name))
+    task(make_batch(task))
+    assert events == ["start", "vit", "compare", "encoder", "compare"]
+
+
+def test_a_teacher_computes_no_topology():
+    task = make_task(TopoMAEConfig(mask_source="anatomask"))
+    batch = make_batch(task)
+    assert not task.teacher(batch).topology
+    assert set(task(batch).topology) == {"vit", "unetrpp"}
+
+
+def test_compiled_losses_are_the_same():
+    """The graph breaks where topology is started."""
+    task = make_task(TopoMAEConfig()).eval()
+    batch = {**make_batch(task), "keypoints": torch.full((2, 9, 3), 0.5)}
+    compiled = torch.compile(task, backend="aot_eager")
+    terms, expected = (task.loss_terms(run(batch), batch) for run in (compiled, task))
+    torch.testing.assert_close(terms, expected)
+    terms["total"].backward()
+    assert [name for name, p in task.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
 def test_a_constant_crop_trains():
