@@ -31,8 +31,7 @@ from typing import Any, NamedTuple
 from nnunet_topomae.studies.definition import read_study
 from nnunet_topomae.studies.report import main_table, measures_table, seeds_table
 from nnunet_topomae.studies.results import read_results
-from nnunet_topomae.studies.statistics import comparisons
-from nnunet_topomae.studies.tables import compared_by_measure
+from nnunet_topomae.studies.tables import compared_by_measure, dice_comparisons
 
 FOLDER = Path(__file__).resolve().parent
 STUDIES = FOLDER.parent / "benchmarks" / "results"
@@ -128,7 +127,7 @@ def study_table(request: str) -> str:
     name, *words = request.split()
     study = read_study(STUDIES / name)
     records = read_results(study)
-    compared = comparisons(records, study.baselines, "dice", study.patients, study.main)
+    compared = dice_comparisons(study, records)
     match words:
         case ["comparisons"]:
             found = main_table(study, records, compared)

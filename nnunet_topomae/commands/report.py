@@ -17,8 +17,9 @@ from nnunet_topomae.studies import report as of_study
 from nnunet_topomae.studies.definition import FILE, Row, Study, predictions_folder, read_study
 from nnunet_topomae.studies.records import Record
 from nnunet_topomae.studies.results import RESULTS, check_structures, read_results
-from nnunet_topomae.studies.statistics import comparisons, equivalent_labels, sentence
+from nnunet_topomae.studies.statistics import equivalent_labels, sentence
 from nnunet_topomae.studies.steps import Steps
+from nnunet_topomae.studies.tables import dice_comparisons
 
 _NO_RAW = "Pictures of cases are left out, because nnUNet_raw is not set or has no {}."
 _NO_PREDICTION = (
@@ -82,7 +83,7 @@ def _is_study(folder: Path) -> bool:
 
 def _about_study(study: Study) -> _Part:
     records, runs = read_results(study), _finetunings(study)
-    compared = comparisons(records, study.baselines, "dice", study.patients, study.main)
+    compared = dice_comparisons(study, records)
     labels = equivalent_labels(records, study.baselines, study.patients)
     results, over_cases = Section("Results"), Section("Curves and boxes")
     if records:

@@ -7,7 +7,7 @@ import numpy as np
 from nnunet_topomae.studies.definition import Row, Run, Study
 from nnunet_topomae.studies.measures import MEASURES
 from nnunet_topomae.studies.records import Record
-from nnunet_topomae.studies.statistics import comparisons, p_value, seed_means, seeds_so_far, signed
+from nnunet_topomae.studies.statistics import Comparison, comparisons, p_value, seed_means, seeds_so_far, signed
 from nnunet_topomae.studies.steps import FINETUNE, PREDICT, PRETRAIN, Step, Steps
 
 _WAITING, _FAILED = "-", "failed"
@@ -37,10 +37,15 @@ def _by_seed(study: Study, state: Callable[[Row, Run], str]) -> Iterable[tuple[R
             yield row, labelled, [state(row, runs[seed]) if seed in runs else "" for seed in study.seeds]
 
 
+def dice_comparisons(study: Study, records: Sequence[Record]) -> list[Comparison]:
+    """Every pre-trained row against its baseline by Dice, with the study's correction for several comparisons."""
+    return comparisons(records, study.baselines, "dice", study.patients, study.main)
+
+
 def results_table(study: Study, records: Sequence[Record]) -> str:
     """Dice, HD95 and surface Dice of every row, and how its Dice differs from that of its baseline."""
     by_measure = {measure: seed_means(records, measure) for measure in ("dice", "hd95", "nsd")}
-    all_compared = comparisons(records, study.baselines, "dice", study.patients, study.main)
+    all_compared = dice_comparisons(study, records)
     compared = {(each.row, each.labelled): each for each in all_compared}
     of_seeds = seeds_so_far(study.seeds, all_compared)
     lines = []
