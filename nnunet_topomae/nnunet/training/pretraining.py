@@ -41,8 +41,8 @@ _TOTAL = "total"
 _DIVERGED = "; if the images are sound, training has diverged: lower pretraining.base_lr"
 _ERROR, _BASELINE = "error of ", "error of the yardstick"  # in validation, beside the names of loss terms
 _WARNING = (
-    "WARNING: {} does worse than {}, which learns nothing (skill {:.2f}): train longer (pretraining.num_epochs) or try "
-    "another pretraining.base_lr, and look at progress.png"
+    "WARNING: {} does worse than {}, which learns nothing (skill {:.2f} in the last epoch): train longer "
+    "(pretraining.num_epochs) or try another pretraining.base_lr, and look at progress.png"
 )
 _FINAL = "final_val"  # nnU-Net's word for figures of the whole run, in Weights & Biases
 _TRAINING_STREAM, _VALIDATION_STREAM, _REPORT_STREAM = 0, 1, 2
