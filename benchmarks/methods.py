@@ -69,7 +69,8 @@ def smooth(noise: torch.Tensor) -> torch.Tensor:
 
 def bare_step(trainer: Pretrainer, batch: dict) -> None:
     """The networks of a method alone: forward, backward, optimiser."""
-    output = trainer.predict(trainer.to_device(batch))
+    with trainer.task.without_loss():
+        output = trainer.predict(trainer.to_device(batch))
     trainer.optimise(sum(tensor.square().mean() for tensor in tree_leaves(output) if tensor.requires_grad))
 
 

@@ -45,7 +45,8 @@ def betti_errors(image: Tensor, crop: Tensor) -> np.ndarray:
 def measure(task: TopoMAE, batch: Batch, cell: int) -> dict[str, list[float]]:
     """The columns of the table, by branch and by the name of what learns nothing."""
     hidden, crop = task.hidden_voxels(batch), batch["crop"]
-    images = task.images(task(batch), batch) | task.baselines(batch)
+    with task.without_loss():
+        images = task.images(task(batch), batch) | task.baselines(batch)
     errors = {name: masked_mse(image, crop, hidden).item() for name, image in images.items()}
     pooled, *others = (
         F.avg_pool3d(volume, cell) for volume in (crop, *(compose(crop, i, hidden) for i in images.values()))

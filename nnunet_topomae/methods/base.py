@@ -5,7 +5,8 @@ docs/adding_a_method.md builds one step by step.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -21,7 +22,7 @@ from nnunet_topomae.settings import PretrainingConfig
 
 Batch = dict[str, Tensor]  # by name; the first dimension counts the items
 _TRAITS = ("no_weight_decay", "constant_parameters", "resizing")
-Output = Any  # tensors, in whatever dictionaries, lists or named tuples a method likes
+Output = Any  # tensors in whatever dictionaries, lists or named tuples a method likes; other objects pass as they are
 
 
 class ImageSource(Protocol):
@@ -158,6 +159,11 @@ class PretextTask(nn.Module, ABC):
     @abstractmethod
     def forward(self, batch: Batch) -> Output:
         """Compute whatever the loss needs; runs in mixed precision, inside DDP and torch.compile."""
+
+    @contextmanager
+    def without_loss(self) -> Iterator[None]:
+        """While it lasts, :meth:`forward` starts nothing that only :meth:`loss_terms` needs."""
+        yield
 
     @abstractmethod
     def loss_terms(self, output: Output, batch: Batch) -> dict[str, Tensor]:

@@ -204,7 +204,9 @@ class MaskedReconstruction(PretextTask):
             return batch
         settings = self.config.anatomask
         share = settings.first_share + (settings.last_share - settings.first_share) * progress
-        errors = self.teacher.patch_errors(to_float32(self.teacher.eval()(batch)), batch)
+        with self.teacher.without_loss():
+            output = self.teacher.eval()(batch)
+        errors = self.teacher.patch_errors(to_float32(output), batch)
         num_hardest = int(self.num_hidden * share)
         mask = hardest_patches_mask(errors * batch["mask"], self.num_hidden, num_hardest, batch["order"])
         return {**batch, "mask": mask}

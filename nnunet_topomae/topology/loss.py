@@ -155,6 +155,7 @@ class CopyOnCPU:
 
     def __init__(self, tensor: Tensor):
         self._copy = tensor.detach().to("cpu", non_blocking=tensor.is_cuda)
+        self._device = tensor.device
         self._is_made = None
         if tensor.is_cuda:
             self._is_made = torch.cuda.Event(blocking=True)  # a thread that waits for it leaves the core to others
@@ -163,7 +164,8 @@ class CopyOnCPU:
     def read(self) -> Tensor:
         """Wait for the copy and return it."""
         if self._is_made is not None:
-            self._is_made.synchronize()
+            with torch.cuda.device(self._device):  # threads start out on the first GPU, whose memory this would use
+                self._is_made.synchronize()
         return self._copy
 
 

@@ -1,9 +1,10 @@
 """TopoMAE: co-pre-training of a ViT masked autoencoder and UNETR++ (Gu et al., section II)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,7 @@ from nnunet_topomae.topology import TopologicalLoss, persistence_diagrams
 from nnunet_topomae.topology.loss import PendingLoss, check_grid, choose_grid, pool_to_grid
 
 _KEYPOINT_CHANNELS, _KEYPOINT_HIDDEN = 64, 256
+_BY_VIT, _BY_UNETRPP = "the reconstruction by the ViT", "the reconstruction by UNETR++"  # in messages
 _LOOKED_AT = 100  # images at most, to see how large they are
 
 
@@ -110,14 +112,6 @@ class TopoMAE(MaskedReconstruction):
         self.keypoint_heads = nn.ModuleDict(heads if config.spatial.enabled else {})
         self._freeze_what_is_not_trained()
 
-    @classmethod
-    def build(cls, network: nn.Module, config: Any, crop_size: Sequence[int]) -> MaskedReconstruction:
-        """Make the task; its teacher only reconstructs, without topology. See :meth:`MaskedReconstruction.build`."""
-        task = super().build(network, config, crop_size)
-        if isinstance(task.teacher, cls):
-            task.teacher.topological_loss = None
-        return task
-
     def _set_dropout(self, rate: float) -> None:
         for part in (*self.encoder.modules(), *self.decoder.modules()):
             if isinstance(part, nn.Dropout | nn.Dropout3d):
@@ -164,25 +158,36 @@ class TopoMAE(MaskedReconstruction):
         crop, hidden = batch["crop"], self.hidden_voxels(batch)
         target = None if self.topological_loss is None else self.topological_loss.start(crop)
         reconstructions, features, topology = {}, {}, {}
-        for branch, run in (("vit", self._run_vit), ("unetrpp", self._run_unetrpp)):
-            if branch in self.config.branches:
-                reconstructions[branch], features[branch] = run(batch)
-                if target is not None:
-                    topology[branch] = target.compare(compose(crop, reconstructions[branch].float(), hidden))
+        if "vit" in self.config.branches:  # not a loop over the branches, which torch.compile would give up
+            reconstructions["vit"], features["vit"] = self._run_vit(batch)
+            if target is not None:
+                topology["vit"] = target.compare(compose(crop, reconstructions["vit"], hidden), _BY_VIT)
+        if "unetrpp" in self.config.branches:
+            reconstructions["unetrpp"], features["unetrpp"] = self._run_unetrpp(crop.masked_fill(hidden, 0))
+            if target is not None:
+                topology["unetrpp"] = target.compare(compose(crop, reconstructions["unetrpp"], hidden), _BY_UNETRPP)
         keypoints = {branch: head(features[branch]) for branch, head in self.keypoint_heads.items()}
         return Prediction(reconstructions, keypoints, topology)
 
     def _run_vit(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The reconstruction (B, C, D, H, W), and the encoder's features on the grid of patches (B, width, d, h, w)."""
+        """The reconstruction (B, C, D, H, W) in float32; the features on the grid of patches (B, width, d, h, w)."""
         visible = visible_indices(batch["mask"], self.num_visible)
         tokens = self.vit(batch["crop"], visible)
-        return self.vit_decoder(tokens, visible), self._token_map(tokens, visible)
+        return self.vit_decoder(tokens, visible).float(), self._token_map(tokens, visible)
 
-    def _run_unetrpp(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The reconstruction (B, C, D, H, W), and the coarsest features of the encoder."""
-        zeroed = batch["crop"].masked_fill(self.hidden_voxels(batch), 0)
-        scales = self.encoder(zeroed)
-        return self.decoder(self.full_resolution_skip(zeroed), scales), scales[-1]
+    def _run_unetrpp(self, visible_voxels: Tensor) -> tuple[Tensor, Tensor]:
+        """The reconstruction (B, C, D, H, W) in float32, and the coarsest features of the encoder."""
+        scales = self.encoder(visible_voxels)
+        return self.decoder(self.full_resolution_skip(visible_voxels), scales).float(), scales[-1]
+
+    @contextmanager
+    def without_loss(self) -> Iterator[None]:
+        """Start no topological loss; see :meth:`PretextTask.without_loss`."""
+        kept, self.topological_loss = self.topological_loss, None
+        try:
+            yield
+        finally:
+            self.topological_loss = kept
 
     def _token_map(self, tokens: Tensor, visible: Tensor) -> Tensor:
         """Visible tokens on their grid, zeros elsewhere: (B, width, d, h, w)."""
@@ -194,7 +199,10 @@ class TopoMAE(MaskedReconstruction):
         return output.reconstructions
 
     def loss_terms(self, output: Prediction, batch: Batch) -> dict[str, Tensor]:
-        """Those of the eight terms of L that are switched on, and ``total``; see :meth:`PretextTask.loss_terms`."""
+        """Those of the eight terms of L that are switched on, and ``total``; see :meth:`PretextTask.loss_terms`.
+
+        The topological terms are those that :meth:`forward` has started.
+        """
         crop, keypoints, hidden = batch["crop"], batch["keypoints"], self.hidden_voxels(batch)
         terms = {f"{b}_mse": masked_mse(r, crop, hidden) for b, r in output.reconstructions.items()}
         terms |= {f"{b}_spatial": F.mse_loss(points, keypoints) for b, points in output.keypoints.items()}

@@ -423,7 +423,7 @@ class Pretrainer(StageTrainer):
         """What the method shows of a case."""
         self.network.eval()
         inputs = self.to_device(default_collate([stream.of_case(case)]))
-        with self.autocast(), alone(self.task):
+        with self.autocast(), alone(self.task), self.task.without_loss():
             output = self.task(inputs)
         return self.task.shown(to_float32(output), inputs)
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from nnunet_topomae.methods.masking import mask_to_voxels
 from nnunet_topomae.methods.topomae import SpatialConfig, TopologyConfig, TopoMAE, TopoMAEConfig
@@ -12,7 +13,7 @@ from nnunet_topomae.networks import UNETRPP, FusedViTUNETRPP
 from nnunet_topomae.nnunet.training.schedule import learning_rate_factor
 from nnunet_topomae.topology import TopologicalLoss
 from nnunet_topomae.topology.loss import Target
-from tiny import TINY_CROP, TINY_NETWORK, Volumes, make_batch, make_crops, make_task
+from tiny import TINY_CROP, TINY_NETWORK, Volumes, draw_batch, make_batch, make_crops, make_task
 
 TERMS = [
     "vit_mse",
@@ -129,19 +130,31 @@ def test_threads_have_the_topology_of_the_vit_before_unetrpp_runs(monkeypatch):
     assert events == ["start", "vit", "compare", "encoder", "compare"]
 
 
-def test_a_teacher_computes_no_topology():
-    task = make_task(TopoMAEConfig(mask_source="anatomask"))
+def test_nothing_is_started_where_no_loss_follows():
+    task = make_task(TopoMAEConfig())
     batch = make_batch(task)
-    assert not task.teacher(batch).topology
+    with task.without_loss():
+        assert not task(batch).topology
     assert set(task(batch).topology) == {"vit", "unetrpp"}
 
 
+def test_a_teacher_computes_no_topology(monkeypatch):
+    task = make_task(TopoMAEConfig(mask_source="anatomask"))
+    started = []
+    monkeypatch.setattr(TopologicalLoss, "start", lambda *_: started.append(1))
+    assert "mask" in task.choose(draw_batch(task, Volumes()), 0.5)
+    assert not started
+
+
 def test_compiled_losses_are_the_same():
-    """The graph breaks where topology is started."""
+    """The graph breaks only where topology is started: for the crop and for each of the branches."""
     task = make_task(TopoMAEConfig()).eval()
     batch = {**make_batch(task), "keypoints": torch.full((2, 9, 3), 0.5)}
-    compiled = torch.compile(task, backend="aot_eager")
+    torch._dynamo.reset()
+    graphs = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(task, backend=graphs)
     terms, expected = (task.loss_terms(run(batch), batch) for run in (compiled, task))
+    assert graphs.frame_count == 4
     torch.testing.assert_close(terms, expected)
     terms["total"].backward()
     assert [name for name, p in task.named_parameters() if p.requires_grad and p.grad is None] == []
