@@ -151,7 +151,7 @@ class ConvolutionalAutoencoder(MaskedAutoencoder):
         stages = encoder(crop.masked_fill(mask_to_voxels(mask, self.patch_size), 0))
         features = self.decoder.decode(stages, self.hidden)
         self.hidden.mask = None
-        return self.decoder.output(features), patch_means(features, self.patch_size)
+        return self.decoder.predict(features), patch_means(features, self.patch_size)
 
 
 def token_autoencoder_of(network: nn.Module) -> TokenAutoencoder | None:

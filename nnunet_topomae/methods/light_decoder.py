@@ -72,7 +72,15 @@ class DecoderStage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, input_channels, d, h, w) to (B, output_channels, d * stride, ...)."""
-        return self.blocks(self.upsample(x))
+        return self.normalise(self.before_norm(x))
+
+    def before_norm(self, x: Tensor) -> Tensor:
+        """All but the last norm."""
+        return self.blocks[1].conv(self.blocks[0](self.upsample(x)))
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """The last norm, after which the mean over a volume is the same for all volumes."""
+        return self.blocks[1].norm(x)
 
 
 class SparKDecoder(nn.Module):
@@ -102,14 +110,19 @@ class SparKDecoder(nn.Module):
 
     def forward(self, features: Sequence[Tensor], hidden: HiddenPatches) -> Tensor:
         """Reconstruct a crop, (B, output_channels, D, H, W), from the features of all stages, finest first."""
-        return self.output(self.decode(features, hidden))
+        return self.predict(self.decode(features, hidden))
 
     def decode(self, features: Sequence[Tensor], hidden: HiddenPatches) -> Tensor:
-        """Features at full resolution, (B, channels, D, H, W), from which voxels are predicted; see :meth:`forward`."""
+        """Features at full resolution, (B, channels, D, H, W), before the last norm; see :meth:`forward`."""
         x: Any = None  # nothing is added at the coarsest scale
         for densify, upsample, skip in zip(
             reversed(self.densify), reversed(self.upsample), reversed(features[1:]), strict=True
         ):
             dense = densify(skip, hidden.visible_at(skip))
-            x = upsample(dense if x is None else x + dense)
+            is_finest = upsample is self.upsample[0]
+            x = (upsample.before_norm if is_finest else upsample)(dense if x is None else x + dense)
         return x
+
+    def predict(self, features: Tensor) -> Tensor:
+        """The reconstruction (B, output_channels, D, H, W) from the features of :meth:`decode`."""
+        return self.output(self.upsample[0].normalise(features))

@@ -49,6 +49,17 @@ def test_the_positive_is_the_region_that_the_volume_was_cut_from(batch):
         torch.testing.assert_close(candidates[..., 0].gather(1, positives), queries[..., 0])
 
 
+@pytest.mark.parametrize("kind", ["unetr", "hybrid", "fused", "plain", "residual"])
+def test_vectors_of_different_volumes_differ(kind, batch):
+    """Features must not be taken after a norm over the volume, whose mean is the same for all volumes."""
+    task = make_mim(kind, gamma=1, beta=2, decoder_width=16).eval()
+    crop = torch.stack([batch["crop"][0], nn.functional.avg_pool3d(batch["crop"][0], 5, 1, 2)])
+    with torch.no_grad():
+        decoded = task._decode(task._parts(draw_batch(task, Volumes()) | {"crop": crop})[0])
+    spread = decoded.regions.std(dim=1).norm()
+    assert (decoded.vector[0] - decoded.vector[1]).norm() > 0.01 * spread
+
+
 def test_if_the_positive_is_moved_the_contrast_rises(batch):
     task = make_mim(temperature=0.5)
     candidates = [torch.randn(2, 8, 16), torch.randn(8, 64, 16)]
