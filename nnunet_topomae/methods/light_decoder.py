@@ -1,7 +1,7 @@
 """The light decoder of SparK (Tian et al., section 3.2), which reconstructs from the features of visible patches."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from dynamic_network_architectures.building_blocks.simple_conv_blocks import ConvDropoutNormReLU
@@ -76,11 +76,15 @@ class DecoderStage(nn.Module):
 
     def before_norm(self, x: Tensor) -> Tensor:
         """All but the last norm."""
-        return self.blocks[1].conv(self.blocks[0](self.upsample(x)))
+        return self._last.conv(self.blocks[0](self.upsample(x)))
 
     def normalise(self, x: Tensor) -> Tensor:
         """The last norm, after which the mean over a volume is the same for all volumes."""
-        return self.blocks[1].norm(x)
+        return self._last.norm(x)
+
+    @property
+    def _last(self) -> ConvDropoutNormReLU:
+        return cast(ConvDropoutNormReLU, self.blocks[1])
 
 
 class SparKDecoder(nn.Module):
@@ -119,10 +123,14 @@ class SparKDecoder(nn.Module):
             reversed(self.densify), reversed(self.upsample), reversed(features[1:]), strict=True
         ):
             dense = densify(skip, hidden.visible_at(skip))
-            is_finest = upsample is self.upsample[0]
-            x = (upsample.before_norm if is_finest else upsample)(dense if x is None else x + dense)
+            x = dense if x is None else x + dense
+            x = self._finest.before_norm(x) if upsample is self._finest else upsample(x)
         return x
 
     def predict(self, features: Tensor) -> Tensor:
         """The reconstruction (B, output_channels, D, H, W) from the features of :meth:`decode`."""
-        return self.output(self.upsample[0].normalise(features))
+        return self.output(self._finest.normalise(features))
+
+    @property
+    def _finest(self) -> DecoderStage:
+        return cast(DecoderStage, self.upsample[0])
