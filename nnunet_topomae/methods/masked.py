@@ -2,7 +2,7 @@
 
 import copy
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -32,6 +32,8 @@ MASK_SOURCES = ("random", "anatomask")
 HARDNESS_SCORES = ("denormalised", "normalised", "mixed")
 _INPAINTING = "harmonic inpainting"
 _MOMENTUM_RISES = 0.25  # share of the training, AnatoMask
+_MAX_SHARE_OF_START = 0.05  # of a teacher's weights, above which it has learned little; ours
+_AVERAGED = 20  # times that a run should be as long as what a teacher averages over
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,11 @@ class TeacherConfig:
         "which error tells how hard a patch is, in methods whose target is normalised per patch",
         "ours, see docs/methods/anatomask.md",
     )
+
+    def momentum(self, progress: float) -> float:
+        """Momentum of the teacher at a share of the training."""
+        risen = min(progress / _MOMENTUM_RISES, 1)
+        return self.first_momentum + (self.last_momentum - self.first_momentum) * risen
 
 
 @dataclass(frozen=True)
@@ -193,6 +200,20 @@ class MaskedReconstruction(PretextTask):
         ]
         return torch.stack(errors).mean(dim=0)
 
+    def prepare(self, images: ImageSource, device: torch.device, log: Callable[[str], None]) -> None:
+        """Warn of a teacher that cannot follow in so few steps; see :meth:`PretextTask.prepare`."""
+        if self.teacher is None:
+            return
+        epochs, iterations = self.config.num_epochs, self.config.num_iterations_per_epoch
+        kept = prod(self.config.anatomask.momentum(epoch / epochs) ** iterations for epoch in range(epochs))
+        if kept > _MAX_SHARE_OF_START:
+            steps = epochs * iterations
+            log(
+                f"WARNING: after {steps} steps the teacher that chooses masks still keeps {kept:.0%} of its random "
+                "first weights, because it follows too slowly: set first_momentum and last_momentum of "
+                f"pretraining.anatomask in the plans to {max(1 - _AVERAGED / steps, 0):.4g}, or train longer"
+            )
+
     @torch.no_grad()
     def choose(self, batch: Batch, progress: float) -> Batch:
         """The batch with the mask to train on (AnatoMask, section 3.3).
@@ -215,13 +236,7 @@ class MaskedReconstruction(PretextTask):
         """Let the teacher follow; see :meth:`PretextTask.after_step`."""
         if self.teacher is None:
             return
-        settings = self.config.anatomask
-        risen = min(progress / _MOMENTUM_RISES, 1)
-        follow(
-            self.teacher,
-            self,
-            settings.first_momentum + (settings.last_momentum - settings.first_momentum) * risen,
-        )
+        follow(self.teacher, self, self.config.anatomask.momentum(progress))
 
     def shown(self, output: Output, batch: Batch) -> CaseReport:
         """The crop, what the network saw of it, and the reconstructions with visible patches taken from the crop."""

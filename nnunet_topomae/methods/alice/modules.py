@@ -4,6 +4,8 @@ import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
+from nnunet_topomae.methods.token_norm import TokenNorm
+
 FEATURES = 256  # of the bottleneck of a projection head, and C in CASA; the authors' code
 _PREDICTOR_WIDTH = 512
 
@@ -13,25 +15,6 @@ def _initialize(module: nn.Module) -> None:
         trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-class TokenNorm(nn.Module):
-    """A batch norm over all tokens of all crops.
-
-    In validation, too, the statistics are those of the batch: running ones would lag behind the weights.
-
-    Args:
-        channels: of a token.
-        affine: whether there is a learned scale and shift.
-    """
-
-    def __init__(self, channels: int, affine: bool = True):
-        super().__init__()
-        self.norm = nn.BatchNorm1d(channels, affine=affine, track_running_stats=False)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(B, N, C) to (B, N, C)."""
-        return self.norm(tokens.flatten(0, 1)).view_as(tokens)
 
 
 class ProjectionHead(nn.Module):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from math import prod
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ from nnunet_topomae.methods.mim.levels import cut
 from nnunet_topomae.methods.mim.pictures import outlined
 from nnunet_topomae.methods.mim.settings import SCHEDULES, MiMConfig
 from nnunet_topomae.methods.mim.views import Level, NestedViews
+from nnunet_topomae.methods.token_norm import TokenNorm
 from nnunet_topomae.networks.geometry import Size, grid_of, size_of
 from nnunet_topomae.networks.vit import initialize_linear_layers
 from nnunet_topomae.reporting.metrics import SKILL, reconstruction_metrics, with_skills
@@ -115,6 +117,7 @@ class MiM(PretextTask):
         self.level_plans = plan_levels(config, self.patch_grid)
         train_only(self.get_submodule(autoencoder.encoder_name), self)
         self.autoencoder = autoencoder
+        self._leaves_out_alignment = False
         if self.is_aligned:
             self._add_heads(autoencoder.width)
 
@@ -124,10 +127,15 @@ class MiM(PretextTask):
         return self.config.levels > 1 and self.config.alignment != "off"
 
     def _add_heads(self, width: int) -> None:
-        """MLPs of two layers; without negatives regions have none, because two could agree on a constant."""
+        """MLPs of two layers; without negatives regions have none, because two could agree on a constant.
+
+        The means of volumes hardly differ from each other, most of all in U-Nets. So the batch norm takes away what
+        they have in common. Without it the loss stays where it can be without looking at the volumes.
+        """
         projected = self.config.projection_width
         with_negatives = self.config.alignment == "infonce"
-        self.query_head = Mlp(width, projected, projected if with_negatives else width)
+        query_head = Mlp(width, projected, projected if with_negatives else width)
+        self.query_head = nn.Sequential(TokenNorm(width), query_head)
         self.candidate_head = Mlp(width, projected, projected) if with_negatives else nn.Identity()
         for head in (self.query_head, self.candidate_head):
             initialize_linear_layers(head)
@@ -135,6 +143,15 @@ class MiM(PretextTask):
     @property
     def _shared_encoder(self) -> nn.Module:
         return self.get_submodule(self.autoencoder.encoder_name)
+
+    @contextmanager
+    def without_loss(self) -> Iterator[None]:
+        """Leave the alignment out; see :meth:`PretextTask.without_loss`. A batch norm cannot take a single volume."""
+        self._leaves_out_alignment = True
+        try:
+            yield
+        finally:
+            self._leaves_out_alignment = False
 
     def views(self) -> NestedViews:
         """A crop of twice the size, masks of all levels, and what is cut out for the next ones."""
@@ -149,7 +166,8 @@ class MiM(PretextTask):
         parts = self._parts(batch)
         decoded = [self._decode(part) for part in parts]
         queries, candidates = [], []
-        for finer in range(2, self.config.levels + 1) if self.is_aligned else ():
+        aligned = self.is_aligned and not self._leaves_out_alignment
+        for finer in range(2, self.config.levels + 1) if aligned else ():
             vectors = [each.vector for part, each in zip(parts, decoded, strict=True) if part.level == finer]
             regions = decoded[finer - 2].regions  # levels 1 and 2 are one part each
             by_parent = torch.stack(vectors, dim=1).reshape(len(regions), -1, regions.shape[-1])

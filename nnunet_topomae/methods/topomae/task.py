@@ -138,6 +138,7 @@ class TopoMAE(MaskedReconstruction):
 
     def prepare(self, images: ImageSource, device: torch.device, log: Callable[[str], None]) -> None:
         """Say so where crops hold whole images, whose key points never change; see :meth:`PretextTask.prepare`."""
+        super().prepare(images, device, log)
         if not self.config.spatial.enabled:
             return
         shapes = [images.load(case).shape[1:] for case in islice(images.identifiers, _LOOKED_AT)]
