@@ -115,9 +115,9 @@ def test_interrupted_and_resumed_run_ends_with_the_same_weights(workspace, train
     _, name, plans_name = trained
     resumable = f"{plans_name}Resumed{name}"
     content = json.loads((workspace.preprocessed / f"{plans_name}.json").read_text())
+    content["configurations"]["3d_fullres"].setdefault("pretraining", {})["save_every"] = 1
     (workspace.preprocessed / f"{resumable}.json").write_text(json.dumps({**content, "plans_name": resumable}))
     trainer = workspace.trainer(name, resumable, fold=1)
-    trainer.save_every = 1
     trainer.initialize()
     step = trainer.train_step
 
