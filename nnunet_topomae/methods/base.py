@@ -88,11 +88,14 @@ class PretextTask(nn.Module, ABC):
         yardstick: what a run must beat before it can be said to have learned, in words; see :meth:`baseline_error`.
             Empty if the method has none. If :meth:`shown` gives a row of this name with an ``MSE``, the report has the
             skill of all rows.
+        loss_follows: whether :meth:`loss_terms` will be called on what :meth:`forward` returns; see
+            :meth:`without_loss`.
     """
 
     config_class: ClassVar[type[PretrainingConfig]] = PretrainingConfig
     headings: ClassVar[Mapping[str, str]] = {}
     yardstick: ClassVar[str] = ""
+    loss_follows: bool = True
 
     def __init__(self, network: nn.Module, config: PretrainingConfig, crop_size: Sequence[int]):
         super().__init__()
@@ -162,8 +165,12 @@ class PretextTask(nn.Module, ABC):
 
     @contextmanager
     def without_loss(self) -> Iterator[None]:
-        """While it lasts, :meth:`forward` starts nothing that only :meth:`loss_terms` needs."""
-        yield
+        """While it lasts, ``loss_follows`` is False: :meth:`forward` leaves out what only :meth:`loss_terms` needs."""
+        before, self.loss_follows = self.loss_follows, False
+        try:
+            yield
+        finally:
+            self.loss_follows = before
 
     @abstractmethod
     def loss_terms(self, output: Output, batch: Batch) -> dict[str, Tensor]:

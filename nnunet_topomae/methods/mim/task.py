@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from math import prod
 from typing import Any, NamedTuple
 
@@ -117,7 +116,6 @@ class MiM(PretextTask):
         self.level_plans = plan_levels(config, self.patch_grid)
         train_only(self.get_submodule(autoencoder.encoder_name), self)
         self.autoencoder = autoencoder
-        self._leaves_out_alignment = False
         if self.is_aligned:
             self._add_heads(autoencoder.width)
 
@@ -144,15 +142,6 @@ class MiM(PretextTask):
     def _shared_encoder(self) -> nn.Module:
         return self.get_submodule(self.autoencoder.encoder_name)
 
-    @contextmanager
-    def without_loss(self) -> Iterator[None]:
-        """Leave the alignment out; see :meth:`PretextTask.without_loss`. A batch norm cannot take a single volume."""
-        self._leaves_out_alignment = True
-        try:
-            yield
-        finally:
-            self._leaves_out_alignment = False
-
     def views(self) -> NestedViews:
         """A crop of twice the size, masks of all levels, and what is cut out for the next ones."""
         return NestedViews(self.crop_size, self.patch_grid, self.level_plans, self.config.mirror)
@@ -166,7 +155,7 @@ class MiM(PretextTask):
         parts = self._parts(batch)
         decoded = [self._decode(part) for part in parts]
         queries, candidates = [], []
-        aligned = self.is_aligned and not self._leaves_out_alignment
+        aligned = self.is_aligned and self.loss_follows  # a batch norm cannot take the single volume of a report
         for finer in range(2, self.config.levels + 1) if aligned else ():
             vectors = [each.vector for part, each in zip(parts, decoded, strict=True) if part.level == finer]
             regions = decoded[finer - 2].regions  # levels 1 and 2 are one part each

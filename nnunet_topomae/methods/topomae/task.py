@@ -1,7 +1,6 @@
 """TopoMAE: co-pre-training of a ViT masked autoencoder and UNETR++ (Gu et al., section II)."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import NamedTuple
@@ -87,7 +86,6 @@ class TopoMAE(MaskedReconstruction):
     decoder: UNETRPPDecoder
     full_resolution_skip: nn.Module
     pyramid: TokenPyramid
-    topological_loss: TopologicalLoss | None
 
     def __init__(self, network: FusedViTUNETRPP, config: TopoMAEConfig, crop_size: Sequence[int]):
         if not isinstance(network, FusedViTUNETRPP):
@@ -100,8 +98,7 @@ class TopoMAE(MaskedReconstruction):
         self.decoder.deep_supervision = False
         if config.dropout is not None:
             self._set_dropout(config.dropout)
-        topology = config.topology
-        self.topological_loss = TopologicalLoss(topology.grid, topology.tolerance) if topology.enabled else None
+        self.topological_loss = TopologicalLoss(config.topology.grid, config.topology.tolerance)
         channels = self.decoder.num_classes
         heads = {}
         if "vit" in config.branches:
@@ -157,7 +154,8 @@ class TopoMAE(MaskedReconstruction):
         compute that of the ViT while the GPU is busy with UNETR++.
         """
         crop, hidden = batch["crop"], self.hidden_voxels(batch)
-        target = None if self.topological_loss is None else self.topological_loss.start(crop)
+        has_topology = self.config.topology.enabled and self.loss_follows
+        target = self.topological_loss.start(crop) if has_topology else None
         reconstructions, features, topology = {}, {}, {}
         if "vit" in self.config.branches:  # not a loop over the branches, which torch.compile would give up
             reconstructions["vit"], features["vit"] = self._run_vit(batch)
@@ -180,15 +178,6 @@ class TopoMAE(MaskedReconstruction):
         """The reconstruction (B, C, D, H, W) in float32, and the coarsest features of the encoder."""
         scales = self.encoder(visible_voxels)
         return self.decoder(self.full_resolution_skip(visible_voxels), scales).float(), scales[-1]
-
-    @contextmanager
-    def without_loss(self) -> Iterator[None]:
-        """Start no topological loss; see :meth:`PretextTask.without_loss`."""
-        kept, self.topological_loss = self.topological_loss, None
-        try:
-            yield
-        finally:
-            self.topological_loss = kept
 
     def _token_map(self, tokens: Tensor, visible: Tensor) -> Tensor:
         """Visible tokens on their grid, zeros elsewhere: (B, width, d, h, w)."""
