@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -10,14 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunet_topomae.topology.matching import Certificate, match
-from nnunet_topomae.topology.metric import Metric, check_tolerance
 from nnunet_topomae.topology.persistence import DIMENSIONS, persistence_pairs, values_at
-from nnunet_topomae.topology.search import Indices
 from nnunet_topomae.topology.wasserstein import matching_distance
+from nnunet_topomae.transport.matching import Certificate, match
+from nnunet_topomae.transport.metric import Metric, Points, check_tolerance
+from nnunet_topomae.transport.processes import Processes
+from nnunet_topomae.transport.search import Indices
 
 _METRIC = Metric(order=2, ground="inf")
-_MAX_THREADS = 16
+_MAX_THREADS, _MAX_PROCESSES = 16, 6
 _MAX_CELLS = 24**3
 _SAME_EDGE = 1.01  # edges of cells within 1 % count as equal
 
@@ -26,16 +28,19 @@ class TopologicalLoss(nn.Module):
     """L_topo(I, I') = sqrt(sum over k = 0, 1, 2 of W2(D_k(I), D_k(I'))^2), mean over samples and channels.
 
     Diagrams and matchings are computed on the CPU, in threads: the diagrams of a volume are one job (one filtration
-    gives all dimensions), the matching of two diagrams another. Values and gradients are on the device of the crops.
+    gives all dimensions), the matching of two diagrams another. Values and gradients are on the device of the crops. If
+    that is a GPU, processes find the matchings: threads would keep Python from telling the GPU what to do next.
 
     Args:
         grid: (d, h, w) cells to which crops are averaged before the filtration; None keeps every voxel. Where a grid
             does not divide a crop, the last cell of that axis is smaller.
         tolerance: largest relative error allowed in the distance of two diagrams; 0 for exact distances.
         num_threads: most threads to use; None for one per core, but no more than 16.
+        num_processes: how many processes find matchings; 0 for none, the threads find them then. None for one per
+            thread, but no more than 6, if the crops are on a GPU, and none if they are not.
 
     Raises:
-        ValueError: for a grid, tolerance or number of threads out of range.
+        ValueError: for a grid, tolerance, number of threads or number of processes out of range.
 
     Example:
         The crop has two bright spots, of values 3 and 2 with 1 between them; the reconstruction lost the second. That
@@ -49,16 +54,25 @@ class TopologicalLoss(nn.Module):
         [tensor(0.5000), tensor(0.)]
     """
 
-    def __init__(self, grid: Sequence[int] | None = None, tolerance: float = 0.0, num_threads: int | None = None):
+    def __init__(
+        self,
+        grid: Sequence[int] | None = None,
+        tolerance: float = 0.0,
+        num_threads: int | None = None,
+        num_processes: int | None = None,
+    ):
         super().__init__()
         check_tolerance(tolerance)
         if num_threads is not None and num_threads < 1:
             raise ValueError(f"num_threads must be None or at least 1, got {num_threads}")
+        if num_processes is not None and num_processes < 0:
+            raise ValueError(f"num_processes must be None or at least 0, got {num_processes}")
         if grid is not None and (len(grid) != 3 or any(cells < 1 for cells in grid)):
             raise ValueError(f"grid must be None or three numbers of cells of at least 1, got {tuple(grid)}")
         self.grid = None if grid is None else tuple(grid)
         self.tolerance = tolerance
         self.num_threads = num_threads or min(os.cpu_count() or 1, _MAX_THREADS)
+        self.num_processes = num_processes
 
     def forward(self, target: Tensor, *reconstructions: Tensor) -> list[Tensor]:
         """One scalar per reconstruction; the target's diagrams are computed once and shared.
@@ -81,7 +95,10 @@ class TopologicalLoss(nn.Module):
         Raises:
             ValueError: for another shape, or a grid larger than the crop. NaN or inf is raised with the result.
         """
-        return Target(target, self.grid, self.tolerance, _thread_pool(self.num_threads))
+        of_gpu = min(self.num_threads, _MAX_PROCESSES) if target.is_cuda else 0
+        num_processes = of_gpu if self.num_processes is None else self.num_processes
+        workers = Workers(_threads(self.num_threads), _processes(num_processes) if num_processes else None)
+        return Target(target, self.grid, self.tolerance, workers)
 
 
 class Target:
@@ -90,11 +107,11 @@ class Target:
     Args:
         crops: (B, C, D, H, W).
         grid, tolerance: see :class:`TopologicalLoss`.
-        pool: whose threads compute everything.
+        workers: who compute everything.
     """
 
-    def __init__(self, crops: Tensor, grid: Sequence[int] | None, tolerance: float, pool: ThreadPoolExecutor):
-        self._grid, self._tolerance, self._pool = grid, tolerance, pool
+    def __init__(self, crops: Tensor, grid: Sequence[int] | None, tolerance: float, workers: "Workers"):
+        self._grid, self._tolerance, self._workers = grid, tolerance, workers
         self._shape = crops.shape
         self._diagrams = self._start("the target", crops)
 
@@ -114,7 +131,7 @@ class Target:
         if reconstruction.shape != self._shape:
             raise ValueError(f"{name} has shape {tuple(reconstruction.shape)}, but the target {tuple(self._shape)}")
         pairs = zip(self._diagrams, self._start(name, reconstruction), strict=True)
-        return PendingLoss([Comparison(*pair, self._tolerance, self._pool) for pair in pairs])
+        return PendingLoss([Comparison(*pair, self._tolerance, self._workers) for pair in pairs])
 
     def _start(self, name: str, crops: Tensor) -> "list[Diagrams]":
         """Diagrams of every sample and channel on the grid, computed from values of at least float32.
@@ -129,7 +146,7 @@ class Target:
         copies = crops.to(torch.promote_types(crops.dtype, torch.float32), copy=self._grid is None)
         volumes = pool_to_grid(copies, self._grid).flatten(0, 1)
         on_cpu = CopyOnCPU(volumes)
-        return [Diagrams(volume, on_cpu, n, name, self._pool) for n, volume in enumerate(volumes)]
+        return [Diagrams(volume, on_cpu, n, name, self._workers) for n, volume in enumerate(volumes)]
 
 
 class PendingLoss:
@@ -169,10 +186,31 @@ class CopyOnCPU:
         return self._copy
 
 
+@dataclass(frozen=True)
+class Workers:
+    """Threads, and processes that they may have matchings found by. All losses share them.
+
+    Jobs wait only for jobs submitted earlier, so even one thread suffices.
+    """
+
+    threads: ThreadPoolExecutor
+    processes: Processes | None
+
+    def match(self, x: Points, y: Points, tolerance: float) -> Certificate:
+        """See :func:`~nnunet_topomae.transport.matching.match`; to be called in a thread."""
+        if self.processes is None:
+            return match(x, y, _METRIC, tolerance)
+        return self.processes.run(match, x, y, _METRIC, tolerance)
+
+
 @cache
-def _thread_pool(num_threads: int) -> ThreadPoolExecutor:
-    """The threads that all losses share. Jobs wait only for jobs submitted earlier, so even one thread suffices."""
-    return ThreadPoolExecutor(num_threads, thread_name_prefix="topology")
+def _threads(number: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(number, thread_name_prefix="topology")
+
+
+@cache
+def _processes(number: int) -> Processes:
+    return Processes(number)
 
 
 class Diagrams:
@@ -183,12 +221,12 @@ class Diagrams:
         on_cpu: a copy of the batch that it belongs to.
         number: of the volume in that batch.
         name: of the batch, for messages.
-        pool: whose threads compute them.
+        workers: who compute them.
     """
 
-    def __init__(self, volume: Tensor, on_cpu: CopyOnCPU, number: int, name: str, pool: ThreadPoolExecutor):
+    def __init__(self, volume: Tensor, on_cpu: CopyOnCPU, number: int, name: str, workers: Workers):
         self.volume, self.name = volume, name
-        self._found = pool.submit(self._compute, on_cpu, number)
+        self._found = workers.threads.submit(self._compute, on_cpu, number)
 
     def _compute(self, on_cpu: CopyOnCPU, number: int) -> tuple[list[np.ndarray], list[Tensor]]:
         """Voxels of birth and death and their values, (N, 2) each, per dimension."""
@@ -213,15 +251,15 @@ class Comparison:
     Args:
         target, other: diagrams of the volumes.
         tolerance: see :class:`TopologicalLoss`.
-        pool: whose threads find the matchings.
+        workers: who find the matchings.
     """
 
-    def __init__(self, target: Diagrams, other: Diagrams, tolerance: float, pool: ThreadPoolExecutor):
-        self.target, self.other = target, other
-        self._matchings = [pool.submit(self._match, dimension, tolerance) for dimension in DIMENSIONS]
+    def __init__(self, target: Diagrams, other: Diagrams, tolerance: float, workers: Workers):
+        self.target, self.other, self._workers = target, other, workers
+        self._matchings = [workers.threads.submit(self._match, dimension, tolerance) for dimension in DIMENSIONS]
 
     def _match(self, dimension: int, tolerance: float) -> Certificate:
-        return match(self.target.points(dimension), self.other.points(dimension), _METRIC, tolerance)
+        return self._workers.match(self.target.points(dimension), self.other.points(dimension), tolerance)
 
     def distance(self) -> Tensor:
         """The topological loss of one volume.

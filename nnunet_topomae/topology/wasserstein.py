@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnunet_topomae.topology.matching import Certificate, match
-from nnunet_topomae.topology.metric import Ground, Metric, Points, check_tolerance
-from nnunet_topomae.topology.search import Indices
+from nnunet_topomae.transport.matching import Certificate, match
+from nnunet_topomae.transport.metric import Ground, Metric, Points, check_tolerance
+from nnunet_topomae.transport.search import Indices
 
 
 @overload
@@ -56,7 +56,7 @@ def wasserstein_distance(
 
     Returns:
         A scalar of x's type and device. Its gradient is that of the matching held fixed, and 0 where the distance is 0.
-        With ``return_certificate`` also a :class:`~nnunet_topomae.topology.matching.Certificate`. If values differ so
+        With ``return_certificate`` also a :class:`~nnunet_topomae.transport.matching.Certificate`. If values differ so
         much in size that rounding errors exceed the tolerance, a warning says so.
 
     Raises:
@@ -113,7 +113,8 @@ def _transport_cost(x: Tensor, y: Tensor, i: Indices, j: Indices, metric: Metric
         return points[torch.from_numpy(indices).to(points.device)]
 
     others = [at(points, np.delete(np.arange(len(points)), matched)) for points, matched in ((x, i), (y, j))]
-    return metric.tensor_costs(at(x, i), at(y, j)).sum() + metric.to_diagonal(torch.cat(others)).sum()
+    costs = torch.linalg.vector_norm(at(x, i) - at(y, j), ord=metric.norm, dim=1) ** metric.order
+    return costs.sum() + metric.to_diagonal(torch.cat(others)).sum()
 
 
 def safe_root(value: Tensor, order: float = 2) -> Tensor:

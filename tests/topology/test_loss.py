@@ -92,6 +92,17 @@ def test_threads_change_nothing(num_threads):
     assert [t.item() for t in TopologicalLoss(num_threads=num_threads)(target, a, b)] == [t.item() for t in expected]
 
 
+def test_processes_change_nothing():
+    target, a, b = (torch.rand(2, 1, 6, 6, 6) for _ in range(3))
+    a.requires_grad_()
+    gradients = []
+    for number in (0, 2):
+        losses = TopologicalLoss(num_processes=number)(target, a, b)
+        gradients.append(torch.autograd.grad(losses[0], a)[0])
+        assert [each.item() for each in losses] == [each.item() for each in TopologicalLoss()(target, a, b)]
+    assert torch.equal(*gradients)
+
+
 def test_tolerance_bounds_the_loss():
     target, reconstruction = torch.rand(1, 1, 10, 10, 10), torch.rand(1, 1, 10, 10, 10)
     exact, near = (TopologicalLoss(tolerance=t)(target, reconstruction)[0].item() for t in (0.0, 0.05))
@@ -150,6 +161,7 @@ def test_small_values_have_a_small_loss_and_gradient():
         ({"grid": (4, 4)}, r"grid must be None or three numbers of cells of at least 1, got \(4, 4\)"),
         ({"grid": (0, 4, 4)}, "grid must be None or three numbers"),
         ({"num_threads": 0}, "num_threads must be None or at least 1, got 0"),
+        ({"num_processes": -1}, "num_processes must be None or at least 0, got -1"),
     ],
 )
 def test_ill_settings(arguments, message):

@@ -8,7 +8,8 @@ from gudhi.wasserstein import wasserstein_distance as gudhi_distance
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnunet_topomae.topology import matching, wasserstein_distance
+from nnunet_topomae.topology import wasserstein_distance
+from nnunet_topomae.transport import matching
 
 coordinate = st.floats(0, 1, width=32)
 

@@ -23,8 +23,8 @@ import numpy.typing as npt
 from ot.lp.emd_wrap import emd_c_sparse  # unlike ot.emd, it can start from potentials
 from scipy.spatial import cKDTree
 
-from nnunet_topomae.topology.metric import Metric, Points, Values
-from nnunet_topomae.topology.search import Indices, Tree, pairs_below_potentials
+from nnunet_topomae.transport.metric import Metric, Points, Values
+from nnunet_topomae.transport.search import Indices, Tree, pairs_below_potentials
 
 _FEW_PAIRS = 3_000_000  # up to so many pairs of points, lattices take longer than they save on diagrams of images
 _ALL_AT_ONCE = 250_000  # up to so many pairs that are worth matching all take part from the start
@@ -39,6 +39,7 @@ _PROVABLE = 1e-9  # smallest relative gap asked for; rounding errors of many poi
 _WORTH_A_WARNING = 1e-6
 _NEARLY = 1e-4  # relative gap below which the rounding errors of POT's potentials matter
 _MAX_SWEEPS = 200
+_NO_PAIRS = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0)
 _MAX_PIVOTS, _OPTIMAL = 10**12, 1  # of POT
 
 
@@ -148,11 +149,18 @@ class Merged:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs of points and the cost of matching them."""
+    """Pairs of points and the cost of matching them.
+
+    Attributes:
+        rows, columns: the points of x and of y.
+        cost: of each pair.
+        are_all: whether no other pair costs less than sending both of its points to the diagonal.
+    """
 
     rows: Indices
     columns: Indices
     cost: Values
+    are_all: bool = False
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -251,7 +259,9 @@ class Problem:
             if upper <= lower * (1 + _NEARLY) ** self.metric.order:
                 plan = max(plan, self._sharpened(plan, pairs), key=self._dual_value)
             start = plan.alpha, plan.beta
-            rows, columns, excess = pairs_below_potentials(*self.trees, *start, self.metric, share=_JOIN_SHARE)
+            rows, columns, excess = _NO_PAIRS
+            if not pairs.are_all:
+                rows, columns, excess = pairs_below_potentials(*self.trees, *start, self.metric, share=_JOIN_SHARE)
             most_of_row, most_of_column = _maximum(rows, excess, len(self.x)), _maximum(columns, excess, len(self.y))
             infeasible = float(min(self.x.mass @ most_of_row, self.y.mass @ most_of_column))
             lower = min(max(lower, self._dual_value(plan) - infeasible), upper)
@@ -259,7 +269,8 @@ class Problem:
                 return best, lower, upper
             joining = excess >= _JOIN_SHARE * np.minimum(most_of_row[rows], most_of_column[columns])
             before = len(pairs)
-            pairs = self._pairs(np.r_[pairs.rows, rows[joining]], np.r_[pairs.columns, columns[joining]])
+            if joining.any():
+                pairs = self._pairs(np.r_[pairs.rows, rows[joining]], np.r_[pairs.columns, columns[joining]])
             if len(pairs) == before and upper > known / 2:  # else solve again, with smaller rounding errors
                 return best, lower, upper
 
@@ -279,7 +290,7 @@ class Problem:
         if hint is None and self.is_small:
             rows, columns, _ = pairs_below_potentials(*self.trees, self.x.to_diagonal, self.y.to_diagonal, self.metric)
             if len(rows) <= _ALL_AT_ONCE:
-                return self._pairs(rows, columns)
+                return Pairs(rows, columns, self.metric.costs(self.x.points[rows], self.y.points[columns]), True)
         groups = [
             _nearest(self.x.points, self.y.points, self.metric.norm),
             _nearest(self.y.points, self.x.points, self.metric.norm)[::-1],

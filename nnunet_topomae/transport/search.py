@@ -7,7 +7,7 @@ from math import ceil, log2
 import numpy as np
 import numpy.typing as npt
 
-from nnunet_topomae.topology.metric import Metric, Points, Values
+from nnunet_topomae.transport.metric import Metric, Points, Values
 
 Indices = npt.NDArray[np.int64]
 Boxes = tuple[Points, Points]  # lowest and highest corner of every box

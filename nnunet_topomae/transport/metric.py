@@ -2,17 +2,18 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Points = npt.NDArray[np.float64]
 Values = npt.NDArray[np.float64]
 Ground = Literal["inf"] | int | float
-Cloud = TypeVar("Cloud", npt.NDArray[np.float64], Tensor)
+Cloud = TypeVar("Cloud", npt.NDArray[np.float64], "Tensor")
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,6 @@ class Metric:
         """Cost of moving each row of x (N, 2) to the same row of y."""
         offsets = np.abs(x - y)
         return self.cost(offsets[:, 0], offsets[:, 1])
-
-    def tensor_costs(self, x: Tensor, y: Tensor) -> Tensor:
-        """What :meth:`costs` computes, of tensors and differentiable."""
-        return torch.linalg.vector_norm(x - y, ord=self.norm, dim=1) ** self.order
 
 
 def check_tolerance(tolerance: float) -> None:

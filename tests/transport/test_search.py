@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from nnunet_topomae.topology.metric import Metric
-from nnunet_topomae.topology.search import Tree, pairs_below_potentials
+from nnunet_topomae.transport.metric import Metric
+from nnunet_topomae.transport.search import Tree, pairs_below_potentials
 
 
 @pytest.mark.parametrize("sizes", [(1, 1), (3, 50), (8, 9), (257, 100)])
@@ -22,7 +22,7 @@ def test_finds_exactly_the_pairs_of_the_full_product(sizes, metric, margin):
 
 @pytest.mark.parametrize("leaves_at_once", [1, 7, 10_000])
 def test_pairs_of_small_excess_may_be_left_out(monkeypatch, leaves_at_once):
-    monkeypatch.setattr("nnunet_topomae.topology.search._LEAVES_AT_ONCE", leaves_at_once)
+    monkeypatch.setattr("nnunet_topomae.transport.search._LEAVES_AT_ONCE", leaves_at_once)
     rng = np.random.default_rng(0)
     x, y, alpha, beta = rng.random((300, 2)), rng.random((200, 2)), rng.random(300), rng.random(200)
     offsets = np.abs(x[:, None] - y[None])

@@ -1,0 +1,1 @@
+"""Optimal transport between persistence diagrams, without PyTorch, so that processes can do without it."""
