@@ -1,18 +1,19 @@
 """What a pre-training step spends its time on, for a planned and preprocessed dataset.
 
     python benchmarks/training_step.py DATASET [-p nnUNetTopoMAEPlans] [-c 3d_fullres] [--device cpu] [--steps 3]
-        [--longest_axes 24 48]
+        [--longest_axes 24 48] [--processes 0 4 8]
 
 nnU-Net's environment variables must point to the dataset. ``--longest_axes`` measures topology on other grids than the
-plans', too: with the given numbers of cells along the longest axis of the crop; 0 is every voxel. Medians over the
-steps, the first one left out:
+plans', too: with the given numbers of cells along the longest axis of the crop; 0 is every voxel. ``--processes``
+measures it with these numbers of processes that find matchings; with 0, threads do. Medians over the steps, the first
+one left out:
 
     data        one batch of crops read and augmented by one process; loader processes hide it behind the steps
     ViT         a step of the ViT branch alone, without topology
     UNETR++     the same of the other branch
     both        a step of both branches without topology
     topology    the topological loss of both branches alone, forward and backward
-    one thread  the same with one thread in place of one per core
+    one thread  the same with one thread in place of one per core, and as many processes
     exposed     what topology adds to a step of both branches
     hidden      the rest of it, which runs beside the GPU's work
 """
@@ -53,11 +54,14 @@ def median_seconds(actions: dict[str, Callable[[], object]], steps: int, device:
     return {name: statistics.median(each[1:]) for name, each in seconds.items()}
 
 
-def make_step(trainer: Pretrainer, config: TopoMAEConfig, batch: dict) -> Callable[[], None]:
+def make_step(
+    trainer: Pretrainer, config: TopoMAEConfig, batch: dict, num_processes: int | None = None
+) -> Callable[[], None]:
     """A step of optimisation of a fresh network."""
     channels = batch["crop"].shape[1]
     network = build_network(trainer.configuration_manager, channels, num_classes=channels, deep_supervision=False)
     task = TopoMAE(network, config, batch["crop"].shape[2:]).to(trainer.device)
+    task.topological_loss.num_processes = num_processes
     optimizer = torch.optim.AdamW([p for p in task.parameters() if p.requires_grad], lr=1e-4)
     inputs = trainer.to_device(batch)
 
@@ -72,12 +76,16 @@ def make_step(trainer: Pretrainer, config: TopoMAEConfig, batch: dict) -> Callab
 
 
 def make_topology(
-    trainer: Pretrainer, config: TopoMAEConfig, batch: dict, num_threads: int | None = None
+    trainer: Pretrainer,
+    config: TopoMAEConfig,
+    batch: dict,
+    num_threads: int | None = None,
+    num_processes: int | None = None,
 ) -> Callable[[], None]:
     """The topological loss of two reconstructions as early in training: the crop, blurred where it is hidden."""
     inputs = trainer.to_device(batch)
     crop, hidden = inputs["crop"], trainer.task.hidden_voxels(inputs)
-    loss = TopologicalLoss(config.topology.grid, config.topology.tolerance, num_threads)
+    loss = TopologicalLoss(config.topology.grid, config.topology.tolerance, num_threads, num_processes)
     blurred = [torch.nn.functional.avg_pool3d(crop, k, stride=1, padding=k // 2) for k in (3, 5)]
     predictions = [b.detach().requires_grad_() for b in blurred]
 
@@ -96,6 +104,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--longest_axes", nargs="*", type=int, default=[], help="more grids of topology")
+    parser.add_argument("--processes", nargs="*", type=int, default=[None], help="numbers of processes")
     options = parser.parse_args()
     os.environ["nnUNet_extTrainer"] = str(nnunet_topomae.trainers.FOLDER)
     device = torch.device(options.device)
@@ -118,26 +127,28 @@ def main() -> None:
         "both": make_step(trainer, without, batch),
     }
     grids = [config.topology.grid, *(grid_of(batch["crop"].shape[2:], cells) for cells in options.longest_axes)]
-    for grid in grids:
+    variants = [(grid, number) for grid in grids for number in options.processes]
+    for grid, number in variants:
         other = replace(config, topology=replace(config.topology, grid=grid))
-        actions[f"topology {grid}"] = make_topology(trainer, other, batch)
-        actions[f"one thread {grid}"] = make_topology(trainer, other, batch, num_threads=1)
-        actions[f"whole {grid}"] = make_step(trainer, other, batch)
+        actions[f"topology {grid} {number}"] = make_topology(trainer, other, batch, num_processes=number)
+        actions[f"one thread {grid} {number}"] = make_topology(trainer, other, batch, 1, number)
+        actions[f"whole {grid} {number}"] = make_step(trainer, other, batch, number)
     print(
         f"{dataset}: crop {tuple(batch['crop'].shape)}, tolerance {config.topology.tolerance}; {device}, "
         f"{os.cpu_count()} cores ({platform.machine()})"
     )
     seconds = median_seconds(actions, options.steps, device)
     networks = {name: seconds[name] for name in ("data", "ViT", "UNETR++", "both")}
-    for grid in grids:
-        alone, whole = seconds[f"topology {grid}"], seconds[f"whole {grid}"]
+    for grid, number in variants:
+        alone, whole = seconds[f"topology {grid} {number}"], seconds[f"whole {grid} {number}"]
         exposed = max(whole - seconds["both"], 0.0)
         hidden = max(alone - exposed, 0.0)
-        print(f"topology on {'every voxel' if grid is None else ' x '.join(map(str, grid))}")
+        processes = "" if number is None else f", {number} processes"
+        print(f"topology on {'every voxel' if grid is None else ' x '.join(map(str, grid))}{processes}")
         rows = {
             **networks,
             "topology": alone,
-            "one thread": seconds[f"one thread {grid}"],
+            "one thread": seconds[f"one thread {grid} {number}"],
             "exposed": exposed,
             "hidden": hidden,
             "whole step": whole,
