@@ -27,17 +27,18 @@ _SAME_EDGE = 1.01  # edges of cells within 1 % count as equal
 class TopologicalLoss(nn.Module):
     """L_topo(I, I') = sqrt(sum over k = 0, 1, 2 of W2(D_k(I), D_k(I'))^2), mean over samples and channels.
 
-    Diagrams and matchings are computed on the CPU, in threads: the diagrams of a volume are one job (one filtration
-    gives all dimensions), the matching of two diagrams another. Values and gradients are on the device of the crops. If
-    that is a GPU, processes find the matchings: threads would keep Python from telling the GPU what to do next.
+    The CPU computes diagrams and matchings: the diagrams of a volume are one job (one filtration gives all dimensions),
+    the matching of two diagrams another. Threads do them. But where the crops are on a GPU, processes find the
+    matchings, because in threads that would keep Python from telling the GPU what to do next. Values and gradients are
+    on the device of the crops.
 
     Args:
         grid: (d, h, w) cells to which crops are averaged before the filtration; None keeps every voxel. Where a grid
             does not divide a crop, the last cell of that axis is smaller.
         tolerance: largest relative error allowed in the distance of two diagrams; 0 for exact distances.
-        num_threads: most threads to use; None for one per core, but no more than 16.
-        num_processes: how many processes find matchings; 0 for none, the threads find them then. None for one per
-            thread, but no more than 6, if the crops are on a GPU, and none if they are not.
+        num_threads: most threads to use; None for one per core that the program may use, but no more than 16.
+        num_processes: how many processes find matchings; 0 for none, the threads find them then. None for 6 if the
+            crops are on a GPU, or as many as there are threads, if these are fewer; and for none on other devices.
 
     Raises:
         ValueError: for a grid, tolerance, number of threads or number of processes out of range.
@@ -71,8 +72,14 @@ class TopologicalLoss(nn.Module):
             raise ValueError(f"grid must be None or three numbers of cells of at least 1, got {tuple(grid)}")
         self.grid = None if grid is None else tuple(grid)
         self.tolerance = tolerance
-        self.num_threads = num_threads or min(os.cpu_count() or 1, _MAX_THREADS)
+        self.num_threads = num_threads or min(_num_cores(), _MAX_THREADS)
         self.num_processes = num_processes
+
+    def processes_for(self, device: torch.device) -> int:
+        """How many processes find matchings where the crops are on this device."""
+        if self.num_processes is None:
+            return min(self.num_threads, _MAX_PROCESSES) if device.type == "cuda" else 0
+        return self.num_processes
 
     def forward(self, target: Tensor, *reconstructions: Tensor) -> list[Tensor]:
         """One scalar per reconstruction; the target's diagrams are computed once and shared.
@@ -90,13 +97,12 @@ class TopologicalLoss(nn.Module):
 
     @torch.compiler.disable
     def start(self, target: Tensor) -> "Target":
-        """Start to compute the target's diagrams and return at once; threads work while the caller and the GPU go on.
+        """Start to compute the target's diagrams and return at once; the CPU works while the caller and the GPU go on.
 
         Raises:
             ValueError: for another shape, or a grid larger than the crop. NaN or inf is raised with the result.
         """
-        of_gpu = min(self.num_threads, _MAX_PROCESSES) if target.is_cuda else 0
-        num_processes = of_gpu if self.num_processes is None else self.num_processes
+        num_processes = self.processes_for(target.device)
         workers = Workers(_threads(self.num_threads), _processes(num_processes) if num_processes else None)
         return Target(target, self.grid, self.tolerance, workers)
 
@@ -150,13 +156,13 @@ class Target:
 
 
 class PendingLoss:
-    """A topological loss that threads are still computing."""
+    """A topological loss that is still being computed."""
 
     def __init__(self, comparisons: "list[Comparison]"):
         self._comparisons = comparisons
 
     def result(self) -> Tensor:
-        """Wait for the threads, then return the loss, a scalar.
+        """Wait for the rest, then return the loss, a scalar.
 
         Raises:
             ValueError: for NaN or inf.
@@ -201,6 +207,12 @@ class Workers:
         if self.processes is None:
             return match(x, y, _METRIC, tolerance)
         return self.processes.run(match, x, y, _METRIC, tolerance)
+
+
+def _num_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # a scheduler may give the program some of the machine's cores
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @cache

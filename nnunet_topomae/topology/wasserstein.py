@@ -113,8 +113,17 @@ def _transport_cost(x: Tensor, y: Tensor, i: Indices, j: Indices, metric: Metric
         return points[torch.from_numpy(indices).to(points.device)]
 
     others = [at(points, np.delete(np.arange(len(points)), matched)) for points, matched in ((x, i), (y, j))]
-    costs = torch.linalg.vector_norm(at(x, i) - at(y, j), ord=metric.norm, dim=1) ** metric.order
-    return costs.sum() + metric.to_diagonal(torch.cat(others)).sum()
+    return _costs(at(x, i), at(y, j), metric).sum() + _to_diagonal(torch.cat(others), metric).sum()
+
+
+def _costs(x: Tensor, y: Tensor, metric: Metric) -> Tensor:
+    """:meth:`Metric.costs` of tensors, differentiable."""
+    return torch.linalg.vector_norm(x - y, ord=metric.norm, dim=1) ** metric.order
+
+
+def _to_diagonal(points: Tensor, metric: Metric) -> Tensor:
+    """:meth:`Metric.to_diagonal` of tensors, differentiable."""
+    return ((points[:, 0] - points[:, 1]).abs() * 2 ** (1 / metric.norm - 1)) ** metric.order
 
 
 def safe_root(value: Tensor, order: float = 2) -> Tensor:

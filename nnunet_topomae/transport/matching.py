@@ -290,7 +290,8 @@ class Problem:
         if hint is None and self.is_small:
             rows, columns, _ = pairs_below_potentials(*self.trees, self.x.to_diagonal, self.y.to_diagonal, self.metric)
             if len(rows) <= _ALL_AT_ONCE:
-                return Pairs(rows, columns, self.metric.costs(self.x.points[rows], self.y.points[columns]), True)
+                cost = self.metric.costs(self.x.points[rows], self.y.points[columns])
+                return Pairs(rows, columns, cost, are_all=True)
         groups = [
             _nearest(self.x.points, self.y.points, self.metric.norm),
             _nearest(self.y.points, self.x.points, self.metric.norm)[::-1],

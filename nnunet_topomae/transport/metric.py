@@ -2,18 +2,14 @@
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 Points = npt.NDArray[np.float64]
 Values = npt.NDArray[np.float64]
 Ground = Literal["inf"] | int | float
-Cloud = TypeVar("Cloud", npt.NDArray[np.float64], "Tensor")
 
 
 @dataclass(frozen=True)
@@ -42,9 +38,9 @@ class Metric:
         """The p of the ground norm."""
         return float(self.ground)
 
-    def to_diagonal(self, points: Cloud) -> Cloud:
-        """Cost of sending points (N, 2) to the diagonal; arrays give arrays, tensors differentiable tensors."""
-        return (abs(points[:, 0] - points[:, 1]) * 2 ** (1 / self.norm - 1)) ** self.order
+    def to_diagonal(self, points: Points) -> Values:
+        """Cost of sending points (N, 2) to the diagonal."""
+        return (np.abs(points[:, 0] - points[:, 1]) * 2 ** (1 / self.norm - 1)) ** self.order
 
     def cost(self, birth_offset: Values, death_offset: Values) -> Values:
         """Cost of moving points by these absolute offsets of birth and death."""

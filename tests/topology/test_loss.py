@@ -11,6 +11,8 @@ from nnunet_topomae.topology import TopologicalLoss
 from nnunet_topomae.topology import loss as loss_module
 from nnunet_topomae.topology.loss import choose_grid, pool_to_grid
 from nnunet_topomae.topology.persistence import persistence_pairs
+from nnunet_topomae.transport.matching import match
+from nnunet_topomae.transport.processes import Processes
 
 
 def _gudhi_loss(a, b):
@@ -92,15 +94,35 @@ def test_threads_change_nothing(num_threads):
     assert [t.item() for t in TopologicalLoss(num_threads=num_threads)(target, a, b)] == [t.item() for t in expected]
 
 
-def test_processes_change_nothing():
+def test_processes_change_nothing(monkeypatch):
     target, a, b = (torch.rand(2, 1, 6, 6, 6) for _ in range(3))
     a.requires_grad_()
-    gradients = []
-    for number in (0, 2):
-        losses = TopologicalLoss(num_processes=number)(target, a, b)
-        gradients.append(torch.autograd.grad(losses[0], a)[0])
-        assert [each.item() for each in losses] == [each.item() for each in TopologicalLoss()(target, a, b)]
-    assert torch.equal(*gradients)
+    expected = TopologicalLoss()(target, a, b)
+    asked, in_process = [], Processes.run
+
+    def run(processes, function, *arguments):
+        asked.append(function)
+        return in_process(processes, function, *arguments)
+
+    monkeypatch.setattr(Processes, "run", run)
+    losses = TopologicalLoss(num_processes=1)(target, a, b)
+    assert asked == [match] * 12  # 2 samples, 2 reconstructions, 3 dimensions
+    assert [each.item() for each in losses] == [each.item() for each in expected]
+    assert torch.equal(*(torch.autograd.grad(each[0], a)[0] for each in (losses, expected)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "device", "number"),
+    [
+        ({"num_threads": 16}, "cuda", 6),
+        ({"num_threads": 2}, "cuda", 2),
+        ({"num_threads": 16}, "cpu", 0),
+        ({"num_processes": 0}, "cuda", 0),
+        ({"num_processes": 9}, "cpu", 9),
+    ],
+)
+def test_processes_are_for_gpus_unless_a_number_is_given(arguments, device, number):
+    assert TopologicalLoss(**arguments).processes_for(torch.device(device)) == number
 
 
 def test_tolerance_bounds_the_loss():
