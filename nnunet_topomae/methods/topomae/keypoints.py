@@ -62,6 +62,11 @@ def scaled_interval(
     return low, np.maximum(start + shape, volume) - low
 
 
+def centred(keypoints: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Key points (9, 3) of a crop of the same size in the middle of its volume."""
+    return keypoints - keypoints[-1]
+
+
 def keypoint_error(predicted: npt.NDArray[np.float32], actual: npt.NDArray[np.float32], extent: npt.ArrayLike) -> float:
     """Mean distance of predicted and actual key points in mm.
 

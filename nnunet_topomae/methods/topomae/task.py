@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nnunet_topomae.methods.base import Batch, CaseReport, ImageSource
 from nnunet_topomae.methods.losses import compose, masked_mse
 from nnunet_topomae.methods.masked import MaskedReconstruction
-from nnunet_topomae.methods.topomae.keypoints import NUM_KEYPOINTS, keypoint_error
+from nnunet_topomae.methods.topomae.keypoints import NUM_KEYPOINTS, centred, keypoint_error
 from nnunet_topomae.methods.topomae.settings import TopologyConfig, TopoMAEConfig
 from nnunet_topomae.methods.topomae.views import KeypointViews
 from nnunet_topomae.networks.fused import FusedViTUNETRPP
@@ -30,6 +30,7 @@ from nnunet_topomae.topology.loss import PendingLoss, check_grid, choose_grid, p
 
 _KEYPOINT_CHANNELS, _KEYPOINT_HIDDEN = 64, 256
 _BY_VIT, _BY_UNETRPP = "the reconstruction by the ViT", "the reconstruction by UNETR++"  # in messages
+_GUESS = "crop in the middle"
 _LOOKED_AT = 100  # images at most, to see how large they are
 
 
@@ -39,7 +40,7 @@ class Prediction(NamedTuple):
     Attributes:
         reconstructions: (B, C, D, H, W) by branch.
         keypoints: (B, 9, 3) in (-1, 1) by branch; empty where the spatial loss is off.
-        topology: topological losses by branch, which threads are still computing; empty where that loss is off.
+        topology: topological losses by branch, which are still being computed; empty where that loss is off.
     """
 
     reconstructions: dict[str, Tensor]
@@ -207,7 +208,10 @@ class TopoMAE(MaskedReconstruction):
         return {"total": torch.stack([weights[name] * term for name, term in terms.items()]).sum(), **terms}
 
     def shown(self, output: Prediction, batch: Batch) -> CaseReport:
-        """What every masked method shows, persistence diagrams, topological distance, and error of key points in mm."""
+        """What every masked method shows, persistence diagrams, topological distance, and error of key points in mm.
+
+        A guess that every crop lies in the middle of its volume is shown beside the latter: it has learned nothing.
+        """
         report = super().shown(output, batch)
         crop, hidden = batch["crop"], self.hidden_voxels(batch)
         composed = {branch: compose(crop, r, hidden) for branch, r in output.reconstructions.items()}
@@ -216,9 +220,11 @@ class TopoMAE(MaskedReconstruction):
         metrics = {branch: dict(figures) for branch, figures in report.metrics.items()}
         for branch, distance in zip(composed, distances, strict=True):
             metrics[branch]["topological_distance"] = distance.item()
+        actual, extent = (batch[name][0].cpu().numpy() for name in ("keypoints", "extent"))
         for branch, points in output.keypoints.items():
-            arrays = (t[0].cpu().numpy() for t in (points, batch["keypoints"], batch["extent"]))
-            metrics[branch]["keypoint_error_mm"] = keypoint_error(*arrays)
+            metrics[branch]["keypoint_error_mm"] = keypoint_error(points[0].cpu().numpy(), actual, extent)
+        if output.keypoints:
+            metrics[_GUESS] = {"keypoint_error_mm": keypoint_error(centred(actual), actual, extent)}
         diagrams = {
             self.headings.get(name, name): [
                 diagram.cpu().numpy() for diagram in persistence_diagrams(pool_to_grid(volume, same_for_all_runs)[0, 0])

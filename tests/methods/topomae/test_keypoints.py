@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nnunet_topomae.methods.crops import mirrored_start
-from nnunet_topomae.methods.topomae.keypoints import crop_keypoints, keypoint_error, scaled_interval
+from nnunet_topomae.methods.topomae.keypoints import centred, crop_keypoints, keypoint_error, scaled_interval
 
 sizes = st.tuples(*[st.integers(1, 60)] * 3)
 
@@ -55,6 +55,12 @@ def test_interval_turns_errors_into_voxels():
 def test_empty_shapes_are_refused():
     with pytest.raises(ValueError, match="shapes must be positive"):
         crop_keypoints((0, 0, 0), (0, 4, 4), (8, 8, 8))
+
+
+def test_a_crop_of_the_same_size_in_the_middle():
+    shapes = (4, 6, 2), (10, 12, 2)
+    middle = centred(crop_keypoints((5, 0, 0), *shapes))
+    assert middle == pytest.approx(crop_keypoints((3, 3, 0), *shapes), abs=1e-6)
 
 
 def test_keypoint_error_in_mm():

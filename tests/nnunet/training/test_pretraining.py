@@ -36,6 +36,7 @@ def test_run_leaves_checkpoints_curves_pictures_and_summary(workspace, pretraine
             "keypoint_error_mm",
         }
         assert all(np.isfinite(value) for value in record["metrics"][branch].values())
+    assert record["metrics"]["crop in the middle"]["keypoint_error_mm"] >= 0
 
 
 def test_learning_rate_is_scaled_by_the_batch(pretrained):
