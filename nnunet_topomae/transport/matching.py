@@ -152,7 +152,8 @@ class Pairs:
     """Pairs of points and the cost of matching them.
 
     Attributes:
-        rows, columns: the points of x and of y.
+        rows: the points of x.
+        columns: the points of y.
         cost: of each pair.
         are_all: whether no other pair costs less than sending both of its points to the diagonal.
     """

@@ -36,7 +36,7 @@ _PATIENCE = 10  # seconds that a process whose pipe has broken is given to end
 class Processes:
     """Processes that are started at once and end with the program, even when it is killed.
 
-    Unlike those of :mod:`multiprocessing` they do not import the main script, so that scripts need no guard around it.
+    Unlike those of ``multiprocessing`` they do not import the main script, so that scripts need no guard around it.
 
     Args:
         number: of processes.
