@@ -55,7 +55,7 @@ def mean_of(records: Sequence[Mapping[str, float | None]]) -> dict[str, float | 
 def with_skills(
     metrics: Mapping[str, Mapping[str, float | None]], yardstick: str
 ) -> dict[str, dict[str, float | None]]:
-    """The metrics with the skill of every row first: 1 - (its MSE) / (the MSE of the yardstick).
+    """The metrics with the skill of every row that has an MSE first: 1 - (its MSE) / (the MSE of the yardstick).
 
     The skill of mean errors is that of the errors' ratio, not the mean of the cases' skills.
 
@@ -66,7 +66,10 @@ def with_skills(
     reference = metrics.get(yardstick, {}).get(ERROR)
     if not reference:
         return {row: dict(figures) for row, figures in metrics.items()}
-    return {row: {SKILL: _skill(figures.get(ERROR), reference), **figures} for row, figures in metrics.items()}
+    skills = {
+        row: {SKILL: _skill(figures[ERROR], reference)} if ERROR in figures else {} for row, figures in metrics.items()
+    }
+    return {row: {**skills[row], **figures} for row, figures in metrics.items()}
 
 
 def _skill(error: float | None, reference: float) -> float | None:

@@ -35,4 +35,5 @@ def test_no_skill_without_an_error_of_the_yardstick():
     assert with_skills({"vit": {"MSE": 1.0}}, "inpainting") == {"vit": {"MSE": 1.0}}
     assert with_skills({"vit": {"MSE": 1.0}, "inpainting": {"MSE": 0.0}}, "inpainting")["vit"] == {"MSE": 1.0}
     figures = {"vit": {"cosine": 0.3}, "inpainting": {"MSE": 2.0}}
-    assert with_skills(figures, "inpainting")["vit"] == {"skill": None, "cosine": 0.3}
+    assert with_skills(figures, "inpainting")["vit"] == {"cosine": 0.3}
+    assert with_skills({"vit": {"MSE": None}, "inpainting": {"MSE": 2.0}}, "inpainting")["vit"]["skill"] is None
