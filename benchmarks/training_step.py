@@ -13,7 +13,7 @@ one left out:
     UNETR++     the same of the other branch
     both        a step of both branches without topology
     topology    the topological loss of both branches alone, forward and backward
-    one thread  the same with one thread in place of one per core, and as many processes
+    one thread  the same with one thread in place of one per core; on a GPU without --processes with one process, too
     exposed     what topology adds to a step of both branches
     hidden      the rest of it, which runs beside the GPU's work
 """

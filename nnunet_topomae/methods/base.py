@@ -87,7 +87,7 @@ class PretextTask(nn.Module, ABC):
             shown by its own name.
         yardstick: what a run must beat before it can be said to have learned, in words; see :meth:`baseline_error`.
             Empty if the method has none. If :meth:`shown` gives a row of this name with an ``MSE``, the report has the
-            skill of all rows.
+            skill of all rows that have one.
         loss_follows: whether :meth:`loss_terms` will be called on what :meth:`forward` returns; see
             :meth:`without_loss`.
     """

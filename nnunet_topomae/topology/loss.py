@@ -1,6 +1,5 @@
 """The topological loss of a reconstruction (Gu et al., section II-A, equation for L_topo)."""
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from nnunet_topomae.topology.persistence import DIMENSIONS, persistence_pairs, v
 from nnunet_topomae.topology.wasserstein import matching_distance
 from nnunet_topomae.transport.matching import Certificate, match
 from nnunet_topomae.transport.metric import Metric, Points, check_tolerance
-from nnunet_topomae.transport.processes import Processes
+from nnunet_topomae.transport.processes import Processes, usable_cores
 from nnunet_topomae.transport.search import Indices
 
 _METRIC = Metric(order=2, ground="inf")
@@ -72,7 +71,7 @@ class TopologicalLoss(nn.Module):
             raise ValueError(f"grid must be None or three numbers of cells of at least 1, got {tuple(grid)}")
         self.grid = None if grid is None else tuple(grid)
         self.tolerance = tolerance
-        self.num_threads = num_threads or min(_num_cores(), _MAX_THREADS)
+        self.num_threads = num_threads or min(usable_cores(), _MAX_THREADS)
         self.num_processes = num_processes
 
     def processes_for(self, device: torch.device) -> int:
@@ -207,12 +206,6 @@ class Workers:
         if self.processes is None:
             return match(x, y, _METRIC, tolerance)
         return self.processes.run(match, x, y, _METRIC, tolerance)
-
-
-def _num_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # a scheduler may give the program some of the machine's cores
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @cache

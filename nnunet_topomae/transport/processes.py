@@ -139,6 +139,13 @@ if hasattr(os, "register_at_fork"):  # not on Windows, which has no forks
     os.register_at_fork(after_in_child=_forget_all)
 
 
+def usable_cores() -> int:
+    """How many cores the program may use: a scheduler may give it only some of the machine's."""
+    if hasattr(os, "sched_getaffinity"):  # not on Windows and macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def serve() -> None:
     """What a process does: answer calls that come by its standard input until that is closed."""
     calls, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")

@@ -14,6 +14,8 @@ from torch._dynamo import OptimizedModule
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from nnunet_topomae.transport.processes import usable_cores
+
 
 def world_size() -> int:
     """Number of processes that train together."""
@@ -53,8 +55,7 @@ def place(trainer: nnUNetTrainer, device: torch.device) -> None:
         trainer.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", dist.get_rank())))
         return
     trainer.device, trainer.grad_scaler = device, None
-    cores = len(os.sched_getaffinity(0))  # those that a scheduler gave, where it gave only some
-    torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    torch.set_num_threads(max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 def distribute(network: nn.Module, device: torch.device, *, sync_batch_norm: bool) -> DistributedDataParallel:
