@@ -3,8 +3,8 @@
     python benchmarks/small_plans.py 4 [-p nnUNetTopoMAEPlans] [--crop 32 48 32]
 
 Reads plans of a dataset that has been planned by ``TopoMAEPlanner`` and preprocessed, and writes ``SmallTopoMAE``
-(UNETR++ and a ViT), ``SmallUNETR`` and ``SmallUNet`` beside it. All train on the same preprocessed images, in batches
-of 2. Names that go on with ``Frozen`` or ``Slow`` are the same plans, but in fine-tuning the pre-trained encoder keeps
+(UNETR++ and a ViT), ``SmallUNETR`` and ``SmallUNet`` beside it, and the UNETR again for MiM and Alice, which have
+settings of their own: ``SmallMiM`` and ``SmallAlice``. All train on the same preprocessed images, in batches of 2. Names that go on with ``Frozen`` or ``Slow`` are the same plans, but in fine-tuning the pre-trained encoder keeps
 its weights, or learns at a tenth of the rate. Those that end in ``NoTopology`` or ``FullTopology`` pre-train without
 the topological term, or with a weight of 1.
 """
@@ -41,6 +41,11 @@ def strides(number: int) -> list[list[int]]:
 
 def networks(crop: list[int]) -> dict[str, tuple[str, dict[str, Any], list[str]]]:
     """Class, arguments, and arguments that nnU-Net imports, by the name of the plans."""
+    unetr = (
+        "nnunet_topomae.networks.unetr.UNETR",
+        {"crop_size": crop, "strides": strides(4), "vit": VIT, "taps": [3, 4], "features": 8},
+        [],
+    )
     return {
         "SmallTopoMAE": (
             "nnunet_topomae.networks.fused.FusedViTUNETRPP",
@@ -55,11 +60,7 @@ def networks(crop: list[int]) -> dict[str, tuple[str, dict[str, Any], list[str]]
             },
             [],
         ),
-        "SmallUNETR": (
-            "nnunet_topomae.networks.unetr.UNETR",
-            {"crop_size": crop, "strides": strides(4), "vit": VIT, "taps": [3, 4], "features": 8},
-            [],
-        ),
+        **dict.fromkeys(("SmallUNETR", "SmallMiM", "SmallAlice"), unetr),
         "SmallUNet": (
             "dynamic_network_architectures.architectures.unet.PlainConvUNet",
             {
@@ -79,6 +80,14 @@ def networks(crop: list[int]) -> dict[str, tuple[str, dict[str, Any], list[str]]
 BLOCKS = {  # learning rates for a batch of 2: 1e-3 and 5e-4 in pre-training, 2e-3 and 8e-4 in fine-tuning
     "SmallTopoMAE": {"pretraining": {"base_lr": 0.128}, "finetuning": {"base_lr": 0.256}},
     "SmallUNETR": {"pretraining": {"base_lr": 0.064}, "finetuning": {"base_lr": 0.1}},
+    "SmallMiM": {  # 7 volumes a crop in place of 21
+        "pretraining": {"base_lr": 5e-4, "gamma": 2, "beta": 2, "recompute": False},
+        "finetuning": {"base_lr": 0.1},
+    },
+    "SmallAlice": {
+        "pretraining": {"base_lr": 5e-4, "landmarks": {"iterations": 1000}},
+        "finetuning": {"base_lr": 0.1},
+    },
     "SmallUNet": {"pretraining": {"base_lr": 0.128, "decoder_width": 64}, "finetuning": {"base_lr": 0.1}},
 }
 

@@ -118,7 +118,7 @@ def test_small_plans_build_networks_for_their_crop(tmp_path, run):
         (written,) = plans["configurations"].values()
         assert plans["plans_name"] == file.stem
         assert (written["patch_size"], written["batch_size"]) == ([16, 32, 16], 2)
-        if file.stem in ("SmallTopoMAE", "SmallUNETR", "SmallUNet"):
+        if file.stem in ("SmallTopoMAE", "SmallUNETR", "SmallMiM", "SmallAlice", "SmallUNet"):
             architecture = written["architecture"]
             names = ("network_class_name", "arch_kwargs", "_kw_requires_import")
             network = get_network_from_plans(*(architecture[name] for name in names), 1, 2, deep_supervision=False)
