@@ -4,9 +4,10 @@
 
 Reads plans of a dataset that has been planned by ``TopoMAEPlanner`` and preprocessed, and writes ``SmallTopoMAE``
 (UNETR++ and a ViT), ``SmallUNETR`` and ``SmallUNet`` beside it, and the UNETR again for MiM and Alice, which have
-settings of their own: ``SmallMiM`` and ``SmallAlice``. All train on the same preprocessed images, in batches of 2. Names that go on with ``Frozen`` or ``Slow`` are the same plans, but in fine-tuning the pre-trained encoder keeps
-its weights, or learns at a tenth of the rate. Those that end in ``NoTopology`` or ``FullTopology`` pre-train without
-the topological term, or with a weight of 1.
+settings of their own: ``SmallMiM`` and ``SmallAlice``. All train on the same preprocessed images, in batches of 2.
+Names that go on with ``Frozen`` or ``Slow`` are the same plans, but in fine-tuning the pre-trained encoder keeps its
+weights, or learns at a tenth of the rate. Those that end in ``NoTopology`` or ``FullTopology`` pre-train without the
+topological term, or with a weight of 1.
 """
 
 import argparse

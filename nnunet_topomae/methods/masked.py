@@ -2,7 +2,7 @@
 
 import copy
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -31,9 +31,8 @@ from nnunet_topomae.settings.schema import Choice, Number, block, setting
 MASK_SOURCES = ("random", "anatomask")
 HARDNESS_SCORES = ("denormalised", "normalised", "mixed")
 _INPAINTING = "harmonic inpainting"
+_MOMENTA, _STEPS = (0.999, 0.9999), 250_000  # of the published training, at its start and from a quarter of it on
 _MOMENTUM_RISES = 0.25  # share of the training, AnatoMask
-_MAX_SHARE_OF_START = 0.05  # of a teacher's weights, above which it has learned little; ours
-_AVERAGED = 20  # times that a run should be as long as what a teacher averages over
 
 
 @dataclass(frozen=True)
@@ -46,12 +45,19 @@ class TeacherConfig:
     last_share: float = setting(
         0.5, Number(0, 1), "the same share at the end; it grows linearly in between", "AnatoMask, 3.3"
     )
-    first_momentum: float = setting(0.999, Number(0, 1), "momentum of the teacher at the start", "AnatoMask")
-    last_momentum: float = setting(
-        0.9999,
-        Number(0, 1),
-        "momentum of the teacher from 25 % of the training on; before that it rises linearly from `first_momentum`",
-        "AnatoMask",
+    first_momentum: float | None = setting(
+        None,
+        Number(0, 1, optional=True),
+        "momentum of the teacher at the start; null: 0.999 in a training of 250,000 steps, in others so that the "
+        "teacher averages over the same share of all steps, 0.4 %",
+        "AnatoMask; other lengths: ours",
+    )
+    last_momentum: float | None = setting(
+        None,
+        Number(0, 1, optional=True),
+        "the same from 25 % of the training on; before that it rises linearly from `first_momentum`; null: 0.9999, or "
+        "4 % of all steps",
+        "AnatoMask; other lengths: ours",
     )
     hardness: str = setting(
         "denormalised",
@@ -60,10 +66,17 @@ class TeacherConfig:
         "ours, see docs/methods/anatomask.md",
     )
 
-    def momentum(self, progress: float) -> float:
-        """Momentum of the teacher at a share of the training."""
-        risen = min(progress / _MOMENTUM_RISES, 1)
-        return self.first_momentum + (self.last_momentum - self.first_momentum) * risen
+    def momentum(self, progress: float, steps: int) -> float:
+        """Momentum of the teacher at a share of a training of so many steps.
+
+        A teacher of momentum m averages over 1 / (1 - m) steps. With the published momenta that are 1,000 and 10,000
+        steps, so after a training of 1,500 steps two thirds of the teacher would still be its random first weights.
+        """
+        first, last = (
+            max(1 - (1 - published) * _STEPS / steps, 0) if own is None else own
+            for own, published in zip((self.first_momentum, self.last_momentum), _MOMENTA, strict=True)
+        )
+        return first + (last - first) * min(progress / _MOMENTUM_RISES, 1)
 
 
 @dataclass(frozen=True)
@@ -200,20 +213,6 @@ class MaskedReconstruction(PretextTask):
         ]
         return torch.stack(errors).mean(dim=0)
 
-    def prepare(self, images: ImageSource, device: torch.device, log: Callable[[str], None]) -> None:
-        """Warn of a teacher that cannot follow in so few steps; see :meth:`PretextTask.prepare`."""
-        if self.teacher is None:
-            return
-        epochs, iterations = self.config.num_epochs, self.config.num_iterations_per_epoch
-        kept = prod(self.config.anatomask.momentum(epoch / epochs) ** iterations for epoch in range(epochs))
-        if kept > _MAX_SHARE_OF_START:
-            steps = epochs * iterations
-            log(
-                f"WARNING: after {steps} steps the teacher that chooses masks still keeps {kept:.0%} of its random "
-                "first weights, because it follows too slowly: set first_momentum and last_momentum of "
-                f"pretraining.anatomask in the plans to {max(1 - _AVERAGED / steps, 0):.4g}, or train longer"
-            )
-
     @torch.no_grad()
     def choose(self, batch: Batch, progress: float) -> Batch:
         """The batch with the mask to train on (AnatoMask, section 3.3).
@@ -236,7 +235,8 @@ class MaskedReconstruction(PretextTask):
         """Let the teacher follow; see :meth:`PretextTask.after_step`."""
         if self.teacher is None:
             return
-        follow(self.teacher, self, self.config.anatomask.momentum(progress))
+        steps = self.config.num_epochs * self.config.num_iterations_per_epoch
+        follow(self.teacher, self, self.config.anatomask.momentum(progress, steps))
 
     def shown(self, output: Output, batch: Batch) -> CaseReport:
         """The crop, what the network saw of it, and the reconstructions with visible patches taken from the crop."""
