@@ -1,6 +1,5 @@
 """Benchmarks still run, and print what they say."""
 
-import importlib.util
 import json
 import re
 import sys
@@ -13,20 +12,6 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunet_topomae.nnunet.training.pretraining import Pretrainer
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
-
-@pytest.fixture
-def load(monkeypatch):
-    """Import a benchmark by its name."""
-
-    def load(name: str):
-        monkeypatch.syspath_prepend(BENCHMARKS)  # as for a script, which may import its neighbours
-        spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-
-    return load
 
 
 @pytest.fixture
