@@ -1,6 +1,8 @@
 """Studies on the phantom dataset; commands of nnU-Net are replaced by a script that writes what they would write."""
 
 import csv
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -425,6 +427,16 @@ def test_a_killed_study_goes_on(study, marks, capsys):
     assert "Waiting for a command that another study run has started" in capsys.readouterr().out
     assert len(commands(marks)) == 9 + 1
     assert len(list(csv.DictReader((study / "results.csv").open()))) == 16
+
+
+def test_a_study_is_run_on_a_disk_without_locks(study, marks, monkeypatch, capsys):
+    def no_locks(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    assert run(study) == 0
+    assert f"WARNING: {study} is on a disk without locks (Function not implemented)" in capsys.readouterr().out
+    assert len(commands(marks)) == 9
 
 
 def _edit(file, edit):

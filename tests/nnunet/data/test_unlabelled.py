@@ -286,7 +286,7 @@ def test_a_run_without_labels_that_goes_on_keeps_its_validation_images(without_l
 
 def test_a_dataset_without_labels_has_five_folds(without_labels):
     trainer = without_labels.trainer("TopoMAEPretrainer", fold=5)
-    with pytest.raises(ValueError, match="Dataset995_Unlabelled has no labels and so folds 0 to 4 only, not 5; use one"):
+    with pytest.raises(ValueError, match="Dataset995_Unlabelled has no labels and so folds 0 to 4 only, not 5"):
         trainer.on_train_start()
 
 
