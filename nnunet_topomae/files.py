@@ -74,11 +74,9 @@ def remove_leftovers(folder: Path) -> list[Path]:
 def lock(file: Path, warn: Callable[[str], object]) -> BinaryIO:
     """Keep other processes, also on other machines, from locking a file until this one closes it or ends.
 
-    It is a POSIX lock: one of a process that was killed is gone at once, also if processes that it had started go on.
-
     Args:
         file: to lock.
-        warn: is told if the disk has no locks, as some of clusters have not; then nothing is locked.
+        warn: see :func:`take_lock`.
 
     Returns:
         The open file, to be kept.
@@ -87,21 +85,42 @@ def lock(file: Path, warn: Callable[[str], object]) -> BinaryIO:
         ValueError: if another process holds it; says which.
     """
     stream = file.open("a+b")
-    try:
-        fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    if not take_lock(stream, warn):
         stream.seek(0)
         holder = stream.read().decode(errors="replace")
         stream.close()
-        raise ValueError(f"{file.parent} is in use by {holder or 'another process'}; wait for it, or end it") from error
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-        warn(f"{file.parent} is on a disk without locks ({error.strerror}): let no other process work there")
+        raise ValueError(f"{file.parent} is in use by {holder or 'another process'}; wait for it, or end it")
     stream.truncate(0)
     stream.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
     stream.flush()
     return stream
+
+
+def take_lock(stream: BinaryIO, warn: Callable[[str], object], *, wait: bool = False, inherited: bool = False) -> bool:
+    """Lock a file that is open for writing until it is closed.
+
+    Args:
+        stream: the open file.
+        warn: is told if the disk has no locks, as some of clusters have not; then nothing is locked.
+        wait: whether to wait while another process holds it.
+        inherited: whether processes that inherit the open file hold the lock, too, until the last of them ends. If not,
+            it is a POSIX lock: one of a process that was killed is gone at once, also if processes that it had started
+            go on.
+
+    Returns:
+        False if another process holds it, otherwise True.
+    """
+    take = fcntl.flock if inherited else fcntl.lockf
+    try:
+        take(stream, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        folder = Path(stream.name).parent
+        warn(f"{folder} is on a disk without locks ({error.strerror}): let no other process work there")
+    return True
 
 
 def _temporary(file: Path) -> Path:

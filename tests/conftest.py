@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock
+
+from nnunet_topomae.files import take_lock
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"  # a user's own trainers
 
@@ -57,7 +58,8 @@ def planned(tmp_path_factory):
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent  # of the folders of all processes
     folder = root / "planned"
-    with FileLock(root / "planned.lock"):
+    with (root / "planned.lock").open("ab") as stream:
+        take_lock(stream, print, wait=True)
         if not folder.is_dir():
             unfinished = root / "unfinished"
             plan_phantoms(unfinished)

@@ -3,10 +3,12 @@ import fcntl
 import json
 import os
 import stat
+import subprocess
+import sys
 
 import pytest
 
-from nnunet_topomae.files import keep_as, lock, read_json, remove_leftovers, write_file, write_json
+from nnunet_topomae.files import keep_as, lock, read_json, remove_leftovers, take_lock, write_file, write_json
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path):
@@ -97,6 +99,21 @@ def test_a_disk_without_locks_does_not_keep_anyone_from_working(tmp_path, monkey
     monkeypatch.setattr(fcntl, "lockf", no_locks)
     lock(tmp_path / ".lock", said.append).close()
     assert said == [f"{tmp_path} is on a disk without locks (No locks available): let no other process work there"]
+
+
+@pytest.mark.parametrize("inherited", [False, True])
+def test_a_lock_that_another_process_holds_can_be_waited_for(tmp_path, inherited):
+    file = tmp_path / ".lock"
+    code = (
+        f"import sys\nfrom nnunet_topomae.files import take_lock\nstream = open({str(file)!r}, 'ab')\n"
+        f"take_lock(stream, print, inherited={inherited})\nprint('locked', flush=True)\nsys.stdin.read()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"locked\n"
+        with file.open("ab") as stream:
+            assert not take_lock(stream, print, inherited=inherited)
+            other.stdin.close()
+            assert take_lock(stream, print, inherited=inherited, wait=True)
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ _LEAST_EPOCHS = 10
 _WARMUP_SHARE = 0.05  # MAE
 _IN_EPOCHS = ("warmup_epochs", "freeze_epochs")  # belong to the num_epochs that the plans had
 _OF_FUSION = ("vit", "taps", "pyramid_channels", "pyramid_blocks", "fusion_gain", "drop_path")
+_OF_OTHERS = ("inherits_from", "next_stage")  # name configurations that the plans of a study do not have
 _NAME = re.compile(r"[A-Za-z0-9]+(?:[-_.][A-Za-z0-9]+)*")
 
 
@@ -212,7 +213,8 @@ class _PlansFiles:
         plans = read_json(self.file(name))
         dataset = PlannedDataset.of(self.dataset_id, name)
         (configuration,) = dataset.configurations([self.configuration])
-        plans["configurations"] = {configuration: dataset.plans.get_configuration(configuration).configuration}
+        resolved = dataset.plans.get_configuration(configuration).configuration
+        plans["configurations"] = {configuration: {k: v for k, v in resolved.items() if k not in _OF_OTHERS}}
         missing = set(read_dataset(Path(nnUNet_raw) / self.folder.name)[1]).difference(
             dataset.labelled_cases(configuration)
         )

@@ -1,6 +1,5 @@
 """``nnUNetv2_topomae study run``: nnU-Net's own commands, one after another, until all is done or the time is up."""
 
-import fcntl
 import os
 import shutil
 import signal
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nnunet_topomae import trainers
+from nnunet_topomae.files import take_lock
 from nnunet_topomae.studies.results import measure_study
 from nnunet_topomae.studies.steps import Step, Steps
 
@@ -71,22 +71,15 @@ class Runner:
 
         Commands inherit the lock, so it is held until the last of them has ended.
         """
-        descriptor = os.open(self.steps.study.folder / _LOCK, os.O_RDWR | os.O_CREAT)
-        try:
+        with (self.steps.study.folder / _LOCK).open("ab") as stream:
             waiting = False
-            while True:
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if not waiting:
-                        self.say("Waiting for a command that another study run has started (see the newest log)")
-                    waiting = True
-                    self._check_time()
-                    time.sleep(_POLL)
-            yield descriptor
-        finally:
-            os.close(descriptor)
+            while not take_lock(stream, lambda said: self.say(f"WARNING: {said}"), inherited=True):
+                if not waiting:
+                    self.say("Waiting for a command that another study run has started (see the newest log)")
+                waiting = True
+                self._check_time()
+                time.sleep(_POLL)
+            yield stream.fileno()
 
     def _check_time(self) -> None:
         if self.deadline is not None and time.monotonic() >= self.deadline:

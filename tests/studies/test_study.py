@@ -1,6 +1,8 @@
 """Studies on the phantom dataset; commands of nnU-Net are replaced by a script that writes what they would write."""
 
 import csv
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -13,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_topomae.commands import cli
 from nnunet_topomae.files import write_json
@@ -147,6 +150,23 @@ def test_all_rows_of_the_methods_can_be_planned(workspace, new):
     assert {row.name: row.compared_with for row in study.rows} == {
         "nnunet": None, "resenc": None, "spark": "resenc", "anatomask": "resenc", "scratch": None, "topomae": "scratch",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["3d_lowres", "3d_fullres_bs4"])
+def test_the_plans_of_a_run_name_no_configuration_that_they_do_not_have(workspace, new, name):
+    plans = workspace.plans() | {"plans_name": "study_others"}
+    of_fullres = plans["configurations"]["3d_fullres"]
+    plans["configurations"] |= {
+        "3d_lowres": {**of_fullres, "next_stage": "3d_cascade_fullres"},
+        "3d_cascade_fullres": {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"},
+        "3d_fullres_bs4": {"inherits_from": "3d_fullres", "batch_size": 4},
+    }
+    write_json(plans, workspace.preprocessed / "study_others.json")
+    new("--rows", "scratch", "-p", "study_others", "-c", name)
+    resolved = PlansManager(workspace.plans("study_scratch_seed0")).get_configuration(name)
+    assert resolved.next_stage_names is None
+    assert resolved.spacing == of_fullres["spacing"]
+    assert resolved.batch_size == (4 if name == "3d_fullres_bs4" else of_fullres["batch_size"])
 
 
 def test_other_keys_of_a_rows_plans_are_kept(workspace, new):
@@ -407,6 +427,16 @@ def test_a_killed_study_goes_on(study, marks, capsys):
     assert "Waiting for a command that another study run has started" in capsys.readouterr().out
     assert len(commands(marks)) == 9 + 1
     assert len(list(csv.DictReader((study / "results.csv").open()))) == 16
+
+
+def test_a_study_is_run_on_a_disk_without_locks(study, marks, monkeypatch, capsys):
+    def no_locks(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    assert run(study) == 0
+    assert f"WARNING: {study} is on a disk without locks (Function not implemented)" in capsys.readouterr().out
+    assert len(commands(marks)) == 9
 
 
 def _edit(file, edit):

@@ -1,6 +1,6 @@
 """Which cases a pre-training draws from, and which it is validated on."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from nnunetv2.utilities.crossval_split import generate_crossval_split
@@ -35,21 +35,32 @@ class PretrainingCases:
     def _unlabelled(self) -> list[str]:
         return self.dataset.unlabelled_cases(self.configuration)
 
-    def split_unlabelled(self, fold: int) -> tuple[list[str], list[str]]:
+    def split_unlabelled(self, fold: int, validated_on: Collection[str] = ()) -> tuple[list[str], list[str]]:
         """Split unlabelled cases into cases to train and to validate on, by nnU-Net's rule for labelled ones.
 
-        For datasets that have no labels.
+        For datasets that have no labels. That rule splits anew whenever a case is added or deleted.
+
+        Args:
+            fold: number of the fold.
+            validated_on: the validation cases of a run that goes on; those that are left of them stay.
 
         Raises:
-            ValueError: if there are fewer cases than folds.
+            ValueError: if there is no such fold, or there are fewer cases than folds.
         """
+        if fold >= _FOLDS:
+            raise ValueError(
+                f"{self.dataset.folder.name} has no labels and so folds 0 to {_FOLDS - 1} only, not {fold}; use one of "
+                f"these, or fold all"
+            )
         cases = self._unlabelled
+        if kept := [case for case in cases if case in validated_on]:
+            return [case for case in cases if case not in kept], kept
         if len(cases) < _FOLDS:
             raise ValueError(
                 f"{self.dataset.unlabelled_folder(self.configuration)} holds {len(cases)} cases, too few for {_FOLDS} "
                 f"folds; use fold all"
             )
-        split = generate_crossval_split(cases, seed=_SPLIT_SEED, n_splits=_FOLDS)[fold % _FOLDS]
+        split = generate_crossval_split(cases, seed=_SPLIT_SEED, n_splits=_FOLDS)[fold]
         return list(split["train"]), list(split["val"])
 
     def training(self, own: Cases, others: Sequence[int], others_plans: str | None) -> Cases:

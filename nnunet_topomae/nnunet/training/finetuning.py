@@ -24,7 +24,7 @@ from nnunet_topomae.nnunet.data.splits import read_splits
 from nnunet_topomae.nnunet.data.stream import CASE, AugmentedItems, StreamSampler, random_state
 from nnunet_topomae.nnunet.planning.plans import FINETUNING, build_network
 from nnunet_topomae.nnunet.training.distribution import world_size
-from nnunet_topomae.nnunet.training.pretraining import external_folders, named_pretrainers
+from nnunet_topomae.nnunet.training.pretraining import external_folders, find_pretrainer, named_pretrainers
 from nnunet_topomae.nnunet.training.schedule import learning_rate_factor
 from nnunet_topomae.nnunet.training.skipping import NotFiniteError, agree
 from nnunet_topomae.nnunet.training.stage import StageTrainer
@@ -52,8 +52,8 @@ class FinetuneTrainer(StageTrainer):
     """Starts from the checkpoint that pre-training left for the same dataset, plans, configuration and fold.
 
     Attributes:
-        pretrainers: names of the trainers whose checkpoints can be used; None for all pre-training trainers in the
-            folders of ``nnUNet_extTrainer``.
+        pretrainers: names of the trainers whose checkpoints can be used; None for all checkpoints of pre-training in
+            the folders of results beside that of this trainer.
     """
 
     block = FINETUNING
@@ -245,7 +245,21 @@ class FinetuneTrainer(StageTrainer):
         names = wanted or sorted(folder.name.split("__")[0] for folder in siblings)
         folders = {n: get_output_folder(plans.dataset_name, n, plans.plans_name, configuration, fold) for n in names}
         files = {name: Path(folder, _PRETRAINED) for name, folder in folders.items()}
-        return {name: f for name, f in files.items() if f.is_file() and (wanted or is_pretrained(f))}
+        return {name: f for name, f in files.items() if f.is_file() and (wanted or self._is_pretrained(f, name))}
+
+    def _is_pretrained(self, file: Path, trainer: str) -> bool:
+        """Whether a checkpoint was left by pre-training; a damaged one of a trainer that does not pre-train was not.
+
+        Raises:
+            ValueError: if that of a pre-training trainer is damaged.
+        """
+        try:
+            return is_pretrained(file)
+        except ValueError as error:
+            if find_pretrainer(trainer, external_folders()):
+                raise
+            self.print_to_log_file(f"WARNING: {error}; passed over, as {trainer} is no pre-training trainer")
+            return False
 
     def _how_to_pretrain(self) -> str:
         command = (

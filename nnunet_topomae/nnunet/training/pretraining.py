@@ -29,7 +29,7 @@ from nnunet_topomae.nnunet.training.distribution import alone, unwrap, world_siz
 from nnunet_topomae.nnunet.training.logger import SKILL, PretrainingLogger
 from nnunet_topomae.nnunet.training.skipping import NotFiniteError, agree
 from nnunet_topomae.nnunet.training.stage import StageTrainer
-from nnunet_topomae.nnunet.weights.checkpoints import DRAWN_FROM, FIXED, UNTRAINED
+from nnunet_topomae.nnunet.weights.checkpoints import DRAWN_FROM, FIXED, UNTRAINED, VALIDATED_ON
 from nnunet_topomae.nnunet.weights.handover import HandOver
 from nnunet_topomae.reporting.figures import Geometry, plane_names
 from nnunet_topomae.reporting.report import CaseReport, metrics_table, save_report
@@ -94,6 +94,7 @@ class Pretrainer(StageTrainer):
         self._baseline_errors: list[Tensor] = []
         self._validation_batch = 0
         self.drawn_from: list[str] = []
+        self.validated_on: list[str] = []
         if self.cases.without_labels:
             self.preprocessed_dataset_folder = str(self.cases.dataset.unlabelled_folder(self.configuration_name))
         self.build_network_architecture = super().build_network_architecture  # type: ignore[method-assign]
@@ -136,10 +137,10 @@ class Pretrainer(StageTrainer):
     def do_split(self) -> tuple[list[str], list[str]]:
         """nnU-Net's split, and the cases that it keeps as unlabelled beside those to train on.
 
-        A dataset without labels is split in the same way, but no file is written.
+        A dataset without labels is split in the same way, but no file is written; a run that goes on keeps its split.
         """
         if self.cases.without_labels and self.fold != "all":
-            return self.cases.split_unlabelled(int(self.fold))
+            return self.cases.split_unlabelled(int(self.fold), self.validated_on)
         training, validation = super().do_split()
         return [*training, *self.present(self.split.unlabelled)], validation
 
@@ -170,7 +171,7 @@ class Pretrainer(StageTrainer):
     def get_dataloaders(self) -> tuple[Iterator[dict], Iterator[dict]]:
         """Random items of the training cases; fixed items of the validation cases."""
         training, validation = self.get_tr_and_val_datasets()
-        self.drawn_from = training.identifiers
+        self.drawn_from, self.validated_on = training.identifiers, validation.identifiers
         global_batch = self.configuration_manager.batch_size
         draws = self.num_epochs * self.num_iterations_per_epoch * global_batch / len(training.identifiers)
         self.print_to_log_file(
@@ -382,13 +383,18 @@ class Pretrainer(StageTrainer):
         return self.task.headings.get(branch, branch)
 
     def checkpoint(self) -> dict[str, Any]:
-        """Adds the cases drawn from, and the names of parameters that are not trained and of those meant not to be."""
+        """Adds the cases of the run, and the names of parameters that are not trained and of those meant not to be."""
         return {
             **super().checkpoint(),
             DRAWN_FROM: self.drawn_from,
+            VALIDATED_ON: self.validated_on,
             UNTRAINED: self.task.untrained_parameters(),
             FIXED: self.task.fixed_parameters(),
         }
+
+    def before_restoring(self, checkpoint: dict[str, Any]) -> None:
+        """Remember the validation cases, which stay what they were; checkpoints of older versions do not name them."""
+        self.validated_on = checkpoint.get(VALIDATED_ON, [])
 
     def validate(self, save_probabilities: bool) -> None:
         """Write pictures and figures of every validation case into ``validation/``, where nnU-Net segments cases.

@@ -514,6 +514,7 @@ class StageTrainer(nnUNetTrainer, ABC):
             checkpoint = read_checkpoint(file, self.device)
         if _RANDOM_STATE not in checkpoint:
             raise ValueError(f"{file} was not written by {type(self).__name__}; delete it to start a new training")
+        self._goes_on = True  # with --val, too, cases may have been deleted since
         if not self.was_initialized:
             self.initialize()
         check_plans_stayed(checkpoint, self.configuration_manager, file)

@@ -15,6 +15,7 @@ from nnunet_topomae.files import write_file
 WEIGHTS = "network_weights"  # nnU-Net's key
 UNTRAINED = "untrained_parameters"  # names, written by pre-training
 DRAWN_FROM = "drawn_from"  # names of the cases, written by pre-training
+VALIDATED_ON = "validated_on"  # the same
 FINETUNED_BY = "finetuned_by"  # name of our trainer, written by fine-tuning; nnU-Net predicts with its own
 FIXED = "fixed_parameters"  # those of them whose first values are meant to stay
 VERSIONS = "versions"  # of the packages that a run was continued with last
@@ -114,7 +115,7 @@ def checked(checkpoint: Any, file: Path | str) -> dict[str, Any]:
     for name, value in checkpoint[WEIGHTS].items():
         if not isinstance(name, str) or not _is_plain_tensor(value):
             raise ValueError(f"{file} is no nnU-Net checkpoint: {name!r} names no dense tensor of real numbers")
-    for key in (UNTRAINED, FIXED, DRAWN_FROM):
+    for key in (UNTRAINED, FIXED, DRAWN_FROM, VALIDATED_ON):
         _names(checkpoint, key, file)
     made_with = checkpoint.get("init_args", {})
     if not isinstance(made_with, dict) or not isinstance(made_with.get("plans", {}), dict):

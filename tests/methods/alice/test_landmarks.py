@@ -1,3 +1,6 @@
+import errno
+import fcntl
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -196,6 +199,17 @@ def test_an_interrupted_training_goes_on_and_ends_with_the_same_network(tmp_path
     assert len(steps) == 2 + 4 - 2
     for name, tensor in expected.items():
         assert torch.equal(got[name], tensor), name
+
+
+def test_landmarks_are_prepared_on_a_disk_without_locks(images, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    said = []
+    monkeypatch.setattr(fcntl, "lockf", no_locks)
+    store = prepare_landmarks(images, replace(CONFIG, iterations=1), CPU, said.append)
+    assert store.network_file.is_file()
+    assert said[0].startswith(f"WARNING: {store.folder} is on a disk without locks (No locks available)")
 
 
 def test_pairs_depend_on_the_random_generator_alone_and_are_looked_at(prepared):

@@ -9,6 +9,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from nnunetv2.run.run_training import maybe_load_checkpoint
 
 from nnunet_topomae.commands import cli
 from nnunet_topomae.commands.phantom import write_dataset
@@ -239,7 +240,9 @@ def test_what_is_missing_is_named(workspace, arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_a_dataset_without_labels_can_be_pretrained(workspace, in_threads, tmp_path):
+@pytest.fixture
+def without_labels(workspace, in_threads, tmp_path):
+    """A dataset of six images that has no labels."""
     write_dataset(tmp_path / "source", num_training=6, num_test=0, seed=70)
     dataset = workspace.preprocessed.with_name("Dataset995_Unlabelled")
     dataset.mkdir()
@@ -250,14 +253,41 @@ def test_a_dataset_without_labels_can_be_pretrained(workspace, in_threads, tmp_p
     images = tmp_path / "source" / "imagesTr"
     assert cli.main(["add_unlabelled", "-d", "995", "-i", str(images), "-c", "3d_fullres", "--no_pbar"]) == 0
     other = Workspace(workspace.folder, dataset.name)
-    trainer = other.trainer("TopoMAEPretrainer")
+    yield other
+    shutil.rmtree(dataset)
+    shutil.rmtree(other.results, ignore_errors=True)
+
+
+def test_a_dataset_without_labels_can_be_pretrained(without_labels):
+    trainer = without_labels.trainer("TopoMAEPretrainer")
     trainer.run_training()
     trainer.perform_actual_validation()
-    assert other.checkpoint("TopoMAEPretrainer").is_file()
-    assert not (dataset / "splits_final.json").exists()
+    assert without_labels.checkpoint("TopoMAEPretrainer").is_file()
+    assert not (without_labels.preprocessed / "splits_final.json").exists()
     splits = [set(part.identifiers) for part in trainer.get_tr_and_val_datasets()]
     assert not splits[0] & splits[1]
     assert len(splits[0] | splits[1]) == 6
+
+
+def test_a_run_without_labels_that_goes_on_keeps_its_validation_images(without_labels):
+    trainer = without_labels.trainer("TopoMAEPretrainer")
+    trainer.run_training()
+    training, validation = (part.identifiers for part in trainer.get_tr_and_val_datasets())
+    folder = _folder(without_labels)
+    for file in folder.glob(f"{training[0]}*"):  # was ill
+        for number in range(3):
+            shutil.copy(file, folder / file.name.replace(training[0], f"added_{number}"))
+        file.unlink()
+    trainer = without_labels.trainer("TopoMAEPretrainer", continue_training=True)
+    maybe_load_checkpoint(trainer, continue_training=True, validation_only=False)
+    now = [part.identifiers for part in trainer.get_tr_and_val_datasets()]
+    assert now == [["added_0", "added_1", "added_2", *training[1:]], validation]
+
+
+def test_a_dataset_without_labels_has_five_folds(without_labels):
+    trainer = without_labels.trainer("TopoMAEPretrainer", fold=5)
+    with pytest.raises(ValueError, match="Dataset995_Unlabelled has no labels and so folds 0 to 4 only, not 5"):
+        trainer.on_train_start()
 
 
 def test_cascades_are_left_out(workspace):

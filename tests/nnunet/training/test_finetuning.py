@@ -8,6 +8,7 @@ from nnunetv2.run.run_training import maybe_load_checkpoint
 
 from nnunet_topomae.nnunet.data.preprocessed import PlannedDataset
 from nnunet_topomae.nnunet.weights.checkpoints import UNTRAINED, read_checkpoint
+from workspace import truncate
 
 FUSED = "FusedFinetuneTrainer"
 
@@ -121,6 +122,18 @@ def test_damaged_checkpoint_is_named(workspace, pretrained, content, message):
     file.write_bytes(content or workspace.checkpoint("TopoMAEPretrainer").read_bytes()[:5000])
     with pytest.raises(ValueError, match=message):
         workspace.trainer(FUSED, plans).on_train_start()
+
+
+def test_a_damaged_checkpoint_of_a_trainer_that_does_not_pretrain_is_passed_over(workspace, pretrained, log):
+    plans = workspace.write_plans("DamagedOther", lambda configuration: None)
+    other, own = (workspace.checkpoint(name, plans) for name in ("nnUNetTrainer", "TopoMAEPretrainer"))
+    for file in (other, own):
+        file.parent.mkdir(parents=True)
+        file.write_bytes(workspace.checkpoint("TopoMAEPretrainer").read_bytes())
+    truncate(other)
+    assert workspace.trainer("PretrainedFinetuneTrainer", plans).find_pretrained_checkpoint() == own
+    (warning,) = (line for line in log if line.startswith(f"WARNING: {other} is damaged, truncated or no checkpoint"))
+    assert warning.endswith("; passed over, as nnUNetTrainer is no pre-training trainer")
 
 
 def test_file_on_the_command_line_is_checked_before_anything_is_loaded(workspace, pretrained, tmp_path):

@@ -226,6 +226,9 @@ def test_a_case_that_fails_during_a_run_is_named_and_can_be_left_out(
         assert trainer.current_epoch == 1
         trainer.run_training()
         assert failed not in trainer.get_tr_and_val_datasets()[0].identifiers
+        trainer = workspace.trainer(name, plans)
+        maybe_load_checkpoint(trainer, continue_training=False, validation_only=True)
+        assert failed not in trainer.get_tr_and_val_datasets()[0].identifiers
         with pytest.raises(ValueError, match="holds 4 preprocessed cases, but the dataset has 5; preprocess it"):
             workspace.trainer(name, plans).initialize()
     finally:

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from filelock import FileLock
 from torch import Tensor
 
-from nnunet_topomae.files import write_file
+from nnunet_topomae.files import take_lock, write_file
 from nnunet_topomae.methods.alice.landmarks.contrast import Points, contrast
 from nnunet_topomae.methods.alice.landmarks.network import COARSE_STRIDE, LandmarkNetwork
 from nnunet_topomae.methods.alice.landmarks.settings import LandmarkConfig
@@ -46,7 +45,8 @@ def prepare_landmarks(images: ImageSource, config: LandmarkConfig, device: torch
     """
     store = LandmarkStore.of(images, config)
     store.describe({**to_block(config), "spacing": store.spacing, "images": sorted(images.identifiers)})
-    with FileLock(store.folder / ".lock"):
+    with (store.folder / ".lock").open("ab") as stream:
+        take_lock(stream, lambda said: log(f"WARNING: {said}"), wait=True)
         if not store.network_file.is_file():
             _train(store, images, config, device, log)
         cases = {*images.identifiers, *images.partners}
