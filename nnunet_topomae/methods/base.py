@@ -96,7 +96,7 @@ class PretextTask(nn.Module, ABC):
     headings: ClassVar[Mapping[str, str]] = {}
     yardstick: ClassVar[str] = ""
     loss_follows: bool = True
-    _owners: Mapping[str, str] = {}  # of names that belong to the network: its class  # noqa: RUF012 - a constant
+    _owners: Mapping[str, str] = {}  # of names that belong to the network: its class
 
     def __init__(self, network: nn.Module, config: PretrainingConfig, crop_size: Sequence[int]):
         super().__init__()
