@@ -96,6 +96,7 @@ class PretextTask(nn.Module, ABC):
     headings: ClassVar[Mapping[str, str]] = {}
     yardstick: ClassVar[str] = ""
     loss_follows: bool = True
+    _owners: Mapping[str, str] = {}  # of names that belong to the network: its class
 
     def __init__(self, network: nn.Module, config: PretrainingConfig, crop_size: Sequence[int]):
         super().__init__()
@@ -106,10 +107,7 @@ class PretextTask(nn.Module, ABC):
         """Hold all parts and tensors of the network under their names, and remember what it says of them."""
         tensors = (*network._modules, *network._parameters, *network._buffers)
         if taken := [name for name in tensors if hasattr(self, name)]:
-            raise ValueError(
-                f'{type(network).__name__} has a part named "{taken[0]}", which is also an attribute of '
-                f"{type(self).__name__}; rename it in the network"
-            )
+            raise ValueError(self._said_of_two(taken[0], type(network).__name__))
         for name, part in network._modules.items():
             self.add_module(name, part)
         for name, parameter in network._parameters.items():
@@ -117,6 +115,28 @@ class PretextTask(nn.Module, ABC):
         for name, buffer in network._buffers.items():
             self.register_buffer(name, buffer, persistent=name not in network._non_persistent_buffers_set)
         self._of_network: dict[str, Any] = {trait: getattr(network, trait, dict)() for trait in _TRAITS}
+        self._owners = dict.fromkeys(tensors, type(network).__name__)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As ``nn.Module`` does, but a part of the network is not replaced, as its weights would be lost."""
+        self._check_free(name)
+        super().__setattr__(name, value)
+
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        """As ``nn.Module`` does, but no part of the network is replaced."""
+        self._check_free(name)
+        super().register_buffer(name, tensor, persistent)
+
+    def _check_free(self, name: str) -> None:
+        if name in self._owners:
+            raise ValueError(self._said_of_two(name, self._owners[name]))
+
+    @classmethod
+    def _said_of_two(cls, name: str, network: str) -> str:
+        return (
+            f'{network} has a part named "{name}", which is also an attribute of {cls.__name__}; rename it in the '
+            f"network"
+        )
 
     def no_weight_decay(self) -> set[str]:
         """What the network itself says; see :mod:`nnunet_topomae.networks.traits`."""

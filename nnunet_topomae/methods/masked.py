@@ -24,6 +24,7 @@ from nnunet_topomae.methods.losses import (
 )
 from nnunet_topomae.methods.masking import hardest_patches_mask, mask_to_voxels, num_hidden_patches, random_patch_mask
 from nnunet_topomae.methods.moving_average import follow
+from nnunet_topomae.networks.geometry import grid_of
 from nnunet_topomae.reporting.metrics import reconstruction_metrics
 from nnunet_topomae.settings import PretrainingConfig
 from nnunet_topomae.settings.schema import Choice, Number, block, setting
@@ -153,8 +154,13 @@ class MaskedReconstruction(PretextTask):
 
     @classmethod
     def build(cls, network: nn.Module, config: Any, crop_size: Sequence[int]) -> "MaskedReconstruction":
-        """Make the task, with a teacher if ``mask_source`` asks for one."""
+        """Make the task, with a teacher if ``mask_source`` asks for one.
+
+        Raises:
+            ValueError: if the patches do not divide the crop; or as the constructor of the method says.
+        """
         task = cls(network, config, crop_size)
+        grid_of(crop_size, task.patch_size, "patch size")
         if config.mask_source == "anatomask":
             task.teacher = copy.deepcopy(task).requires_grad_(False)
         return task

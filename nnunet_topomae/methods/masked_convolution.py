@@ -71,7 +71,10 @@ def hide_in(encoder: nn.Module) -> HiddenPatches:
         elif isinstance(module, nn.InstanceNorm3d):
             module.register_forward_hook(hidden.normalise_visible)
         elif not any(module.children()) and not isinstance(module, _KEEP_ZERO):
-            raise ValueError(f"encoder.{name} is a {type(module).__name__}, from which patches cannot be hidden")
+            raise ValueError(
+                f"encoder.{name} is a {type(module).__name__}, from which patches cannot be hidden; use a network with "
+                f"instance norms and activations that keep 0, such as LeakyReLU, as nnU-Net plans it"
+            )
     return hidden
 
 

@@ -18,5 +18,16 @@ class TokenNorm(nn.Module):
         self.norm = nn.BatchNorm1d(channels, affine=affine, track_running_stats=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(B, N, C) to (B, N, C)."""
-        return self.norm(tokens.flatten(0, 1)).view_as(tokens)
+        """(B, N, C) to (B, N, C).
+
+        Raises:
+            ValueError: if there is one token in all, which has no statistics; other processes may have more.
+        """
+        flat = tokens.flatten(0, 1)
+        if len(flat) == 1 and isinstance(self.norm, nn.BatchNorm1d):
+            raise ValueError(
+                "a batch norm needs more than one token; set a larger batch_size in a copy of the plans or a larger "
+                "pretraining.gamma if the method has it, or, with several processes, pretraining.sync_batch_norm to "
+                "true"
+            )
+        return self.norm(flat).view_as(tokens)

@@ -7,6 +7,7 @@ the rest of their plans. A block is described by a frozen dataclass whose fields
 
 import dataclasses
 import difflib
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Number:
-    """Accepts numbers from ``low`` to ``high``; ``low_open`` and ``high_open`` leave out the bound itself.
+    """Accepts finite numbers from ``low`` to ``high``; ``low_open`` and ``high_open`` leave out the bound itself.
 
     ``optional`` lets in null, too.
     """
@@ -34,7 +35,7 @@ class Number:
         if value is None:
             return self.optional
         kind = int if self.integer else (int, float)
-        if isinstance(value, bool) or not isinstance(value, kind):
+        if isinstance(value, bool) or not isinstance(value, kind) or not abs(value) <= sys.float_info.max:
             return False
         above = value > self.low if self.low_open else value >= self.low
         return above and (value < self.high if self.high_open else value <= self.high)
@@ -73,7 +74,8 @@ class Subset:
     def accepts(self, value: Any) -> bool:
         """Whether ``value`` lists some of the names, each once."""
         is_list = isinstance(value, Sequence) and not isinstance(value, str)
-        return is_list and len(value) > 0 and len(set(value)) == len(value) and set(value) <= set(self.names)
+        known = is_list and all(isinstance(name, str) and name in self.names for name in value)
+        return known and 0 < len(value) == len(set(value))
 
     def __str__(self) -> str:
         return f"a list of one or more of {', '.join(self.names)}"

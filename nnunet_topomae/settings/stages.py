@@ -28,12 +28,15 @@ class StageConfig:
         source="as MAE; the paper does not say",
     )
     weight_decay: float = setting(
-        0.005, Number(0), "weight decay of AdamW; biases, norms and other 1D parameters have none", "paper, III-B"
+        0.005,
+        Number(0),
+        "weight decay of the optimiser; biases, norms and other 1D parameters have none",
+        "paper, III-B",
     )
     warmup_epochs: float = setting(
         50,
         Number(0),
-        "epochs in which the learning rate rises linearly; then it falls to 0 along a cosine",
+        "epochs in which the learning rate rises linearly; then it falls to 0, in pre-training along a cosine",
         "MAE: 5 % of all epochs",
     )
     seed: int = setting(

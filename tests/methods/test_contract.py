@@ -95,6 +95,26 @@ def test_state_dict_is_a_superset_of_the_downstream_networks(method, task):
             assert weights[name].shape == tensor.shape, name
 
 
+@pytest.mark.parametrize(
+    ("method", "part"), [("Alice", "head"), ("Alice", "teacher"), ("MAE", "vit_decoder"), ("AnatoMask", "teacher")]
+)
+def test_a_network_is_refused_that_has_a_part_of_the_same_name(method, part):
+    kind, task_class, config = METHODS[method]
+    network = make_network(kind)
+    network.add_module(part, torch.nn.Linear(2, 2))
+    said = rf'^{type(network).__name__} has a part named "{part}", which is also an attribute of {task_class.__name__}'
+    with pytest.raises(ValueError, match=said):
+        task_class.build(network, config, TINY_CROP)
+
+
+def test_a_network_is_refused_that_has_a_buffer_of_the_same_name():
+    _, task_class, config = METHODS["Alice"]
+    network = make_network("unetr")
+    network.register_buffer("centres", torch.zeros(2))
+    with pytest.raises(ValueError, match=r'UNETR has a part named "centres", which is also an attribute of Alice'):
+        task_class.build(network, config, TINY_CROP)
+
+
 def test_frozen_parameters_are_the_untrained_ones_and_all_others_get_gradients(task, images):
     batch = draw_batch(task, images)
     task.loss_terms(task(batch), batch)["total"].backward()

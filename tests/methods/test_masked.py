@@ -3,6 +3,8 @@
 import pytest
 
 from nnunet_topomae.methods.masked import TeacherConfig
+from nnunet_topomae.methods.spark import AnatoMask, AnatoMaskConfig, SparK, SparKConfig
+from tiny import make_network
 
 
 def test_the_momentum_rises_in_the_first_quarter():
@@ -20,3 +22,10 @@ def test_a_teacher_averages_over_the_same_share_of_every_training():
 def test_a_momentum_of_ones_own_does_not_depend_on_the_length():
     own = TeacherConfig(first_momentum=0.5, last_momentum=0.7)
     assert [own.momentum(0.125, steps) for steps in (100, 250_000)] == pytest.approx([0.6, 0.6])
+
+
+@pytest.mark.parametrize(("task_class", "config"), [(SparK, SparKConfig()), (AnatoMask, AnatoMaskConfig())])
+def test_a_crop_that_the_patches_do_not_divide_is_refused(task_class, config):
+    said = r"crop size \(16, 20, 36\) is not divisible by patch size \(4, 8, 8\); choose a crop size"
+    with pytest.raises(ValueError, match=said):
+        task_class.build(make_network("plain"), config, (16, 20, 36))

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from nnunet_topomae.methods.alice import AliceConfig
 from nnunet_topomae.methods.mae import MAEConfig
 from nnunet_topomae.methods.mim import MiMConfig
 from nnunet_topomae.methods.spark import AnatoMaskConfig, SparKConfig
@@ -14,6 +15,7 @@ CONFIG_CLASSES = [
     SparKConfig,
     AnatoMaskConfig,
     MiMConfig,
+    AliceConfig,
     FinetuningConfig,
     UNetFinetuningConfig,
 ]
@@ -53,6 +55,13 @@ def test_left_out_keys_take_their_defaults():
         ({"branches": []}, "pretraining.branches in the plans must be a list of one or more of vit, unetrpp"),
         ({"branches": ["vit", "vit"]}, "pretraining.branches"),
         ({"branches": "vit"}, "pretraining.branches"),
+        (
+            {"branches": [["vit"]]},
+            "pretraining.branches in the plans must be a list of one or more of vit, unetrpp, got",
+        ),
+        ({"base_lr": float("inf")}, "pretraining.base_lr in the plans must be a number above 0, got inf"),
+        ({"base_lr": float("nan")}, "pretraining.base_lr in the plans must be a number above 0, got nan"),
+        ({"weight_decay": 10**400}, "pretraining.weight_decay in the plans must be a number of at least 0, got 1000"),
         ({"topology": {"gird": None}}, "unknown key pretraining.topology.gird in the plans; did you mean grid?"),
         ({"topology": {"grid": [8, 8]}}, "pretraining.topology.grid in the plans must be null or three whole numbers"),
         ({"dropout": 1}, "pretraining.dropout in the plans must be null or a number of at least 0 and below 1, got 1"),

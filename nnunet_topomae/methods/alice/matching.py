@@ -69,18 +69,28 @@ class Matcher(ABC):
         return (np.array(self.crop_size) - 1) / 2
 
 
+def check_partners(images: ImageSource) -> None:
+    """Make sure that every case has another one to find the same body part in.
+
+    Raises:
+        ValueError: if there is only one.
+    """
+    if len(set(images.partners)) < 2:  # fold all has the same cases to train and to validate on
+        raise ValueError(
+            f"{images.partners[0]} is the only image, so there is no other one to find the same body part in; add "
+            f"images with nnUNetv2_topomae add_unlabelled, or set pretraining.matcher to same_volume and "
+            f"pretraining.l_dv to false"
+        )
+
+
 def draw_partner(images: ImageSource, case: str, rng: np.random.Generator) -> str:
     """Another case than this one.
 
     Raises:
         ValueError: if there is none.
     """
+    check_partners(images)
     others = [other for other in images.partners if other != case]
-    if not others:
-        raise ValueError(
-            f"{case} is the only image, so there is no other one to find the same body part in; add images with "
-            f"nnUNetv2_topomae add_unlabelled, or set pretraining.matcher to same_volume and pretraining.l_dv to false"
-        )
     return others[int(rng.integers(len(others)))]
 
 

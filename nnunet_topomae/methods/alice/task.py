@@ -11,7 +11,7 @@ from nnunet_topomae.methods.alice.landmarks.inspection import inspect
 from nnunet_topomae.methods.alice.landmarks.matcher import ACCEPTED, CYCLE, SIMILARITY, TRIES, ByEmbedding
 from nnunet_topomae.methods.alice.landmarks.store import IDENTITY_BYTES
 from nnunet_topomae.methods.alice.landmarks.training import prepare_landmarks
-from nnunet_topomae.methods.alice.matching import Matcher, Position, SameVolume
+from nnunet_topomae.methods.alice.matching import Matcher, Position, SameVolume, check_partners
 from nnunet_topomae.methods.alice.modules import CASA, FEATURES, Predictor, ProjectionHead
 from nnunet_topomae.methods.alice.settings import AliceConfig
 from nnunet_topomae.methods.alice.similarity import (
@@ -129,7 +129,13 @@ class Alice(NormalisedReconstruction):
         return ByEmbedding(self.crop_size, self.config.landmarks, self.landmarks.cpu())
 
     def prepare(self, images: ImageSource, device: torch.device, log: Callable[[str], None]) -> None:
-        """Train the landmark network, if the matcher needs one that is not there; see :meth:`PretextTask.prepare`."""
+        """Train the landmark network, if the matcher needs one that is not there; see :meth:`PretextTask.prepare`.
+
+        Raises:
+            ValueError: if the matcher needs another image, and there is only one.
+        """
+        if self.config.matcher != "same_volume":
+            check_partners(images)
         if self.config.matcher == "embedding":
             store = prepare_landmarks(images, self.config.landmarks, device, log)
             self.landmarks.copy_(torch.tensor(list(store.identity()), dtype=torch.uint8))
@@ -224,7 +230,7 @@ class Alice(NormalisedReconstruction):
                 "landmark network; if they are right, lower pretraining.landmarks.min_similarity or raise max_cycle; "
                 "if not, raise pretraining.landmarks.iterations, or set pretraining.matcher to position"
             )
-        if terms[_SPREAD] < _COLLAPSED:
+        if terms.get(_SPREAD, 1) < _COLLAPSED:
             said.append(
                 f"all crops look the same to the encoder ({_SPREAD} {terms[_SPREAD]:.2g}), so l_dv and l_st teach "
                 "nothing: lower pretraining.base_lr, raise the batch size, or set pretraining.similarity to dino"

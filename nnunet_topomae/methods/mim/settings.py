@@ -37,7 +37,7 @@ class MiMConfig(PretrainingConfig):
     mask_ratios: Sequence[float] = setting(
         (0.5, 0.6, 0.6),
         Numbers(MAX_LEVELS, Number(0, 1, low_open=True, high_open=True)),
-        "share that is hidden at levels 1 to 3: of the units, and twice of the patches",
+        "share that is hidden: of the units at level 1, and of the patches at levels 2 and 3",
         "code; paper, Table 3",
     )
     children: str = setting(

@@ -111,7 +111,8 @@ class ItemStream(Dataset):
         """Item number ``index``: the tensors that the method draws, and ``case``, the identifier.
 
         Raises:
-            CaseError: if the case cannot be read, holds NaN or inf, or the method fails on it.
+            CaseError: if the case cannot be read, holds NaN or inf, or the method fails on it or makes such
+                values of it.
         """
         return self._draw(*self._choose(index))
 
@@ -130,14 +131,13 @@ class ItemStream(Dataset):
     def _draw(self, case: str, rng: np.random.Generator) -> dict[str, Any]:
         with self.images.blamed(case):
             item = self.views.draw(self.images, case, rng, self.mirror)
+            _check_finite(*item.values())
         for name, value in item.items():
             if name == CASE or not isinstance(value, torch.Tensor):
                 raise ValueError(
                     f'{type(self.views).__name__}.draw must give tensors under other names than "{CASE}", got '
                     f"{name}: {type(value).__name__}"
                 )
-        if not all(bool(value.isfinite().all()) for value in item.values()):
-            raise CaseError(_not_finite(case, self.images.source_folder))
         return {**item, CASE: case}
 
 
@@ -161,20 +161,20 @@ class AugmentedItems(Dataset):
         """Item number ``index``: ``data`` (C, D, H, W), ``target`` as nnU-Net makes it, and ``case``.
 
         Raises:
-            CaseError: if the case cannot be read, holds NaN or inf, or cropping or augmenting fails on it.
+            CaseError: if the case cannot be read, holds NaN or inf, or cropping or augmenting fails on it or makes such
+                values of it.
         """
         self.loader.get_do_oversample = lambda _: self._oversampled[index % self.batch_size]
         cases = self.loader._data
         try:
             with random_state((*self.seed, index)):
                 batch = self.loader.generate_train_batch()
+            _check_finite(batch["data"])
         except _UNREADABLE as error:
             (case,) = self.cases_of(index)
             ill = _defect_in_words(cases, case, with_label=True)
             raise CaseError(ill or _fails(case, cases.source_folder, error)) from error
         (case,) = map(str, batch["keys"])
-        if not batch["data"].isfinite().all():
-            raise CaseError(_not_finite(case, cases.source_folder))
         target = batch["target"]
         targets = [scale[0] for scale in target] if isinstance(target, list) else target[0]
         return {"data": batch["data"][0], "target": targets, CASE: case}
@@ -183,6 +183,16 @@ class AugmentedItems(Dataset):
         """The case of item number ``index``."""
         with random_state((*self.seed, index)):
             return [str(case) for case in self.loader.get_indices()]
+
+
+def _check_finite(*values: Any) -> None:
+    """Look for NaN and inf in the tensors among some values; a file may have them, or what was made of it.
+
+    Raises:
+        ValueError: if there are any.
+    """
+    if not all(bool(value.isfinite().all()) for value in values if isinstance(value, torch.Tensor)):
+        raise ValueError("what was made of its image holds NaN or inf")
 
 
 def _choose_by_rule(transform: BasicTransform) -> None:

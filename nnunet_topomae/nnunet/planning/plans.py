@@ -81,9 +81,14 @@ def check_plans(
     if not isinstance(size, list) or not all(Number(1, integer=True).accepts(voxels) for voxels in size):
         raise ValueError(f"{where}: patch_size must be a list of whole numbers of at least 1, got {size!r}")
     if len(size) != 3:
-        raise ValueError(f"{where}: only 3D configurations can be pre-trained, this one is 2D; use 3d_fullres")
+        raise ValueError(
+            f"{where}: only 3D configurations can be pre-trained and fine-tuned, this one is 2D; use 3d_fullres"
+        )
     if configuration.previous_stage_name is not None:
-        raise ValueError(f"{where}: the second stage of the cascade cannot be pre-trained; use 3d_fullres or 3d_lowres")
+        raise ValueError(
+            f"{where}: the second stage of the cascade can be neither pre-trained nor fine-tuned; use 3d_fullres or "
+            f"3d_lowres"
+        )
     try:
         _check_sizes(configuration)
         _check_folder_names(configuration.configuration, ("data_identifier",))

@@ -4,23 +4,29 @@ nnU-Net offers nothing to override at these two places, so a function of it, and
 trainers get what they get without us.
 """
 
+import dis
 import json
 import os
 import shlex
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 from weakref import WeakSet
 
+import torch
 from nnunetv2.run import run_training
 from torch import nn
 
 FAILED = 2  # exit status
 _MENDABLE = (ValueError, RuntimeError, OSError, AssertionError)  # what nnU-Net and this package say of wrong input
+_SPEAKING = ("nnunet_topomae", "nnunetv2")  # packages whose RuntimeErrors are meant for the user
+_OUT_OF_MEMORY = (
+    "the GPU has too little memory: set a smaller batch_size or patch_size in a copy of the plans, or plan again with "
+    "-gpu_memory_target and the GB that it has ({})"
+)
 
 
 class TakesWeights(Protocol):
@@ -61,23 +67,43 @@ def _load(network: nn.Module, file: str, verbose: bool = False) -> None:
 def answer_in_one_sentence(parent: type) -> None:
     """Let errors that a user can mend end ``nnUNetv2_train -tr OURS`` with one sentence and the exit status 2.
 
-    The traceback is written to the log of the training, if there is one by then. Errors that point to a mistake in
-    code are shown as ever.
+    The traceback is written to the log of the training, if there is one by then, and the log is named. Errors that
+    point to a mistake in code are shown as ever.
 
     Args:
         parent: what all trainers of this package are derived from.
     """
 
     def hook(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
-        if not issubclass(kind, _MENDABLE) or not _named_on_command_line(parent):
+        if not _is_mendable(error, where) or not _named_on_command_line(parent):
             _show_traceback(kind, error, where)
             return
-        for trainer in _trainers:
-            _append("".join(traceback.format_exception(kind, error, where)), Path(trainer.log_file))
         sys.stderr.write(f"Error: {_sentence(error, where)}\n")
+        for log in {Path(trainer.log_file) for trainer in _trainers}:
+            if _append("".join(traceback.format_exception(kind, error, where)), log):
+                sys.stderr.write(f"The traceback is in {log}\n")
         raise SystemExit(FAILED)
 
     sys.excepthook = hook
+
+
+def _is_mendable(error: BaseException, where: TracebackType | None) -> bool:
+    """Whether an error tells a user of wrong input; bare assertions and errors inside PyTorch are mistakes in code."""
+    if isinstance(error, AssertionError):
+        return bool(str(error))
+    if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
+        return _raised_on_purpose(where)
+    return isinstance(error, _MENDABLE)
+
+
+def _raised_on_purpose(where: TracebackType | None) -> bool:
+    """Whether an error comes from a ``raise`` of nnU-Net or of this package, and not from what they call."""
+    if where is None:
+        return False
+    while where.tb_next is not None:
+        where = where.tb_next
+    package = where.tb_frame.f_globals.get("__name__", "").split(".")[0]
+    return package in _SPEAKING and where.tb_frame.f_code.co_code[where.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
 def _named_on_command_line(parent: type) -> bool:
@@ -97,6 +123,8 @@ def _sentence(error: BaseException, where: TracebackType | None) -> str:
     if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
         files = [frame.f_locals.get("file") for frame, _ in traceback.walk_tb(where)]
         return f"{next((file for file in reversed(files) if file), 'a file')} is no valid JSON: {error}"
+    if isinstance(error, torch.OutOfMemoryError):
+        return _OUT_OF_MEMORY.format(str(error).partition(". GPU")[0])
     if isinstance(error, FileNotFoundError) and error.filename:
         return f"{error.filename} does not exist{_hint(str(error.filename))}"
     return str(error) or type(error).__name__
@@ -110,6 +138,11 @@ def _hint(file: str) -> str:
     return f"; -p takes {' or '.join(map(shlex.quote, there))} there" if there else "; plan the dataset first"
 
 
-def _append(text: str, log: Path) -> None:
-    with suppress(OSError), log.open("a") as stream:  # on a full disk the sentence is shown all the same
-        stream.write(text)
+def _append(text: str, log: Path) -> bool:
+    """Add a text to a log; whether that could be done, as on a full disk the sentence is shown all the same."""
+    try:
+        with log.open("a") as stream:
+            stream.write(text)
+    except OSError:
+        return False
+    return True

@@ -36,7 +36,6 @@ from nnunet_topomae.settings.recipes import recipe
 _PRETRAINED = "checkpoint_final.pth"
 _TRAINING, _VALIDATION = 0, 1  # tell the streams of batches of one seed apart
 _NUM_WORKERS = "nnUNet_n_proc_DA"  # nnU-Net's environment variable
-_DIVERGED = "; if the images are sound, training has diverged: lower finetuning.base_lr"
 _FRESH = "fresh_parameters"  # key of checkpoints, and of the optimiser's groups
 _OF_SAME_IMAGES = (
     "There is no pre-training of fold {}; starting from that of another fold, which drew from the same images"
@@ -303,12 +302,10 @@ class FinetuneTrainer(StageTrainer):
         self._cases = batch[CASE]
         return super(StageTrainer, self).train_step(batch)
 
-    def validation_step(self, batch: dict) -> dict:
+    def validate_batch(self, batch: dict) -> dict:
         """nnU-Net's validation step."""
         self._cases = batch[CASE]
-        result = super().validation_step(batch)
-        self.stop_if_asked()
-        return result
+        return super(StageTrainer, self).validation_step(batch)
 
     def check_loss(self, loss: Tensor) -> None:
         """Look at a loss before anything follows from it.
@@ -317,12 +314,16 @@ class FinetuneTrainer(StageTrainer):
             NotFiniteError: names the cases of the batch if it is NaN or inf.
         """
         value = loss.item()
-        said = f"epoch {self.current_epoch}, cases {', '.join(self._cases)}: the loss is {value}{_DIVERGED}"
+        said = f"epoch {self.current_epoch}, cases {', '.join(self._cases)}: the loss is {value}{self.diverged}"
         agree(None if math.isfinite(value) else NotFiniteError(said, {"total": value}), self.device)
 
     def log_training(self, outputs: list[dict]) -> None:
         """Log as nnU-Net does."""
         super(StageTrainer, self).on_train_epoch_end(outputs)
+
+    def log_validation(self, outputs: list[dict]) -> None:
+        """Log as nnU-Net does."""
+        super(StageTrainer, self).on_validation_epoch_end(outputs)
 
     def no_output(self) -> dict:
         """A loss that is unknown."""

@@ -38,7 +38,6 @@ from nnunet_topomae.settings import FinetuningConfig
 _DEFINITION = re.compile(r"^class (\w+)\(Pretrainer\):", re.MULTILINE)
 _MAX_GRADIENT_NORM = 12  # nnU-Net's
 _TOTAL = "total"
-_DIVERGED = "; if the images are sound, training has diverged: lower pretraining.base_lr"
 _ERROR, _BASELINE = "error of ", "error of the yardstick"  # in validation, beside the names of loss terms
 _WARNING = (
     "WARNING: {} does worse than {}, which learns nothing (skill {:.2f} in the last epoch): train longer "
@@ -91,8 +90,7 @@ class Pretrainer(StageTrainer):
         self.oversample_foreground_percent = 0.0
         self.enable_deep_supervision = False
         self.logger.local_logger = PretrainingLogger(self.task_class.headings)
-        self._baseline_errors: list[Tensor] = []
-        self._validation_batch = 0
+        self._baseline_errors: dict[int, Tensor] = {}  # by the number of the batch
         self.drawn_from: list[str] = []
         self.validated_on: list[str] = []
         if self.cases.without_labels:
@@ -242,24 +240,22 @@ class Pretrainer(StageTrainer):
         agree(failed, self.device)
         return terms[_TOTAL], values
 
-    def validation_step(self, batch: dict) -> dict[str, np.ndarray]:
+    def validate_batch(self, batch: dict) -> dict[str, np.ndarray]:
         """Every loss term by name, and where the method has a yardstick, the errors of its branches and of that."""
         inputs = self.to_device(batch)
         output = self.predict(inputs)
-        terms = self.loss_terms(output, inputs, batch["case"])
+        _, values = self._finite_loss(output, inputs, batch["case"])
         if self.task.yardstick:
-            terms |= {f"{_ERROR}{branch}": error for branch, error in self.task.errors(output, inputs).items()}
-            terms[_BASELINE] = self._baseline_error(inputs)
-        values = self._to_numpy(terms, batch["case"])
-        self.stop_if_asked()
+            errors = {f"{_ERROR}{branch}": error for branch, error in self.task.errors(output, inputs).items()}
+            errors[_BASELINE] = self._baseline_error(inputs)
+            values |= {name: error.detach().cpu().numpy() for name, error in errors.items()}
         return values
 
     def _baseline_error(self, inputs: Batch) -> Tensor:
-        """Error of the yardstick on the next validation batch, which is the same in every epoch."""
-        if self._validation_batch == len(self._baseline_errors):
-            self._baseline_errors.append(self.task.baseline_error(inputs))
-        self._validation_batch += 1
-        return self._baseline_errors[self._validation_batch - 1]
+        """Error of the yardstick on the present validation batch, which is the same in every epoch."""
+        if self._validated not in self._baseline_errors:
+            self._baseline_errors[self._validated] = self.task.baseline_error(inputs)
+        return self._baseline_errors[self._validated]
 
     def predict(self, inputs: Batch) -> Output:
         """Forward pass in mixed precision; the output is in float32."""
@@ -279,7 +275,7 @@ class Pretrainer(StageTrainer):
         except ValueError as error:
             if _is_finite(output):
                 raise ValueError(f"{self._where(cases)}: {error}") from error
-            raise NotFiniteError(f"{self._where(cases)}: {error}{_DIVERGED}") from error
+            raise NotFiniteError(f"{self._where(cases)}: {error}{self.diverged}") from error
         if _TOTAL not in terms or any(term.ndim for term in terms.values()):
             shapes = ", ".join(f"{name} {tuple(term.shape)}" for name, term in terms.items())
             raise ValueError(f'{type(self.task).__name__}.loss_terms must give scalars and a "{_TOTAL}", got {shapes}')
@@ -296,7 +292,7 @@ class Pretrainer(StageTrainer):
         """
         values = {name: term.detach().cpu().numpy() for name, term in terms.items()}
         if not np.isfinite(values[_TOTAL]):
-            said = f"{self._where(cases)}: the loss is {values[_TOTAL]}{_DIVERGED}"
+            said = f"{self._where(cases)}: the loss is {values[_TOTAL]}{self.diverged}"
             raise NotFiniteError(said, {name: float(value) for name, value in values.items()})
         return values
 
@@ -322,14 +318,9 @@ class Pretrainer(StageTrainer):
         """A loss that is unknown."""
         return {_TOTAL: np.float32(np.nan)}
 
-    def on_validation_epoch_start(self) -> None:
-        """Start, and count the batches of the epoch from 0."""
-        super().on_validation_epoch_start()
-        self._validation_batch = 0
-
-    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+    def log_validation(self, outputs: list[dict]) -> None:
         """Log the mean of every term, and the skill of every branch."""
-        self.log_terms(val_outputs, "val")
+        self.log_terms(outputs, "val")
 
     def log_terms(self, outputs: list[dict], split: str) -> None:
         """Log means over batches and processes as ``train_<term>`` and ``val_<term>``; totals under nnU-Net's names.

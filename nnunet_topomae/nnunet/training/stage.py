@@ -120,6 +120,7 @@ class StageTrainer(nnUNetTrainer, ABC):
         self.progress = tqdm(disable=True)
         self.stop = StopRequest()
         self._steps_done: list[dict] = []  # what the steps of the present epoch have returned
+        self._validated = 0  # batches of the present epoch
         self._saving = Saving(self.config.save_every)
         self._lock: BinaryIO | None = None
         self._loaders: list[Batches] = []
@@ -197,6 +198,7 @@ class StageTrainer(nnUNetTrainer, ABC):
         if distributed:
             self.network = distribute(self.network, self.device, sync_batch_norm=self.config.sync_batch_norm)
             self.loss = self._build_loss()
+        self._finite_steps = FiniteSteps(self.module, Path(self.output_folder), self.print_to_log_file)
 
     def _set_batch_size_and_oversample(self) -> None:
         """The share of the batch that this process makes; shares are equal, so that means over them are means over all.
@@ -298,7 +300,6 @@ class StageTrainer(nnUNetTrainer, ABC):
         self._check_cases()
         self.prepare()
         super().on_train_start()
-        self._finite_steps = FiniteSteps(self.module, Path(self.output_folder), self.print_to_log_file)
         self._saving.start()
         self.stop.training = True
 
@@ -397,6 +398,58 @@ class StageTrainer(nnUNetTrainer, ABC):
         Raises:
             NotFiniteError: if the loss is NaN or inf, before anything is changed.
         """
+
+    def on_validation_epoch_start(self) -> None:
+        """Start, and count the batches of the epoch from 0."""
+        super().on_validation_epoch_start()
+        self._validated = 0
+
+    def validation_step(self, batch: dict) -> dict:
+        """Validate on one batch; one whose loss is NaN or inf does not count, but is noted.
+
+        Returns:
+            What :meth:`validate_batch` returns; nothing for a batch that does not count.
+        """
+        where = {"epoch": self.current_epoch, "batch": self._validated, "cases": batch[CASE]}
+        output = self._finite_steps.validate(partial(self.validate_batch, batch), **where)
+        self._validated += 1
+        self.stop_if_asked()
+        return output
+
+    @abstractmethod
+    def validate_batch(self, batch: dict) -> dict:
+        """The loss of a batch, and what else is logged.
+
+        Raises:
+            NotFiniteError: if the loss is NaN or inf.
+        """
+
+    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+        """Log the means over the batches that count.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        counted = [output for output in val_outputs if output]
+        if not counted:
+            raise ValueError(
+                f"epoch {self.current_epoch}: the loss of every batch of validation is NaN or inf, see "
+                f"{self._finite_steps.file}{self.diverged}"
+            )
+        self.log_validation(counted)
+
+    @abstractmethod
+    def log_validation(self, outputs: list[dict]) -> None:
+        """Log an epoch of validation.
+
+        Args:
+            outputs: what :meth:`validate_batch` returned; at least one.
+        """
+
+    @property
+    def diverged(self) -> str:
+        """What to do where a loss is NaN or inf, the end of a sentence."""
+        return f"; if the images are sound, training has diverged: lower {self.block}.base_lr"
 
     def on_iteration_end(self) -> None:
         """Advance learning rate and progress bar."""

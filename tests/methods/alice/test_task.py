@@ -169,6 +169,7 @@ def test_pairs_that_are_not_accepted_do_not_count_in_l_dv():
         ({"cls_std": 0.5, "pairs_accepted": 0.5}, []),
         ({"cls_std": 0.5, "pairs_accepted": 0.4}, ["only 40% of the matches are accepted"]),
         ({"cls_std": 0.001}, ["all crops look the same to the encoder"]),
+        ({}, []),  # no step of the epoch was made
     ],
 )
 def test_what_is_warned_of(terms, expected):
@@ -243,3 +244,12 @@ def test_the_target_sees_the_whole_crop_as_the_encoder_would(kind):
 def test_another_network_is_refused(kind, name):
     with pytest.raises(ValueError, match=f"Alice pre-trains a ViT or a hybrid encoder, but the plans name {name}"):
         Alice.build(make_network(kind), CONFIG, TINY_CROP)
+
+
+@pytest.mark.parametrize("matcher", ["embedding", "position"])
+def test_a_single_image_is_refused_before_the_landmark_network_is_trained(matcher, monkeypatch):
+    task, images = make_alice(matcher=matcher), Volumes()
+    images.identifiers, images.partners = ["large"], ["large", "large"]  # as in fold all
+    monkeypatch.setattr("nnunet_topomae.methods.alice.task.prepare_landmarks", None)  # to call it would fail
+    with pytest.raises(ValueError, match=r"^large is the only image"):
+        task.prepare(images, torch.device("cpu"), print)

@@ -332,3 +332,10 @@ def test_pictures_show_every_level_and_where_it_was_cut_from(batch):
     assert {tuple(each) for each in np.argwhere(crossed)} <= {(8, n) for n in range(32)} | {(n, 16) for n in range(16)}
     half = resize(one["crop"], TINY_CROP)[0].numpy()
     np.testing.assert_array_equal(report.columns["level 1"], half)
+
+
+def test_a_batch_of_one_token_has_no_statistics():
+    task = make_mim(gamma=1, beta=2)
+    one = {name: tensor[:1] for name, tensor in draw_batch(task, Volumes()).items()}
+    with pytest.raises(ValueError, match=r"^a batch norm needs more than one token; set a larger batch_size in a copy"):
+        task(one)

@@ -252,27 +252,55 @@ def test_only_cases_whose_files_are_ill_are_to_be_deleted(stream, sentence):
     assert str(error.value) == sentence
 
 
-@pytest.mark.parametrize(
-    ("image", "sentence"),
-    [
-        (Torn(), f"case a in folder cannot be read: RuntimeError: chunk 3 is damaged; {MEND}"),
-        (SOUND, "case a in folder, whose files can be read, gives no item: RuntimeError: no kernel of this size"),
-    ],
-)
-def test_an_augmentation_that_fails_is_not_blamed_on_files(image, sentence):
-    class Loader:
-        """Stands in for nnU-Net's, whose transforms fail."""
+class MakesNaN(KeypointViews):
+    """Makes NaN of every image."""
 
+    def draw(self, images, case, rng, mirror):
+        return {name: tensor * torch.nan for name, tensor in super().draw(images, case, rng, mirror).items()}
+
+
+MADE = "whose files can be read, gives no item: ValueError: what was made of its image holds NaN or inf"
+SPOILED = f"case a in folder now holds NaN or inf, which it did not at the start; {MEND}"
+
+
+@pytest.mark.parametrize(("image", "sentence"), [(SOUND, f"case a in folder, {MADE}"), (SOUND * np.nan, SPOILED)])
+def test_what_a_method_makes_of_a_sound_image_is_not_blamed_on_files(image, sentence):
+    images = CaseImages(Cases(a=image), (1, 1, 1), Path("unused"))
+    with pytest.raises(CaseError) as error:
+        ItemStream(MakesNaN((4, 4, 4), (2, 2, 2), 0.5), images, (0,), mirror=True)[0]
+    assert str(error.value) == sentence
+
+
+def augmented(image, augment):
+    """Items of a loader that stands in for nnU-Net's, whose transforms do as ``augment``."""
+
+    class Loader:
         batch_size, transforms, _data = 1, BasicTransform(), Labelled(a=image)
         get_do_oversample = staticmethod(lambda position: False)
         get_indices = staticmethod(lambda: ["a"])
 
         def generate_train_batch(self):
-            self._data.load_image("a")[:]
-            raise RuntimeError("no kernel of this size")
+            return {"data": torch.as_tensor(augment(self._data.load_image("a")[:])), "keys": ["a"]}
 
+    return AugmentedItems(Loader(), 1, (0,))
+
+
+def fail(image):
+    raise RuntimeError("no kernel of this size")
+
+
+@pytest.mark.parametrize(
+    ("image", "augment", "sentence"),
+    [
+        (Torn(), fail, f"case a in folder cannot be read: RuntimeError: chunk 3 is damaged; {MEND}"),
+        (SOUND, fail, "case a in folder, whose files can be read, gives no item: RuntimeError: no kernel of this size"),
+        (SOUND, lambda image: image * np.inf, f"case a in folder, {MADE}"),
+        (SOUND * np.nan, lambda image: image, SPOILED),
+    ],
+)
+def test_an_augmentation_that_fails_is_not_blamed_on_files(image, augment, sentence):
     with pytest.raises(CaseError) as error:
-        AugmentedItems(Loader(), 1, (0,))[0]
+        augmented(image, augment)[0]
     assert str(error.value) == sentence
 
 

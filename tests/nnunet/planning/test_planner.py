@@ -413,7 +413,11 @@ def _set(configuration, **changes):
     [
         (lambda c: None, "3d_lores", "there is no such configuration; these plans have 3d_fullres"),
         (lambda c: _set(c, patch_size=[96, 96]), "3d_fullres", "this one is 2D; use 3d_fullres"),
-        (lambda c: _set(c, previous_stage="3d_lowres"), "3d_fullres", "second stage of the cascade"),
+        (
+            lambda c: _set(c, previous_stage="3d_lowres"),
+            "3d_fullres",
+            "cascade can be neither pre-trained nor fine-tuned",
+        ),
         (lambda c: _set(c["architecture"], network_class_name="a.PlainConvUNet"), "3d_fullres", "a.PlainConvUNet"),
         (lambda c: _set(c, patch_size=[90, 90, 90]), "3d_fullres", "crop_size .* must be equal"),
         (lambda c: _set(c, batch_size=0), "3d_fullres", "batch_size must be a whole number of at least 1, got 0"),

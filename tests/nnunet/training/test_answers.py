@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from nnunetv2.run import run_training
 
 from nnunet_topomae import trainers
 from nnunet_topomae.commands import cli
+from nnunet_topomae.nnunet.training import command
 from workspace import ANYTHING, DATASET, PLANS, refused, says
 
 STAGES = ["TopoMAEPretrainer", "FusedFinetuneTrainer"]
@@ -28,7 +30,7 @@ def _answer(monkeypatch, capsys, trainer, plans=PLANS, fold="0", **options) -> s
     said = capsys.readouterr().err
     assert said.startswith("Error: ")
     assert "Traceback" not in said
-    return said.removeprefix("Error: ").removesuffix("\n")
+    return said.removeprefix("Error: ").partition("\nThe traceback is in ")[0].removesuffix("\n")
 
 
 WHERE = 'plans "Poor", configuration "3d_fullres": '
@@ -157,11 +159,71 @@ def test_fine_tuning_without_pre_training(workspace, monkeypatch, capsys):
     assert f"nnUNetv2_train {DATASET} 3d_fullres 0 -p 'No Pretraining' -tr " in said
 
 
-def test_a_mistake_in_code_is_shown_as_ever(workspace, monkeypatch, capsys):
+def _mistake_of_type():
+    raise TypeError("a mistake")
+
+
+def _mistake_of_shape():
+    torch.ones(2, 3) @ torch.ones(2, 3)
+
+
+def _bare_assertion():
+    raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("mistake", "text"),
+    [
+        (_mistake_of_type, "TypeError: a mistake"),
+        (_mistake_of_shape, "RuntimeError: mat1 and mat2 shapes cannot be multiplied"),
+        (_bare_assertion, "AssertionError"),
+    ],
+)
+def test_a_mistake_in_code_is_shown_as_ever(workspace, monkeypatch, capsys, mistake, text):
     monkeypatch.setattr(sys, "argv", ["nnUNetv2_train", "-tr", "TopoMAEPretrainer"])
-    error = TypeError("a mistake")
-    sys.excepthook(TypeError, error, None)
-    assert "TypeError: a mistake" in capsys.readouterr().err
+    monkeypatch.setitem(mistake.__globals__, "__name__", "nnunet_topomae.somewhere")
+    with pytest.raises(Exception) as raised:  # noqa: PT011 - which one it is does not matter
+        mistake()
+    sys.excepthook(raised.type, raised.value, raised.tb)
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    assert text in said
+
+
+def _says_so():
+    raise RuntimeError("that folder is a file")
+
+
+def _no_memory():
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 1 GiB")
+
+
+@pytest.mark.parametrize(
+    ("failure", "module", "sentence"),
+    [
+        (_says_so, "nnunetv2.somewhere", "that folder is a file"),
+        (
+            _no_memory,
+            "torch.somewhere",
+            "the GPU has too little memory: set a smaller batch_size or patch_size in a copy of the plans, or plan "
+            "again with -gpu_memory_target and the GB that it has (CUDA out of memory. Tried to allocate 2.00 GiB)",
+        ),
+    ],
+)
+def test_an_error_that_is_meant_for_the_user_says_where_its_traceback_is(
+    monkeypatch, capsys, tmp_path, failure, module, sentence
+):
+    log = tmp_path / "training_log.txt"
+    trainer = SimpleNamespace(log_file=str(log))
+    monkeypatch.setattr(command, "_trainers", [trainer])
+    monkeypatch.setattr(sys, "argv", ["nnUNetv2_train", "-tr", "TopoMAEPretrainer"])
+    monkeypatch.setitem(failure.__globals__, "__name__", module)
+    with pytest.raises(RuntimeError) as raised:
+        failure()
+    with pytest.raises(SystemExit):
+        sys.excepthook(raised.type, raised.value, raised.tb)
+    assert capsys.readouterr().err == f"Error: {sentence}\nThe traceback is in {log}\n"
+    assert f"in {failure.__name__}" in log.read_text()
 
 
 def test_other_trainers_fail_as_ever(workspace, monkeypatch, capsys):

@@ -144,6 +144,47 @@ def test_ten_such_steps_in_a_row_end_the_run(workspace, name):
         trainer.run_training()
 
 
+def _failing_validation(trainer, numbers):
+    """Let batches of validation of some numbers have a loss that is NaN."""
+    validate, made = trainer.validate_batch, []
+
+    def failing(batch):
+        made.append(batch)
+        if len(made) in numbers:
+            raise NotFiniteError("the loss is nan", {"total": float("nan"), "mse": 0.5})
+        return validate(batch)
+
+    trainer.validate_batch = failing
+
+
+def _two_batches(configuration):
+    for block in ("pretraining", "finetuning"):
+        configuration[block]["num_val_iterations_per_epoch"] = 2
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_batch_of_validation_whose_loss_is_nan_is_left_out_and_noted(workspace, name):
+    plans = workspace.write_plans("NaNBatch", _two_batches, like="Uninterrupted")
+    trainer = workspace.trainer(name, plans)
+    _failing_validation(trainer, {1, 4})
+    trainer.run_training()
+    text = workspace.checkpoint(name, plans).with_name("skipped_steps.jsonl").read_text()
+    assert "NaN" not in text  # which is no JSON
+    noted = [json.loads(line) for line in text.splitlines()]
+    assert [(each["epoch"], each["validation_batch"]) for each in noted] == [(0, 0), (1, 1)]
+    assert all(len(each["cases"]) == 2 and each["terms"] == {"total": None, "mse": 0.5} for each in noted)
+    assert np.isfinite(trainer.logger.get_value("val_losses", step=None)).all()
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_validation_that_gives_nothing_but_nan_ends_the_run(workspace, name):
+    trainer = workspace.trainer(name, workspace.write_plans("AllNaN", _two_batches, like="Uninterrupted"))
+    _failing_validation(trainer, {1, 2})
+    said = r"^epoch 0: the loss of every batch of validation is NaN or inf, see .*\.jsonl; if .* lower \w+ing.base_lr$"
+    with pytest.raises(ValueError, match=said):
+        trainer.run_training()
+
+
 def test_the_loss_of_fine_tuning_is_looked_at_before_the_step(workspace):
     trainer = workspace.trainer("FusedFinetuneTrainer", workspace.write_plans("NaNLoss", like="Uninterrupted"))
     trainer.on_train_start()

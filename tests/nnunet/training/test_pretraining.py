@@ -91,7 +91,7 @@ def test_a_run_that_has_learned_nothing_says_so(workspace, pretrained):
 def test_the_yardstick_is_measured_once_a_run_for_every_validation_batch(pretrained, monkeypatch):
     stream = pretrained.stream(pretrained.get_tr_and_val_datasets()[1], 1, mirror=False)
     batches = [default_collate([stream[i], stream[i + 1]]) for i in (0, 2)]
-    monkeypatch.setattr(pretrained, "_baseline_errors", [])
+    monkeypatch.setattr(pretrained, "_baseline_errors", {})
     epochs = []
     for _ in range(2):
         pretrained.on_validation_epoch_start()
@@ -155,7 +155,7 @@ def test_reconstruction_that_is_not_finite_names_the_cases(pretrained):
     batch = next(pretrained.get_dataloaders()[0])
     batch["crop"][:] = torch.nan
     with pytest.raises(ValueError, match=r"epoch \d, cases phantom_.*NaN or inf.*lower pretraining.base_lr"):
-        pretrained.validation_step(batch)
+        pretrained.validate_batch(batch)
 
 
 def test_a_loss_that_is_not_finite_names_the_cases_whatever_the_method(pretrained):
