@@ -204,6 +204,18 @@ def drawn_from(file: Path) -> set[str]:
     return {case for case in _names(_peek(file), DRAWN_FROM, file) if "/" not in case}
 
 
+def cases_seen(checkpoint: Mapping[str, Any], dataset: str) -> set[str]:
+    """The cases that a pre-training drew from, none if its checkpoint does not say.
+
+    Args:
+        checkpoint: of any dataset.
+        dataset: whose own cases have their plain names; those of others are ``DatasetXXX_Name/CASE``.
+    """
+    own = checkpoint.get("init_args", {}).get("plans", {}).get("dataset_name", dataset)
+    full = (case if "/" in case else f"{own}/{case}" for case in checkpoint.get(DRAWN_FROM, ()))
+    return {case.removeprefix(f"{dataset}/") for case in full}
+
+
 def read_record(file: Path) -> dict[str, Any]:
     """What a checkpoint, of this package or of nnU-Net's own trainers, says of its run; its tensors are not read.
 

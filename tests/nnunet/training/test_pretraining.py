@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
+from nnunetv2.run.run_training import maybe_load_checkpoint
 from torch.utils.data import default_collate
 
 from nnunet_topomae.commands import cli
@@ -252,6 +253,26 @@ def test_a_further_pretraining_starts_from_the_head_that_reconstructs(workspace,
     trainer.take_over(checkpoint, file)
     head = "decoder.seg_layers.0.weight"
     assert torch.equal(trainer.module.state_dict()[head], checkpoint["network_weights"][head]) == of_pretraining
+
+
+def _goes_on(trainer, file):
+    trainer.load_checkpoint(str(file))
+
+
+def _starts(trainer, file):
+    maybe_load_checkpoint(trainer, False, False, str(file))
+
+
+@pytest.mark.parametrize("begin", [_goes_on, _starts])
+def test_cases_that_were_drawn_from_before_are_not_forgotten(workspace, pretrained, no_split, begin):
+    file = workspace.checkpoint("TopoMAEPretrainer")
+    drawn = read_checkpoint(file)["drawn_from"]
+    (held_out,) = {f"phantom_{number:03d}" for number in range(5)}.difference(drawn)
+    no_split.write_text(json.dumps([{"train": [held_out], "val": [drawn[0]]}]))
+    trainer = workspace.trainer("TopoMAEPretrainer")
+    begin(trainer, file)
+    trainer.get_dataloaders()
+    assert trainer.checkpoint()["drawn_from"] == sorted([*drawn, held_out])
 
 
 OWN_TRAINER = """

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from nnunet_topomae.nnunet.weights.checkpoints import (
+    cases_seen,
     drawn_from,
     is_pretrained,
     read_checkpoint,
@@ -131,6 +132,24 @@ def test_a_damaged_checkpoint_is_not_passed_over(tmp_path):
 def test_cases_that_a_pretraining_drew_from(tmp_path, content, cases):
     torch.save(content, tmp_path / "checkpoint_final.pth")
     assert drawn_from(tmp_path / "checkpoint_final.pth") == cases
+
+
+@pytest.mark.parametrize(
+    ("of", "drawn", "seen"),
+    [
+        ("Dataset001_Own", ["a", "Dataset007_Other/b"], {"a", "Dataset007_Other/b"}),
+        ("Dataset007_Other", ["a", "Dataset001_Own/b"], {"Dataset007_Other/a", "b"}),
+        ("Dataset007_Other", [], set()),
+    ],
+)
+def test_cases_of_other_datasets_are_not_taken_for_own_ones(of, drawn, seen):
+    checkpoint = {"drawn_from": drawn, "init_args": {"plans": {"dataset_name": of}}}
+    assert cases_seen(checkpoint, "Dataset001_Own") == seen
+
+
+def test_cases_of_an_unnamed_dataset_are_taken_for_own_ones():
+    assert cases_seen({"drawn_from": ["a"]}, "Dataset001_Own") == {"a"}
+    assert cases_seen({}, "Dataset001_Own") == set()
 
 
 def test_a_checkpoint_of_nnunets_own_trainers_is_read(tmp_path):
