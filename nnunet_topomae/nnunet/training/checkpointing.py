@@ -14,7 +14,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from nnunet_topomae.files import keep_as
 from nnunet_topomae.nnunet.weights.checkpoints import WEIGHTS, write_checkpoint
 
-BEST, LATEST, PREVIOUS, FINAL = (f"checkpoint_{name}.pth" for name in ("best", "latest", "previous", "final"))
+CHECKPOINTS = FINAL, LATEST, BEST, PREVIOUS = (
+    "checkpoint_final.pth",
+    "checkpoint_latest.pth",
+    "checkpoint_best.pth",
+    "checkpoint_previous.pth",
+)
 OPTIMIZER = "optimizer_state"  # nnU-Net's key
 _SHARE = 0.02  # of the time that may be spent on writing checkpoint_latest.pth
 _MUST_STAY = ("architecture", "patch_size", "normalization_schemes", "use_mask_for_norm")  # while a run goes on
@@ -68,7 +73,7 @@ class Saving:
 
 def checkpoints_in(folder: Path) -> list[Path]:
     """The checkpoints of a run, any of which it can go on from."""
-    return [file for name in (FINAL, LATEST, BEST, PREVIOUS) if (file := folder / name).is_file()]
+    return [file for name in CHECKPOINTS if (file := folder / name).is_file()]
 
 
 def check_plans_stayed(checkpoint: Mapping[str, Any], configuration: ConfigurationManager, file: Path) -> None:
