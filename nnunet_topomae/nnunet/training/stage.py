@@ -523,7 +523,7 @@ class StageTrainer(nnUNetTrainer, ABC):
             raise ValueError(f"{file} was not written by {type(self).__name__}; delete it to start a new training")
         if not self.was_initialized:
             self.initialize()
-        check_plans_stayed(checkpoint, self.configuration_manager, file)
+        check_plans_stayed(checkpoint["init_args"], self.my_init_kwargs, file)
         self.before_restoring(checkpoint)
         restore_weights(checkpoint, self.module, self.optimizer, file)
         if self.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:

@@ -117,14 +117,35 @@ def test_the_skill_of_an_epoch_compares_mean_errors(pretrained, monkeypatch):
     assert np.isnan(before).all()
 
 
-def test_a_run_cannot_go_on_with_images_of_another_normalisation(workspace, pretrained):
-    def other(configuration):
-        configuration["normalization_schemes"] = ["RescaleTo01Normalization"]
+def _other_intensities(plans):
+    plans["foreground_intensity_properties_per_channel"]["0"]["mean"] += 1
 
-    trainer = workspace.trainer("TopoMAEPretrainer", workspace.write_plans("Rescaled", other))
+
+@pytest.mark.parametrize(
+    ("edit", "key"),
+    [
+        (
+            lambda plans: _configuration(plans).update(normalization_schemes=["RescaleTo01Normalization"]),
+            r"normalization_schemes was \['CTNorm",
+        ),
+        (lambda plans: _configuration(plans).update(spacing=[3, 1, 1]), r"spacing was \["),
+        (lambda plans: _configuration(plans)["resampling_fn_data_kwargs"].update(order=1), "resampling_fn_data_kwargs"),
+        (lambda plans: plans.update(transpose_forward=[1, 0, 2]), r"transpose_forward was \[0, 1, 2\]"),
+        (_other_intensities, "foreground_intensity_properties_per_channel was"),
+    ],
+)
+def test_a_run_cannot_go_on_with_images_that_were_preprocessed_otherwise(workspace, pretrained, edit, key):
+    plans = {**workspace.plans(), "plans_name": "Otherwise"}
+    edit(plans)
+    (workspace.preprocessed / "Otherwise.json").write_text(json.dumps(plans))
+    trainer = workspace.trainer("TopoMAEPretrainer", "Otherwise")
     file = workspace.checkpoint("TopoMAEPretrainer")
-    with pytest.raises(ValueError, match=r"with other plans .* delete the folder: normalization_schemes was \['CTNorm"):
+    with pytest.raises(ValueError, match=rf"with other plans .* delete the folder: {key}"):
         trainer.load_checkpoint(str(file))
+
+
+def _configuration(plans):
+    return plans["configurations"]["3d_fullres"]
 
 
 def test_checkpoint_can_be_read_without_running_code(workspace, pretrained):
