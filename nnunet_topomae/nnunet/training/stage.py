@@ -528,7 +528,6 @@ class StageTrainer(nnUNetTrainer, ABC):
         restore_weights(checkpoint, self.module, self.optimizer, file)
         if self.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
             self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
-        self.my_init_kwargs = checkpoint["init_args"]
         self.current_epoch = checkpoint["current_epoch"]
         self._steps_done = [
             {name: np.asarray(value, np.float32) for name, value in step.items()}

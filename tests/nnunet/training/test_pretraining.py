@@ -144,6 +144,13 @@ def test_a_run_cannot_go_on_with_images_that_were_preprocessed_otherwise(workspa
         trainer.load_checkpoint(str(file))
 
 
+def test_a_run_that_goes_on_with_edited_plans_writes_these_into_its_checkpoints(workspace, pretrained):
+    plans = workspace.write_plans("Longer", lambda c: c["pretraining"].update(num_epochs=9))
+    trainer = workspace.trainer("TopoMAEPretrainer", plans)
+    trainer.load_checkpoint(str(workspace.checkpoint("TopoMAEPretrainer")))
+    assert trainer.checkpoint()["init_args"]["plans"] == workspace.plans(plans)
+
+
 def _configuration(plans):
     return plans["configurations"]["3d_fullres"]
 
