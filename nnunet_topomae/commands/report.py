@@ -7,7 +7,8 @@ from typing import NamedTuple
 from nnunetv2.paths import nnUNet_preprocessed
 
 from nnunet_topomae import __version__
-from nnunet_topomae.nnunet.results import RawCases, find_checkpoint, read_run
+from nnunet_topomae.nnunet.results import RawCases, read_run
+from nnunet_topomae.nnunet.training.checkpointing import checkpoints_in
 from nnunet_topomae.reporting import runs as of_runs
 from nnunet_topomae.reporting.charts import styles
 from nnunet_topomae.reporting.page import Page, Picture, Pictures, Section, Table
@@ -72,7 +73,7 @@ def _is_study(folder: Path) -> bool:
     """
     if (folder / FILE).is_file():
         return True
-    if find_checkpoint(folder) is None:
+    if not checkpoints_in(folder):
         what = "holds neither study.json nor a checkpoint" if folder.is_dir() else "does not exist"
         raise ValueError(
             f"{folder} {what}; name the folder of a study, or that of a fold, such as "
@@ -133,7 +134,7 @@ def _pretrainings(study: Study) -> list[Drawn] | None:
             starting.setdefault((steps.pretraining_fold(row, run), run.seed), {})[row.name] = row
     found = []
     for (fold, seed), rows in starting.items():
-        if find_checkpoint(fold):
+        if checkpoints_in(fold):
             titles = ", ".join(row.title for row in rows.values())
             found.append(Drawn(_run_of(study, fold, f"{titles}: pre-training, seed {seed}"), drawn[next(iter(rows))]))
     return found
@@ -150,7 +151,7 @@ def _finetunings(study: Study) -> list[Drawn]:
         Drawn(_run_of(study, fold, f"{row.title}, {run.labelled} labelled cases, seed {run.seed}"),
               drawn[row.name], run.labelled)
         for row, run in study.runs()
-        if find_checkpoint(fold := steps.finetuning_fold(row, run))
+        if checkpoints_in(fold := steps.finetuning_fold(row, run))
     ]  # fmt: skip
 
 

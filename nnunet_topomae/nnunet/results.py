@@ -13,20 +13,21 @@ from nnunet_topomae import trainers
 from nnunet_topomae.files import read_json
 from nnunet_topomae.nnunet.data.raw import read_dataset
 from nnunet_topomae.nnunet.planning.plans import FINETUNING, PRETRAINING
+from nnunet_topomae.nnunet.training.checkpointing import CHECKPOINTS, checkpoints_in
 from nnunet_topomae.nnunet.training.pretraining import external_folders, find_pretrainer
-from nnunet_topomae.nnunet.weights.checkpoints import FINETUNED_BY, UNTRAINED, VERSIONS, read_record
+from nnunet_topomae.nnunet.weights.checkpoints import (
+    FINETUNED_BY,
+    UNTRAINED,
+    VERSIONS,
+    most_trained_first,
+    read_record,
+)
 from nnunet_topomae.reporting.figures import Geometry, plane_names
 from nnunet_topomae.reporting.runs import Run
 from nnunet_topomae.settings import FinetuningConfig, PretrainingConfig, flatten
 
-_CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")  # as long as a run goes on
 _INTERNAL = "architecture._kw_requires_import"  # how nnU-Net reads the arguments of a network
 _KEYS = ("logging", "init_args", "trainer_name")
-
-
-def find_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of a fold's folder that has seen most epochs; None if there is none."""
-    return next((folder / name for name in _CHECKPOINTS if (folder / name).is_file()), None)
 
 
 def read_run(folder: Path, title: str = "") -> Run:
@@ -39,9 +40,10 @@ def read_run(folder: Path, title: str = "") -> Run:
     Raises:
         ValueError: if there is no checkpoint, or a file is broken.
     """
-    file = find_checkpoint(folder)
-    if file is None:
-        raise ValueError(f"{folder} holds no checkpoint ({', '.join(_CHECKPOINTS)})")
+    files = most_trained_first(checkpoints_in(folder))
+    if not files:
+        raise ValueError(f"{folder} holds no checkpoint ({', '.join(CHECKPOINTS)})")
+    file = files[0]
     record = read_record(file)
     try:
         log, arguments, trainer = (record[key] for key in _KEYS)

@@ -1,5 +1,7 @@
 """What is read of a fold; the rest of its folder is read in tests/commands/test_report.py."""
 
+import os
+
 import pytest
 import torch
 from nnunetv2.evaluation.evaluate_predictions import label_or_region_to_key
@@ -19,6 +21,16 @@ def _fold(folder, edit, trainer=made_up.FINETUNER):
     edit(checkpoint)
     torch.save(checkpoint, file)
     return fold
+
+
+def test_a_run_is_shown_as_its_most_trained_checkpoint_has_it(tmp_path):
+    fold = _fold(tmp_path, lambda c: c.update(current_epoch=1))
+    latest = (fold / "checkpoint_final.pth").rename(fold / "checkpoint_latest.pth")
+    checkpoint = torch.load(latest)
+    _plan("finetuning", seed=7)(checkpoint)
+    torch.save({**checkpoint, "current_epoch": 2}, fold / "checkpoint_best.pth")
+    os.utime(fold / "checkpoint_best.pth", (1, 1))
+    assert read_run(fold).seed == 7
 
 
 def _validated(fold, means, cases=()):

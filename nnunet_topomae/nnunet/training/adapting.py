@@ -12,7 +12,15 @@ from nnunet_topomae.nnunet.data.preprocessed import PlannedDataset
 from nnunet_topomae.nnunet.data.raw import check_description
 from nnunet_topomae.nnunet.planning.plans import read_config
 from nnunet_topomae.nnunet.training.pretraining import Pretrainer
-from nnunet_topomae.nnunet.weights.checkpoints import FIXED, UNTRAINED, WEIGHTS, read_checkpoint, write_checkpoint
+from nnunet_topomae.nnunet.weights.checkpoints import (
+    DRAWN_FROM,
+    FIXED,
+    UNTRAINED,
+    WEIGHTS,
+    cases_seen,
+    read_checkpoint,
+    write_checkpoint,
+)
 from nnunet_topomae.nnunet.weights.exporting import is_export, read_export
 from nnunet_topomae.nnunet.weights.handover import HandOver, fixed_in
 
@@ -96,6 +104,8 @@ def adapt(
         "init_args": {**made_with, **description},
         "adapted_from": file,
     }
+    if DRAWN_FROM in checkpoint:  # which exports, and checkpoints of older versions, do not say
+        adapted[DRAWN_FROM] = sorted(cases_seen(checkpoint, dataset.folder.name))
     write_checkpoint(adapted, output)
     others = {*result.fresh, *result.adapted}
     loaded = [name for name in result.weights if name not in others]

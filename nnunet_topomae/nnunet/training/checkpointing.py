@@ -6,18 +6,24 @@ from time import monotonic
 from typing import Any
 
 import torch
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from nnunet_topomae.files import keep_as
+from nnunet_topomae.nnunet.data.preprocessed import PlannedDataset
 from nnunet_topomae.nnunet.weights.checkpoints import WEIGHTS, write_checkpoint
 
-BEST, LATEST, PREVIOUS, FINAL = (f"checkpoint_{name}.pth" for name in ("best", "latest", "previous", "final"))
+CHECKPOINTS = FINAL, LATEST, BEST, PREVIOUS = (
+    "checkpoint_final.pth",
+    "checkpoint_latest.pth",
+    "checkpoint_best.pth",
+    "checkpoint_previous.pth",
+)
 OPTIMIZER = "optimizer_state"  # nnU-Net's key
 _SHARE = 0.02  # of the time that may be spent on writing checkpoint_latest.pth
-_MUST_STAY = ("architecture", "patch_size", "normalization_schemes", "use_mask_for_norm")  # while a run goes on
+_OF_NETWORK = ("architecture", "patch_size")
 _OTHER_PLANS = (
     "{} was written with other plans than the present ones, so the run cannot be continued; restore the plans or "
     "delete the folder: {}"
@@ -68,25 +74,32 @@ class Saving:
 
 def checkpoints_in(folder: Path) -> list[Path]:
     """The checkpoints of a run, any of which it can go on from."""
-    return [file for name in (FINAL, LATEST, BEST, PREVIOUS) if (file := folder / name).is_file()]
+    return [file for name in CHECKPOINTS if (file := folder / name).is_file()]
 
 
-def check_plans_stayed(checkpoint: Mapping[str, Any], configuration: ConfigurationManager, file: Path) -> None:
-    """Refuse what tensors of the right shape cannot tell: another normalisation, other positions.
+def check_plans_stayed(before: Mapping[str, Any], now: Mapping[str, Any], file: Path) -> None:
+    """Refuse what tensors of the right shape cannot tell: images that were preprocessed otherwise, other positions.
 
     Args:
-        checkpoint: to go on from.
-        configuration: of the present plans.
-        file: of the checkpoint, for the message.
+        before: what the trainer was made with that wrote a checkpoint: plans, configuration and dataset_json.
+        now: what the present one was made with.
+        file: the checkpoint.
 
     Raises:
         ValueError: names what was otherwise.
     """
-    written = checkpoint["init_args"]
-    before = PlansManager(written["plans"]).get_configuration(written["configuration"]).configuration
-    for key in _MUST_STAY:
-        if before[key] != configuration.configuration[key]:
-            raise ValueError(_OTHER_PLANS.format(file, f"{key} was {before[key]}"))
+    written, present = (_must_stay(made_with, file.parent) for made_with in (before, now))
+    for key, value in written.items():
+        if value != present.get(key):
+            raise ValueError(_OTHER_PLANS.format(file, f"{key} was {value}"))
+
+
+def _must_stay(made_with: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """What must not change in the plans of a trainer while its run goes on."""
+    plans, configuration = PlansManager(made_with["plans"]), made_with["configuration"]
+    settings = plans.get_configuration(configuration).configuration
+    preprocessing = PlannedDataset(folder, plans, made_with["dataset_json"]).preprocessing(configuration)
+    return {**{key: settings[key] for key in _OF_NETWORK}, **preprocessing}
 
 
 def restore_weights(checkpoint: Mapping[str, Any], network: nn.Module, optimizer: Optimizer, file: Path) -> None:

@@ -28,7 +28,7 @@ from nnunet_topomae.nnunet.training.pretraining import external_folders, find_pr
 from nnunet_topomae.nnunet.training.schedule import learning_rate_factor
 from nnunet_topomae.nnunet.training.skipping import NotFiniteError, agree
 from nnunet_topomae.nnunet.training.stage import StageTrainer
-from nnunet_topomae.nnunet.weights.checkpoints import FINETUNED_BY, drawn_from, is_pretrained
+from nnunet_topomae.nnunet.weights.checkpoints import FINETUNED_BY, cases_seen, drawn_from, is_pretrained
 from nnunet_topomae.nnunet.weights.handover import HandOver
 from nnunet_topomae.settings import FinetuningConfig
 from nnunet_topomae.settings.recipes import recipe
@@ -171,8 +171,11 @@ class FinetuneTrainer(StageTrainer):
         self.start_from(self.find_pretrained_checkpoint())
 
     def take_over(self, checkpoint: dict[str, Any], file: Path) -> HandOver:
-        """As every stage does; what the checkpoint does not bring is fresh."""
+        """As every stage does; what the checkpoint does not bring is fresh, what it should not know is warned of."""
         result = super().take_over(checkpoint, file)
+        seen = cases_seen(checkpoint, self.plans_manager.dataset_name)
+        if leaked := seen.intersection([*self.split.val, *self.split.test]):
+            self.print_to_log_file(_SEEN.format(file, min(leaked)))
         self._check_frozen(result.fresh, file)
         self._set_fresh(result.fresh)
         return result
@@ -218,8 +221,6 @@ class FinetuneTrainer(StageTrainer):
         (file,) = found.values()
         if not own:
             self.print_to_log_file((_OF_SAME_IMAGES if same else _OF_ALL).format(self.fold))
-        elif seen := drawn_from(file).intersection([*self.split.val, *self.split.test]):
-            self.print_to_log_file(_SEEN.format(file, min(seen)))
         return file
 
     def _checkpoints_of_same_images(self) -> dict[str, Path]:

@@ -29,7 +29,7 @@ from nnunet_topomae.nnunet.training.distribution import alone, unwrap, world_siz
 from nnunet_topomae.nnunet.training.logger import SKILL, PretrainingLogger
 from nnunet_topomae.nnunet.training.skipping import NotFiniteError, agree
 from nnunet_topomae.nnunet.training.stage import StageTrainer
-from nnunet_topomae.nnunet.weights.checkpoints import DRAWN_FROM, FIXED, UNTRAINED, VALIDATED_ON
+from nnunet_topomae.nnunet.weights.checkpoints import DRAWN_FROM, FIXED, UNTRAINED, VALIDATED_ON, cases_seen
 from nnunet_topomae.nnunet.weights.handover import HandOver
 from nnunet_topomae.reporting.figures import Geometry, plane_names
 from nnunet_topomae.reporting.report import CaseReport, metrics_table, save_report
@@ -91,7 +91,7 @@ class Pretrainer(StageTrainer):
         self.enable_deep_supervision = False
         self.logger.local_logger = PretrainingLogger(self.task_class.headings)
         self._baseline_errors: dict[int, Tensor] = {}  # by the number of the batch
-        self.drawn_from: list[str] = []
+        self.drawn_from: set[str] = set()
         self.validated_on: list[str] = []
         if self.cases.without_labels:
             self.preprocessed_dataset_folder = str(self.cases.dataset.unlabelled_folder(self.configuration_name))
@@ -118,7 +118,18 @@ class Pretrainer(StageTrainer):
     def take_over(self, checkpoint: dict[str, Any], file: Path) -> HandOver:
         """Go on from another pre-training, of which also those tensors are loaded that had no gradient: a teacher's."""
         all_trained: dict[str, list[str]] = {UNTRAINED: []} if UNTRAINED in checkpoint else {}
-        return super().take_over({**checkpoint, **all_trained}, file)
+        result = super().take_over({**checkpoint, **all_trained}, file)
+        self._add_seen(checkpoint)
+        return result
+
+    def before_restoring(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the cases drawn from until then, and the validation cases: the split may have changed since."""
+        self._add_seen(checkpoint)
+        self.validated_on = checkpoint.get(VALIDATED_ON, [])  # older versions do not name them
+
+    def _add_seen(self, checkpoint: dict[str, Any]) -> None:
+        """The weights of a checkpoint have seen what it drew from, whatever is drawn from now on."""
+        self.drawn_from |= cases_seen(checkpoint, self.plans_manager.dataset_name)
 
     @property
     def cases(self) -> PretrainingCases:
@@ -169,7 +180,8 @@ class Pretrainer(StageTrainer):
     def get_dataloaders(self) -> tuple[Iterator[dict], Iterator[dict]]:
         """Random items of the training cases; fixed items of the validation cases."""
         training, validation = self.get_tr_and_val_datasets()
-        self.drawn_from, self.validated_on = training.identifiers, validation.identifiers
+        self.drawn_from.update(training.identifiers)
+        self.validated_on = validation.identifiers
         global_batch = self.configuration_manager.batch_size
         draws = self.num_epochs * self.num_iterations_per_epoch * global_batch / len(training.identifiers)
         self.print_to_log_file(
@@ -377,15 +389,11 @@ class Pretrainer(StageTrainer):
         """Adds the cases of the run, and the names of parameters that are not trained and of those meant not to be."""
         return {
             **super().checkpoint(),
-            DRAWN_FROM: self.drawn_from,
+            DRAWN_FROM: sorted(self.drawn_from),
             VALIDATED_ON: self.validated_on,
             UNTRAINED: self.task.untrained_parameters(),
             FIXED: self.task.fixed_parameters(),
         }
-
-    def before_restoring(self, checkpoint: dict[str, Any]) -> None:
-        """Remember the validation cases, which stay what they were; checkpoints of older versions do not name them."""
-        self.validated_on = checkpoint.get(VALIDATED_ON, [])
 
     def validate(self, save_probabilities: bool) -> None:
         """Write pictures and figures of every validation case into ``validation/``, where nnU-Net segments cases.

@@ -55,7 +55,14 @@ from nnunet_topomae.nnunet.training.distribution import (
 from nnunet_topomae.nnunet.training.schedule import learning_rate_factor
 from nnunet_topomae.nnunet.training.skipping import FiniteSteps
 from nnunet_topomae.nnunet.training.stopping import STOPPED, StopRequest
-from nnunet_topomae.nnunet.weights.checkpoints import UNTRAINED, VERSIONS, WEIGHTS, newest_whole, read_checkpoint
+from nnunet_topomae.nnunet.weights.checkpoints import (
+    STEPS_DONE,
+    UNTRAINED,
+    VERSIONS,
+    WEIGHTS,
+    most_trained,
+    read_checkpoint,
+)
 from nnunet_topomae.nnunet.weights.handover import HandOver, hand_over
 from nnunet_topomae.settings import StageConfig
 
@@ -63,7 +70,7 @@ _LR_REFERENCE_BATCH = 256
 _PACKAGES = ("nnunet-topomae", "nnunetv2", "torch")
 
 _ELSEWHERE = "a signal to another process"
-_STEPS_DONE, _RANDOM_STATE = "steps_of_epoch", "random_state"  # keys of checkpoints
+_RANDOM_STATE = "random_state"  # key of checkpoints
 
 
 class StepDone(dict):
@@ -526,7 +533,7 @@ class StageTrainer(nnUNetTrainer, ABC):
             "logging": self.logger.get_checkpoint(),
             "_best_ema": self._best_ema,
             "current_epoch": self.current_epoch + (not self._steps_done),
-            _STEPS_DONE: self._steps_done,
+            STEPS_DONE: self._steps_done,
             "init_args": self.my_init_kwargs,
             "trainer_name": type(self).__name__,
             "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
@@ -552,14 +559,14 @@ class StageTrainer(nnUNetTrainer, ABC):
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         """Continue a run of this trainer exactly where its checkpoint was written.
 
-        With ``--c``, nnU-Net names the first checkpoint that it finds; then the newest one that can be read is taken.
+        With ``--c``, nnU-Net names the first checkpoint that it finds; the most trained one that can be read is taken.
 
         Raises:
             ValueError: if the file is damaged, or was written with another network or by another trainer.
         """
         file = Path(filename_or_checkpoint)
         if self._goes_on and self.current_epoch == 0:
-            file, checkpoint, problems = newest_whole(checkpoints_in(file.parent), self.device)
+            file, checkpoint, problems = most_trained(checkpoints_in(file.parent), self.device)
             for problem in problems:
                 self.print_to_log_file(f"WARNING: {problem}")
             self.print_to_log_file(f"Going on from {file}")
@@ -570,16 +577,15 @@ class StageTrainer(nnUNetTrainer, ABC):
         self._goes_on = True  # with --val, too, cases may have been deleted since
         if not self.was_initialized:
             self.initialize()
-        check_plans_stayed(checkpoint, self.configuration_manager, file)
+        check_plans_stayed(checkpoint["init_args"], self.my_init_kwargs, file)
         self.before_restoring(checkpoint)
         restore_weights(checkpoint, self.module, self.optimizer, file)
         if self.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
             self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
-        self.my_init_kwargs = checkpoint["init_args"]
         self.current_epoch = checkpoint["current_epoch"]
         self._steps_done = [
             {name: np.asarray(value, np.float32) for name, value in step.items()}
-            for step in checkpoint.get(_STEPS_DONE, ())
+            for step in checkpoint.get(STEPS_DONE, ())
         ]
         self.logger.load_checkpoint(checkpoint["logging"])
         self._best_ema = checkpoint["_best_ema"]

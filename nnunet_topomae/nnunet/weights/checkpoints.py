@@ -1,5 +1,6 @@
 """Reading and writing checkpoints that hold tensors and plain types only, no code, and are never half-written."""
 
+import math
 import pickle
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -18,6 +19,7 @@ DRAWN_FROM = "drawn_from"  # names of the cases, written by pre-training
 VALIDATED_ON = "validated_on"  # the same
 FINETUNED_BY = "finetuned_by"  # name of our trainer, written by fine-tuning; nnU-Net predicts with its own
 FIXED = "fixed_parameters"  # those of the untrained ones whose first values are meant to stay
+STEPS_DONE = "steps_of_epoch"  # what the steps of an epoch that is not complete have returned
 VERSIONS = "versions"  # of the packages that a run was continued with last
 _NUMPY_SCALAR = np.float64(0).__reduce__()[0]  # of a module that NumPy 2 has renamed
 _PLAIN: list[Any] = [  # of checkpoints of nnU-Net's own trainers; none of it runs code from a file
@@ -165,21 +167,44 @@ def load_plain(
         ) from error
 
 
-def newest_whole(files: Iterable[Path], device: torch.device | str = "cpu") -> tuple[Path, dict[str, Any], list[str]]:
-    """The checkpoint that a run goes on from: of those that can be read the one that was written last.
+def most_trained_first(files: Iterable[Path]) -> list[Path]:
+    """Sort the checkpoints of a fold by how far its training had come, without reading their tensors.
+
+    A training that was begun anew comes before the one it replaces. Files that cannot be read come first, so that they
+    are named and not passed over.
+    """
+    return sorted(files, key=_progress, reverse=True)
+
+
+def _progress(file: Path) -> tuple[float, ...]:
+    """When the training was begun, its epochs, the steps of the next one; at last the file's time stamp.
+
+    Copying may change time stamps, so they count only where all else is the same.
+    """
+    try:
+        record = read_record(file)
+        begun = [*record.get("logging", {}).get("epoch_start_timestamps", ()), 0.0][0]
+        epochs, steps = record.get("current_epoch", 0), len(record.get(STEPS_DONE, ()))
+        return float(begun), float(epochs), steps, file.stat().st_mtime_ns
+    except (ValueError, TypeError, AttributeError):
+        return (math.inf,)
+
+
+def most_trained(files: Iterable[Path], device: torch.device | str = "cpu") -> tuple[Path, dict[str, Any], list[str]]:
+    """The checkpoint that a run goes on from: of those that can be read the one that was trained most.
 
     Args:
         files: checkpoints of a run.
         device: where tensors are put.
 
     Returns:
-        The file, its content, and what is wrong with every newer one.
+        The file, its content, and what is wrong with those that come before it.
 
     Raises:
         ValueError: if none can be read; says what is wrong with each.
     """
     problems: list[str] = []
-    for file in sorted(files, key=lambda file: file.stat().st_mtime_ns, reverse=True):
+    for file in most_trained_first(files):
         try:
             return file, read_checkpoint(file, device), problems
         except ValueError as error:
@@ -203,6 +228,18 @@ def drawn_from(file: Path) -> set[str]:
         ValueError: if the file is damaged.
     """
     return {case for case in _names(_peek(file), DRAWN_FROM, file) if "/" not in case}
+
+
+def cases_seen(checkpoint: Mapping[str, Any], dataset: str) -> set[str]:
+    """The cases that a pre-training drew from, none if its checkpoint does not say.
+
+    Args:
+        checkpoint: of any dataset.
+        dataset: whose own cases have their plain names; those of others are ``DatasetXXX_Name/CASE``.
+    """
+    own = checkpoint.get("init_args", {}).get("plans", {}).get("dataset_name", dataset)
+    full = (case if "/" in case else f"{own}/{case}" for case in checkpoint.get(DRAWN_FROM, ()))
+    return {case.removeprefix(f"{dataset}/") for case in full}
 
 
 def read_record(file: Path) -> dict[str, Any]:

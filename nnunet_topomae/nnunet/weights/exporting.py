@@ -25,6 +25,7 @@ from nnunet_topomae.nnunet.weights.checkpoints import (
 )
 
 CARD, _TENSORS, _README = "card.json", "weights.safetensors", "README.md"
+TRAINED_ON = "trained_on_sha256"  # key of the card
 _KEPT = (
     UNTRAINED,
     FIXED,
@@ -85,7 +86,7 @@ def export(file: Path, folder: Path) -> Path:
     card = {
         **{key: to_plain(checkpoint[key]) for key in _KEPT if key in checkpoint},
         "init_args": _without_cases(checkpoint.get("init_args", {})),
-        "trained_on_sha256": sorted(map(hashed, checkpoint.get(DRAWN_FROM, ()))),
+        TRAINED_ON: sorted(map(hashed, checkpoint.get(DRAWN_FROM, ()))),
         "versions": {package: _version(package) for package in _PACKAGES},
     }
     plans = card["init_args"].get("plans", {})

@@ -21,7 +21,7 @@ from nnunet_topomae.nnunet.weights.checkpoints import (
     load_plain,
     read_checkpoint,
 )
-from nnunet_topomae.nnunet.weights.exporting import hashed, is_export, read_export
+from nnunet_topomae.nnunet.weights.exporting import TRAINED_ON, hashed, is_export, read_export
 
 _UNKNOWN = "unknown"
 _NAME = "plans_name"
@@ -75,13 +75,13 @@ def _is_checkpoint(file: Path) -> bool:
 def _checkpoint(checkpoint: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     arguments = _mapping(checkpoint.get("init_args"))
     tensors = [tensor for tensor in checkpoint[WEIGHTS].values() if isinstance(tensor, Tensor)]
-    drawn = [case for case in _list(checkpoint.get(DRAWN_FROM)) if isinstance(case, str)]
+    hashes = [*_names(checkpoint.get(TRAINED_ON)), *map(hashed, _names(checkpoint.get(DRAWN_FROM)))]
     yield "trainer", str(checkpoint.get(FINETUNED_BY, checkpoint.get("trainer_name", _UNKNOWN)))
     yield "configuration", str(arguments.get("configuration", _UNKNOWN))
     yield "fold", str(arguments.get("fold", _UNKNOWN))
     yield "epochs", str(checkpoint.get("current_epoch", _UNKNOWN))
     yield "parameters", f"{sum(tensor.numel() for tensor in tensors):,} in {len(tensors)} tensors"
-    yield "trained on", f"{len(drawn)} cases{': ' if drawn else ''}{', '.join(map(hashed, drawn))}"
+    yield "trained on", f"{len(hashes)} cases: {', '.join(hashes)}" if hashes else _UNKNOWN
     yield from _plans(_mapping(arguments.get("plans")))
 
 
@@ -143,5 +143,5 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _list(value: Any) -> list:
-    return list(value) if isinstance(value, list | tuple) else []
+def _names(value: Any) -> list[str]:
+    return [name for name in value if isinstance(name, str)] if isinstance(value, list | tuple) else []

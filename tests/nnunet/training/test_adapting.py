@@ -44,6 +44,24 @@ def test_pretraining_goes_on_from_a_carried_checkpoint(workspace, larger):
         assert torch.equal(trainer.task.state_dict()[name], weights[name])
 
 
+@pytest.mark.parametrize(
+    ("of", "drawn", "named"),
+    [
+        ("Dataset998_Phantom", ["a", "Dataset007_Other/a"], ["Dataset007_Other/a", "a"]),
+        ("Dataset007_Other", ["a", "Dataset998_Phantom/b"], ["Dataset007_Other/a", "b"]),
+        ("Dataset007_Other", None, None),
+    ],
+)
+def test_a_carried_checkpoint_says_what_was_drawn_from(workspace, pretrained, tmp_path, of, drawn, named):
+    checkpoint = _scratch(workspace)
+    checkpoint["init_args"]["plans"]["dataset_name"] = of
+    del checkpoint["drawn_from"]
+    torch.save({**checkpoint, **({"drawn_from": drawn} if drawn else {})}, tmp_path / "in.pth")
+    output = tmp_path / "out.pth"
+    assert cli.main(["adapt", str(tmp_path / "in.pth"), *ADAPT, "nnUNetTopoMAEPlans", "-o", str(output)]) == 0
+    assert read_checkpoint(output).get("drawn_from") == named
+
+
 def test_the_report_counts_what_was_resized_and_names_what_stays_fresh(workspace, pretrained, tmp_path, capsys):
     def narrower(configuration):
         configuration["architecture"]["arch_kwargs"]["vit"]["width"] = 16

@@ -6,6 +6,7 @@ from batchgeneratorsv2.transforms.noise import gaussian_blur
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.run.run_training import maybe_load_checkpoint
 
+from nnunet_topomae.commands import cli
 from nnunet_topomae.nnunet.data.preprocessed import PlannedDataset
 from nnunet_topomae.nnunet.weights.checkpoints import UNTRAINED, read_checkpoint
 from workspace import truncate
@@ -91,12 +92,31 @@ def test_images_that_were_added_later_are_others(workspace, nested, monkeypatch)
         workspace.trainer(FUSED, nested, fold=1).find_pretrained_checkpoint()
 
 
-def test_a_pretraining_that_saw_what_is_held_out_now_is_warned_of(workspace, nested, no_split, log):
-    trainer = workspace.trainer(FUSED, nested)
-    trainer.find_pretrained_checkpoint()
+def _found(trainer, file):
+    trainer.initialize()
+    trainer.load_pretrained_weights()
+    return file
+
+
+def _named(trainer, file):
+    maybe_load_checkpoint(trainer, False, False, str(file))
+    return file
+
+
+def _adapted(trainer, file):
+    plans, output = trainer.plans_manager.plans_name, file.with_name("adapted.pth")
+    output.unlink(missing_ok=True)
+    assert cli.main(["adapt", str(file), "-d", "998", "-p", plans, "-o", str(output)]) == 0
+    return _named(trainer, output)
+
+
+@pytest.mark.parametrize("start", [_found, _named, _adapted])
+def test_a_pretraining_that_saw_what_is_held_out_now_is_warned_of(workspace, nested, no_split, log, start):
+    pretraining = workspace.checkpoint("TopoMAEPretrainer", nested)
+    start(workspace.trainer(FUSED, nested), pretraining)
     assert not any("WARNING" in line for line in log)
     no_split.write_text(json.dumps([{"train": ["phantom_000"], "val": ["phantom_003"], "test": ["phantom_002"]}]))
-    file = workspace.trainer(FUSED, nested).find_pretrained_checkpoint()
+    file = start(workspace.trainer(FUSED, nested), pretraining)
     assert log[-1] == (
         f"WARNING: {file} has seen images (not labels) of cases that this fold now holds out, such as phantom_002; "
         f"pre-train again"

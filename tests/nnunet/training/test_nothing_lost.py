@@ -86,7 +86,7 @@ def test_a_run_that_was_asked_to_stop_within_an_epoch_ends_as_one_that_was_not(w
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_the_newest_checkpoint_that_is_whole_is_gone_on_from(workspace, uninterrupted, name, capsys):
+def test_the_most_trained_checkpoint_that_is_whole_is_gone_on_from(workspace, uninterrupted, name, capsys):
     plans = workspace.write_plans("Newest", like="Uninterrupted")
     _train(workspace, name, plans, stop_at=5)
     latest = workspace.checkpoint(name, plans, name="latest")
@@ -103,6 +103,17 @@ def test_the_newest_checkpoint_that_is_whole_is_gone_on_from(workspace, uninterr
     for key, tensor in trainer.module.state_dict().items():
         assert torch.equal(tensor, uninterrupted[name][key]), key
     assert not previous.exists()
+
+
+def test_a_copy_without_time_stamps_is_gone_on_from_where_the_run_was(workspace, capsys):
+    name, plans = "TopoMAEPretrainer", workspace.write_plans("Copied", like="Uninterrupted")
+    _train(workspace, name, plans, stop_at=5)
+    latest = workspace.checkpoint(name, plans, name="latest")
+    for file in latest.parent.glob("*.pth"):
+        os.utime(file, (2, 2))
+    os.utime(latest, (1, 1))
+    assert len(_go_on(workspace, name, plans)._steps_done) == 1
+    assert f"Going on from {latest}" in capsys.readouterr().out
 
 
 def _failing(trainer, numbers):

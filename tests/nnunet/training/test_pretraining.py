@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
+from nnunetv2.run.run_training import maybe_load_checkpoint
 from torch.utils.data import default_collate
 
 from nnunet_topomae.commands import cli
@@ -116,14 +117,42 @@ def test_the_skill_of_an_epoch_compares_mean_errors(pretrained, monkeypatch):
     assert np.isnan(before).all()
 
 
-def test_a_run_cannot_go_on_with_images_of_another_normalisation(workspace, pretrained):
-    def other(configuration):
-        configuration["normalization_schemes"] = ["RescaleTo01Normalization"]
+def _other_intensities(plans):
+    plans["foreground_intensity_properties_per_channel"]["0"]["mean"] += 1
 
-    trainer = workspace.trainer("TopoMAEPretrainer", workspace.write_plans("Rescaled", other))
+
+@pytest.mark.parametrize(
+    ("edit", "key"),
+    [
+        (
+            lambda plans: _configuration(plans).update(normalization_schemes=["RescaleTo01Normalization"]),
+            r"normalization_schemes was \['CTNorm",
+        ),
+        (lambda plans: _configuration(plans).update(spacing=[3, 1, 1]), r"spacing was \["),
+        (lambda plans: _configuration(plans)["resampling_fn_data_kwargs"].update(order=1), "resampling_fn_data_kwargs"),
+        (lambda plans: plans.update(transpose_forward=[1, 0, 2]), r"transpose_forward was \[0, 1, 2\]"),
+        (_other_intensities, "foreground_intensity_properties_per_channel was"),
+    ],
+)
+def test_a_run_cannot_go_on_with_images_that_were_preprocessed_otherwise(workspace, pretrained, edit, key):
+    plans = {**workspace.plans(), "plans_name": "Otherwise"}
+    edit(plans)
+    (workspace.preprocessed / "Otherwise.json").write_text(json.dumps(plans))
+    trainer = workspace.trainer("TopoMAEPretrainer", "Otherwise")
     file = workspace.checkpoint("TopoMAEPretrainer")
-    with pytest.raises(ValueError, match=r"with other plans .* delete the folder: normalization_schemes was \['CTNorm"):
+    with pytest.raises(ValueError, match=rf"with other plans .* delete the folder: {key}"):
         trainer.load_checkpoint(str(file))
+
+
+def test_a_run_that_goes_on_with_edited_plans_writes_these_into_its_checkpoints(workspace, pretrained):
+    plans = workspace.write_plans("Longer", lambda c: c["pretraining"].update(num_epochs=9))
+    trainer = workspace.trainer("TopoMAEPretrainer", plans)
+    trainer.load_checkpoint(str(workspace.checkpoint("TopoMAEPretrainer")))
+    assert trainer.checkpoint()["init_args"]["plans"] == workspace.plans(plans)
+
+
+def _configuration(plans):
+    return plans["configurations"]["3d_fullres"]
 
 
 def test_checkpoint_can_be_read_without_running_code(workspace, pretrained):
@@ -252,6 +281,26 @@ def test_a_further_pretraining_starts_from_the_head_that_reconstructs(workspace,
     trainer.take_over(checkpoint, file)
     head = "decoder.seg_layers.0.weight"
     assert torch.equal(trainer.module.state_dict()[head], checkpoint["network_weights"][head]) == of_pretraining
+
+
+def _goes_on(trainer, file):
+    trainer.load_checkpoint(str(file))
+
+
+def _starts(trainer, file):
+    maybe_load_checkpoint(trainer, False, False, str(file))
+
+
+@pytest.mark.parametrize("begin", [_goes_on, _starts])
+def test_cases_that_were_drawn_from_before_are_not_forgotten(workspace, pretrained, no_split, begin):
+    file = workspace.checkpoint("TopoMAEPretrainer")
+    drawn = read_checkpoint(file)["drawn_from"]
+    (held_out,) = {f"phantom_{number:03d}" for number in range(5)}.difference(drawn)
+    no_split.write_text(json.dumps([{"train": [held_out], "val": [drawn[0]]}]))
+    trainer = workspace.trainer("TopoMAEPretrainer")
+    begin(trainer, file)
+    trainer.get_dataloaders()
+    assert trainer.checkpoint()["drawn_from"] == sorted([*drawn, held_out])
 
 
 OWN_TRAINER = """

@@ -1,15 +1,21 @@
+import os
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from nnunet_topomae.nnunet.weights.checkpoints import (
+    cases_seen,
     drawn_from,
     is_pretrained,
+    most_trained,
+    most_trained_first,
     read_checkpoint,
     to_plain,
     write_checkpoint,
 )
+from workspace import truncate
 
 
 def _write(tmp_path, content):
@@ -113,6 +119,40 @@ def test_checkpoints_of_pretraining_are_recognised_by_what_they_hold(tmp_path, c
     assert is_pretrained(tmp_path / "checkpoint_final.pth") == expected
 
 
+def _progress(epochs, steps=0, begun=5.0):
+    log = {"epoch_start_timestamps": [begun] * (epochs + 1)}
+    return {"network_weights": {}, "logging": log, "current_epoch": epochs, "steps_of_epoch": [{}] * steps}
+
+
+@pytest.mark.parametrize(
+    ("contents", "order"),
+    [
+        ({"best": _progress(1), "final": _progress(3), "latest": _progress(2)}, ["final", "latest", "best"]),
+        ({"previous": _progress(2, steps=1), "latest": _progress(2, steps=2)}, ["latest", "previous"]),
+        ({"previous": _progress(2, steps=9), "latest": _progress(3)}, ["latest", "previous"]),
+        ({"old": _progress(2), "new": _progress(2)}, ["new", "old"]),  # time stamps decide
+        ({"new": _progress(2), "old": _progress(2)}, ["old", "new"]),
+        ({"latest": _progress(1, begun=6.0), "final": _progress(3)}, ["latest", "final"]),  # trained anew
+        ({"best": {"network_weights": {}}, "latest": _progress(0, steps=1)}, ["latest", "best"]),  # says nothing
+        ({"best": {"network_weights": {}, "logging": 3}, "latest": _progress(1)}, ["best", "latest"]),  # is named
+    ],
+)
+def test_checkpoints_are_sorted_by_how_far_the_training_was(tmp_path, contents, order):
+    for seconds, (name, content) in enumerate(contents.items()):
+        torch.save(content, tmp_path / name)
+        os.utime(tmp_path / name, (seconds, seconds))
+    assert [file.name for file in most_trained_first(tmp_path.iterdir())] == order
+
+
+def test_a_damaged_checkpoint_is_named_and_the_next_one_taken(tmp_path):
+    for name, epochs in (("latest", 3), ("previous", 2), ("best", 1)):
+        torch.save(_progress(epochs), tmp_path / name)
+    truncate(tmp_path / "latest")
+    file, content, problems = most_trained(tmp_path.iterdir())
+    assert (file.name, content["current_epoch"], len(problems)) == ("previous", 2, 1)
+    assert problems[0].startswith(f"{tmp_path / 'latest'} is damaged")
+
+
 def test_a_damaged_checkpoint_is_not_passed_over(tmp_path):
     file = _write(tmp_path, {"network_weights": {"a": torch.rand(1000)}, "untrained_parameters": []})
     file.write_bytes(file.read_bytes()[:1500])
@@ -131,6 +171,24 @@ def test_a_damaged_checkpoint_is_not_passed_over(tmp_path):
 def test_cases_that_a_pretraining_drew_from(tmp_path, content, cases):
     torch.save(content, tmp_path / "checkpoint_final.pth")
     assert drawn_from(tmp_path / "checkpoint_final.pth") == cases
+
+
+@pytest.mark.parametrize(
+    ("of", "drawn", "seen"),
+    [
+        ("Dataset001_Own", ["a", "Dataset007_Other/b"], {"a", "Dataset007_Other/b"}),
+        ("Dataset007_Other", ["a", "Dataset001_Own/b"], {"Dataset007_Other/a", "b"}),
+        ("Dataset007_Other", [], set()),
+    ],
+)
+def test_cases_of_other_datasets_are_not_taken_for_own_ones(of, drawn, seen):
+    checkpoint = {"drawn_from": drawn, "init_args": {"plans": {"dataset_name": of}}}
+    assert cases_seen(checkpoint, "Dataset001_Own") == seen
+
+
+def test_cases_of_an_unnamed_dataset_are_taken_for_own_ones():
+    assert cases_seen({"drawn_from": ["a"]}, "Dataset001_Own") == {"a"}
+    assert cases_seen({}, "Dataset001_Own") == set()
 
 
 def test_a_checkpoint_of_nnunets_own_trainers_is_read(tmp_path):

@@ -36,6 +36,23 @@ def test_a_checkpoint_is_described(workspace, pretrained, capsys):
         assert hashed(case) in said
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"drawn_from": ["b", "a"]}, f"2 cases: {hashed('b')}, {hashed('a')}"),
+        ({"finetuned_by": "FusedFinetuneTrainer"}, "unknown"),
+    ],
+)
+@pytest.mark.parametrize("exported", [False, True])
+def test_the_cases_that_weights_were_trained_on_are_counted(tmp_path, capsys, exported, content, said):
+    file = tmp_path / "in.pth"
+    torch.save({"network_weights": {"a": torch.ones(1)}, **content}, file)
+    if exported:
+        file = exporting.export(file, tmp_path / "out")
+    assert cli.main(["inspect", str(file)]) == 0
+    assert f"trained on: {said}\n" in capsys.readouterr().out
+
+
 def test_what_is_neither_weights_nor_plans_is_refused(tmp_path, capsys):
     (tmp_path / "dataset.json").write_text('{"labels": {}}')
     assert refused(["inspect", tmp_path], capsys) == (
@@ -179,5 +196,9 @@ def test_exported_weights_are_adapted_as_their_checkpoint_is(workspace, pretrain
     assert len(adapted) == 2
     loaded = [name for name in adapted[0] if name.startswith("vit.")]
     assert all(torch.equal(adapted[0][name], adapted[1][name]) for name in loaded)
-    assert cli.main(["inspect", str(folder)]) == 0
+    capsys.readouterr()
+    adapted_files = [tmp_path / f"{source.name}.pth" for source in (file, folder)]
+    for described, said in zip((folder, *adapted_files), ("4 cases: ", "4 cases: ", "unknown\n"), strict=True):
+        assert cli.main(["inspect", str(described)]) == 0
+        assert f"trained on: {said}" in capsys.readouterr().out
     assert "is not empty" in refused(["export", file, "-o", folder], capsys)
