@@ -112,12 +112,13 @@ class SparKDecoder(nn.Module):
         )
         self.output = nn.Conv3d(widths[0], output_channels, 1)
 
-    def forward(self, features: Sequence[Tensor], hidden: HiddenPatches) -> Tensor:
-        """Reconstruct a crop, (B, output_channels, D, H, W), from the features of all stages, finest first."""
-        return self.predict(self.decode(features, hidden))
-
     def decode(self, features: Sequence[Tensor], hidden: HiddenPatches) -> Tensor:
-        """Features at full resolution, (B, channels, D, H, W), before the last norm; see :meth:`forward`."""
+        """Features at full resolution, (B, channels, D, H, W), before the last norm.
+
+        Args:
+            features: of all stages of the encoder, finest first.
+            hidden: which patches were hidden from it.
+        """
         x: Any = None  # nothing is added at the coarsest scale
         for densify, upsample, skip in zip(
             reversed(self.densify), reversed(self.upsample), reversed(features[1:]), strict=True

@@ -66,6 +66,18 @@ def normalise_patches(crop: Tensor, patch_size: Sequence[int]) -> Tensor:
     return (crop - mean) / deviation
 
 
+def denormalise_patches(prediction: Tensor, crop: Tensor, patch_size: Sequence[int]) -> Tensor:
+    """A prediction of normalised patches with the mean and the deviation of the crop's patches put back.
+
+    Args:
+        prediction: (B, C, D, H, W), as is the result.
+        crop: (B, C, D, H, W).
+        patch_size: voxels per axis.
+    """
+    mean, deviation = patch_statistics(crop, patch_size)
+    return prediction * deviation + mean
+
+
 def with_patch_means_of(crop: Tensor, image: Tensor, patch_size: Sequence[int]) -> Tensor:
     """The image with the mean of every patch and channel replaced by that of the crop; (B, C, D, H, W)."""
     (mean, _), (own_mean, _) = (patch_statistics(each, patch_size) for each in (crop, image))

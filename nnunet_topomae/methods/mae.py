@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from nnunet_topomae.methods.autoencoders import train_only
+from nnunet_topomae.methods.autoencoders import token_autoencoder_of, train_only
 from nnunet_topomae.methods.base import Batch
 from nnunet_topomae.methods.masked import MaskedConfig, NormalisedReconstruction
 from nnunet_topomae.networks.geometry import Size
-from nnunet_topomae.networks.vit import ViTEncoder, light_decoder, visible_indices
+from nnunet_topomae.networks.vit import ViTEncoder
 from nnunet_topomae.settings.schema import with_default
 
 
@@ -46,7 +46,7 @@ class MAE(NormalisedReconstruction):
             )
         super().__init__(network, config, crop_size)
         train_only(self.vit, self)
-        self.vit_decoder = light_decoder(self.vit, self.vit.patch_embed.in_channels)
+        self.autoencoder = token_autoencoder_of(network)
 
     @property
     def patch_size(self) -> Size:
@@ -55,5 +55,5 @@ class MAE(NormalisedReconstruction):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """See :meth:`PretextTask.forward`; the ViT sees visible patches only."""
-        visible = visible_indices(batch["mask"], self.num_visible)
-        return {"vit": self.vit_decoder(self.vit(batch["crop"], visible), visible)}
+        reconstruction, _ = self.autoencoder(self.vit, batch["crop"], batch["mask"], self.num_visible)
+        return {"vit": reconstruction}

@@ -16,6 +16,7 @@ from nnunet_topomae.methods.crops import random_crop
 from nnunet_topomae.methods.inpainting import harmonic_inpainting, visible_mean
 from nnunet_topomae.methods.losses import (
     compose,
+    denormalise_patches,
     masked_mse,
     normalise_patches,
     patch_means,
@@ -281,8 +282,7 @@ class NormalisedReconstruction(MaskedReconstruction):
 
     def images(self, output: Output, batch: Batch) -> dict[str, Tensor]:
         """The reconstructions with the mean and the deviation of the crop's patches put back."""
-        mean, deviation = patch_statistics(batch["crop"], self.patch_size)
-        return {branch: prediction * deviation + mean for branch, prediction in output.items()}
+        return {b: denormalise_patches(prediction, batch["crop"], self.patch_size) for b, prediction in output.items()}
 
     def baselines(self, batch: Batch) -> dict[str, Tensor]:
         """Two more that are told the true mean of every patch, as are images whose normalisation has been undone.

@@ -96,7 +96,7 @@ def test_state_dict_is_a_superset_of_the_downstream_networks(method, task):
 
 
 @pytest.mark.parametrize(
-    ("method", "part"), [("Alice", "head"), ("Alice", "teacher"), ("MAE", "vit_decoder"), ("AnatoMask", "teacher")]
+    ("method", "part"), [("Alice", "head"), ("Alice", "teacher"), ("MAE", "autoencoder"), ("AnatoMask", "teacher")]
 )
 def test_a_network_is_refused_that_has_a_part_of_the_same_name(method, part):
     kind, task_class, config = METHODS[method]

@@ -109,6 +109,7 @@ def test_stages_coarser_than_the_patches_see_everything(monkeypatch):
     monkeypatch.setattr("nnunet_topomae.methods.masked_convolution._LARGEST_PATCH", 4)
     task = make_spark()
     assert task.patch_size == (2, 4, 4)
-    task.hidden.mask = torch.rand(1, *task.mask_grid) < 0.5
-    shapes = [task.hidden.visible_at(scale) for scale in task.encoder(torch.rand(1, 1, *CROP))]
+    hidden = task.autoencoder.hidden
+    hidden.mask = torch.rand(1, *task.mask_grid) < 0.5
+    shapes = [hidden.visible_at(scale) for scale in task.encoder(torch.rand(1, 1, *CROP))]
     assert [visible is None for visible in shapes] == [False, False, False, True]

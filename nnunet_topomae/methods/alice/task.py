@@ -27,7 +27,7 @@ from nnunet_topomae.methods.alice.views import KEY, PairViews, exchanged
 from nnunet_topomae.methods.autoencoders import TokenAutoencoder, token_autoencoder_of, train_only
 from nnunet_topomae.methods.base import Batch, CaseReport, ImageSource
 from nnunet_topomae.methods.gathering import gather
-from nnunet_topomae.methods.losses import compose, masked_mse, normalise_patches, patch_statistics
+from nnunet_topomae.methods.losses import compose, denormalise_patches, masked_mse, normalise_patches
 from nnunet_topomae.methods.masked import NormalisedReconstruction
 from nnunet_topomae.methods.masking import mask_to_voxels
 from nnunet_topomae.methods.moving_average import follow
@@ -243,18 +243,14 @@ class Alice(NormalisedReconstruction):
 
     def images(self, output: Encoded, batch: Batch) -> dict[str, Tensor]:
         """The reconstructions of the queries, with the mean and the deviation of the crop's patches put back."""
-        return {_BRANCH: self._denormalised(self.normalised(output), batch["crop"])}
-
-    def _denormalised(self, prediction: Tensor, crop: Tensor) -> Tensor:
-        mean, deviation = patch_statistics(crop, self.patch_size)
-        return prediction * deviation + mean
+        return {_BRANCH: denormalise_patches(self.normalised(output), batch["crop"], self.patch_size)}
 
     def shown(self, output: Encoded, batch: Batch) -> CaseReport:
         """The query as every masked method shows it, what CASA attends to in it, and the key."""
         report = super().shown(output, batch)
         keys = exchanged(batch)
         hidden = self.hidden_voxels(keys)
-        reconstruction = self._denormalised(output.prediction.chunk(2)[1], keys["crop"])
+        reconstruction = denormalise_patches(output.prediction.chunk(2)[1], keys["crop"], self.patch_size)
         columns = {
             "same part, other volume": keys["crop"],
             "masked (other volume)": keys["crop"].masked_fill(hidden, torch.nan),

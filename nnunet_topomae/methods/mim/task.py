@@ -18,9 +18,9 @@ from nnunet_topomae.methods.base import Batch, CaseReport, PretextTask
 from nnunet_topomae.methods.inpainting import harmonic_inpainting
 from nnunet_topomae.methods.losses import (
     compose,
+    denormalise_patches,
     masked_mse,
     normalise_patches,
-    patch_statistics,
     with_patch_means_of,
 )
 from nnunet_topomae.methods.masking import mask_to_voxels, num_hidden_patches
@@ -257,8 +257,8 @@ class MiM(PretextTask):
     def _first_images(self, output: Prediction, batch: Batch) -> Iterator[Tensor]:
         """Their reconstructions with the mean and the deviation of the patches put back."""
         for (volume, _), prediction in zip(self._firsts(batch), output.reconstructions, strict=False):
-            mean, deviation = patch_statistics(volume, self.autoencoder.patch_size)
-            yield prediction[:: len(prediction) // len(volume)] * deviation + mean
+            first = prediction[:: len(prediction) // len(volume)]
+            yield denormalise_patches(first, volume, self.autoencoder.patch_size)
 
     def _voxels(self, mask: Tensor) -> Tensor:
         return mask_to_voxels(mask, self.autoencoder.patch_size)

@@ -5,13 +5,11 @@ from collections.abc import Sequence
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from dynamic_network_architectures.building_blocks.plain_conv_encoder import PlainConvEncoder
 from dynamic_network_architectures.building_blocks.residual_encoders import ResidualEncoder
-from dynamic_network_architectures.building_blocks.unet_decoder import UNetDecoder
 from torch import Tensor
 
+from nnunet_topomae.methods.autoencoders import ConvolutionalAutoencoder, train_only
 from nnunet_topomae.methods.base import Batch
-from nnunet_topomae.methods.light_decoder import SparKDecoder
 from nnunet_topomae.methods.masked import NormalisedReconstruction
-from nnunet_topomae.methods.masked_convolution import choose_patch_size, hide_in
 from nnunet_topomae.methods.spark.settings import AnatoMaskConfig, SparKConfig
 
 
@@ -31,7 +29,6 @@ class SparK(NormalisedReconstruction):
     config: SparKConfig
     headings = {"unet": "U-Net"}  # noqa: RUF012 - a constant
     encoder: PlainConvEncoder | ResidualEncoder
-    decoder: UNetDecoder
 
     def __init__(self, network: PlainConvUNet | ResidualEncoderUNet, config: SparKConfig, crop_size: Sequence[int]):
         if not isinstance(network, PlainConvUNet | ResidualEncoderUNet):
@@ -40,29 +37,17 @@ class SparK(NormalisedReconstruction):
                 f"{type(network).__name__}"
             )
         super().__init__(network, config, crop_size)
-        self._patch_size = choose_patch_size(self.encoder.strides)
-        self.hidden = hide_in(self.encoder)
-        self.reconstruction = SparKDecoder(
-            self.encoder.output_channels,
-            self.encoder.strides,
-            config.decoder_width,
-            self.decoder.seg_layers[-1].out_channels,
-        )
-        trained = set(self.encoder.parameters())
-        for parameter in self.decoder.parameters():  # nnU-Net's decoders hold the encoder, too
-            parameter.requires_grad_(parameter in trained)
+        train_only(self.encoder, self)  # nnU-Net's decoders hold the encoder, too
+        self.autoencoder = ConvolutionalAutoencoder(network, config.decoder_width)
 
     @property
     def patch_size(self) -> tuple[int, int, int]:
         """See :func:`~nnunet_topomae.methods.masked_convolution.choose_patch_size`."""
-        return self._patch_size
+        return self.autoencoder.patch_size
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """See :meth:`PretextTask.forward`; reconstructions are of normalised patches."""
-        self.hidden.mask = batch["mask"]
-        features = self.encoder(batch["crop"].masked_fill(self.hidden_voxels(batch), 0))
-        reconstruction = self.reconstruction(features, self.hidden)
-        self.hidden.mask = None
+        reconstruction, _ = self.autoencoder(self.encoder, batch["crop"], batch["mask"], self.num_visible)
         return {"unet": reconstruction}
 
 

@@ -148,7 +148,7 @@ def test_one_level_is_mae(batch):
     task = make_mim(levels=1)
     mae = MAE.build(make_network("unetr"), MAEConfig(mask_ratio=0.5), TINY_CROP)
     mae.vit.load_state_dict(task.vit.state_dict())
-    mae.vit_decoder.load_state_dict(task.autoencoder.decoder.state_dict())
+    mae.autoencoder.decoder.load_state_dict(task.autoencoder.decoder.state_dict())
     small = {"crop": resize(batch["crop"], TINY_CROP), "mask": batch["mask_1"]}
     expected = mae.loss_terms(mae(small), small)
     terms = task.loss_terms(task(batch), batch)
