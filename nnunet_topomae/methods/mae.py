@@ -12,6 +12,8 @@ from nnunet_topomae.networks.geometry import Size
 from nnunet_topomae.networks.vit import ViTEncoder
 from nnunet_topomae.settings.schema import with_default
 
+_ENCODER = "vit"
+
 
 @dataclass(frozen=True)
 class MAEConfig(MaskedConfig):
@@ -35,18 +37,19 @@ class MAE(NormalisedReconstruction):
     """
 
     config_class = MAEConfig
-    headings = {"vit": "ViT"}  # noqa: RUF012 - a constant
+    headings = {_ENCODER: "ViT"}  # noqa: RUF012 - a constant
     vit: ViTEncoder
 
     def __init__(self, network: nn.Module, config: MAEConfig, crop_size: Sequence[int]):
-        if not isinstance(dict(network.named_children()).get("vit"), ViTEncoder):
+        autoencoder = token_autoencoder_of(network)
+        if autoencoder is None or autoencoder.encoder_name != _ENCODER:
             raise ValueError(
                 f"MAE pre-trains the ViT of a network, but the plans name {type(network).__name__}, which has none; "
                 f"plan the dataset with nnUNetv2_topomae plan_and_preprocess -pl TopoMAEUNETRPlanner"
             )
         super().__init__(network, config, crop_size)
         train_only(self.vit, self)
-        self.autoencoder = token_autoencoder_of(network)
+        self.autoencoder = autoencoder
 
     @property
     def patch_size(self) -> Size:
@@ -56,4 +59,4 @@ class MAE(NormalisedReconstruction):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """See :meth:`PretextTask.forward`; the ViT sees visible patches only."""
         reconstruction, _ = self.autoencoder(self.vit, batch["crop"], batch["mask"], self.num_visible)
-        return {"vit": reconstruction}
+        return {_ENCODER: reconstruction}
