@@ -147,11 +147,16 @@ class ConvolutionalAutoencoder(MaskedAutoencoder):
 
     def forward(self, encoder: nn.Module, crop: Tensor, mask: Tensor, num_visible: int) -> tuple[Tensor, Tensor]:
         """See :meth:`MaskedAutoencoder.forward`; features are means over patches."""
+        features = self.decode(encoder, crop, mask)
+        return self.decoder.predict(features), patch_means(features, self.patch_size)
+
+    def decode(self, encoder: nn.Module, crop: Tensor, mask: Tensor) -> Tensor:
+        """The decoder's features at full resolution, (B, width, D, H, W); see :meth:`MaskedAutoencoder.forward`."""
         self.hidden.mask = mask
         stages = encoder(crop.masked_fill(mask_to_voxels(mask, self.patch_size), 0))
         features = self.decoder.decode(stages, self.hidden)
         self.hidden.mask = None
-        return self.decoder.predict(features), patch_means(features, self.patch_size)
+        return features
 
 
 def token_autoencoder_of(network: nn.Module) -> TokenAutoencoder | None:
