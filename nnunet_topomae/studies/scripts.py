@@ -2,7 +2,8 @@
 
 import shlex
 
-from nnunet_topomae.studies.steps import FINAL, LATEST, PRETRAIN, SUMMARY, Step, Steps
+from nnunet_topomae.nnunet.training.checkpointing import FINAL, LATEST
+from nnunet_topomae.studies.steps import PRETRAIN, SUMMARY, Step, Steps
 
 _HEAD = "#!/usr/bin/env bash\nset -euo pipefail\n"
 _SETUP = 'export nnUNet_extTrainer="$(nnUNetv2_topomae trainers)${nnUNet_extTrainer:+:$nnUNet_extTrainer}"\n'

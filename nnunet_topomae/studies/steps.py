@@ -17,9 +17,10 @@ from nnunet_topomae.nnunet.data.raw import read_dataset
 from nnunet_topomae.nnunet.data.splits import SPLITS as SPLIT_FILE
 from nnunet_topomae.nnunet.data.splits import read_splits
 from nnunet_topomae.nnunet.planning.plans import FINETUNING
+from nnunet_topomae.nnunet.training.checkpointing import FINAL, LATEST
 from nnunet_topomae.studies.definition import FILE, SPLITS, Row, Run, Study, predictions_folder
 
-FINAL, LATEST, SUMMARY = "checkpoint_final.pth", "checkpoint_latest.pth", "validation/summary.json"
+SUMMARY = "validation/summary.json"
 _PRETRAINING_FOLD = 0  # all folds have the same images
 PRETRAIN, FINETUNE, PREDICT = "pre-training", "fine-tuning", "prediction"
 

@@ -23,6 +23,7 @@ from nnunet_topomae.nnunet.data.preprocessed import PlannedDataset
 from nnunet_topomae.nnunet.data.splits import read_splits
 from nnunet_topomae.nnunet.data.stream import CASE, AugmentedItems, StreamSampler, random_state
 from nnunet_topomae.nnunet.planning.plans import FINETUNING, build_network
+from nnunet_topomae.nnunet.training.checkpointing import FINAL
 from nnunet_topomae.nnunet.training.distribution import world_size
 from nnunet_topomae.nnunet.training.pretraining import external_folders, find_pretrainer, named_pretrainers
 from nnunet_topomae.nnunet.training.schedule import learning_rate_factor
@@ -33,7 +34,6 @@ from nnunet_topomae.nnunet.weights.handover import HandOver
 from nnunet_topomae.settings import FinetuningConfig
 from nnunet_topomae.settings.recipes import recipe
 
-_PRETRAINED = "checkpoint_final.pth"
 _TRAINING, _VALIDATION = 0, 1  # tell the streams of batches of one seed apart
 _NUM_WORKERS = "nnUNet_n_proc_DA"  # nnU-Net's environment variable
 _FRESH = "fresh_parameters"  # key of checkpoints, and of the optimiser's groups
@@ -244,7 +244,7 @@ class FinetuneTrainer(StageTrainer):
         siblings = Path(self.output_folder_base).parent.glob(f"*__{plans.plans_name}__{configuration}")
         names = wanted or sorted(folder.name.split("__")[0] for folder in siblings)
         folders = {n: get_output_folder(plans.dataset_name, n, plans.plans_name, configuration, fold) for n in names}
-        files = {name: Path(folder, _PRETRAINED) for name, folder in folders.items()}
+        files = {name: Path(folder, FINAL) for name, folder in folders.items()}
         return {name: f for name, f in files.items() if f.is_file() and (wanted or self._is_pretrained(f, name))}
 
     def _is_pretrained(self, file: Path, trainer: str) -> bool:

@@ -25,6 +25,7 @@ from nnunet_topomae.nnunet.data.pretraining_cases import PretrainingCases
 from nnunet_topomae.nnunet.data.stream import CaseImages, ItemStream, StreamSampler
 from nnunet_topomae.nnunet.finding import find_class
 from nnunet_topomae.nnunet.planning.plans import FINETUNING, PRETRAINING, build_network
+from nnunet_topomae.nnunet.training.checkpointing import BEST, LATEST
 from nnunet_topomae.nnunet.training.distribution import alone, unwrap, world_size
 from nnunet_topomae.nnunet.training.logger import SKILL, PretrainingLogger
 from nnunet_topomae.nnunet.training.skipping import NotFiniteError, agree
@@ -374,9 +375,9 @@ class Pretrainer(StageTrainer):
         if self._best_ema is None or latest["val_losses"] < self._best_ema:
             self._best_ema = latest["val_losses"]
             self.print_to_log_file(f"New lowest validation loss: {self._best_ema:.4g}")
-            self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_best.pth"))
+            self.save_checkpoint(os.path.join(self.output_folder, BEST))
         if (self.current_epoch + 1) % self.save_every == 0 and self.current_epoch + 1 != self.num_epochs:
-            self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_latest.pth"))
+            self.save_checkpoint(os.path.join(self.output_folder, LATEST))
         if self.local_rank == 0:
             self.logger.plot_progress_png(self.output_folder)
         self.current_epoch += 1
