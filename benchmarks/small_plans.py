@@ -7,7 +7,8 @@ Reads plans of a dataset that has been planned by ``TopoMAEPlanner`` and preproc
 settings of their own: ``SmallMiM`` and ``SmallAlice``. All train on the same preprocessed images, in batches of 2.
 Names that go on with ``Frozen`` or ``Slow`` are the same plans, but in fine-tuning the pre-trained encoder keeps its
 weights, or learns at a tenth of the rate. Those that end in ``NoTopology`` or ``FullTopology`` pre-train without the
-topological term, or with a weight of 1.
+topological term, or with a weight of 1, those in ``HighMask`` hide three quarters of the patches in place of half.
+``SmallTopoMAEFinePatches`` has patches of 4 voxels in place of 8.
 """
 
 import argparse
@@ -47,20 +48,19 @@ def networks(crop: list[int]) -> dict[str, tuple[str, dict[str, Any], list[str]]
         {"crop_size": crop, "strides": strides(4), "vit": VIT, "taps": [3, 4], "features": 8},
         [],
     )
+    fused = {
+        "crop_size": crop,
+        "strides": strides(5),
+        "features_per_stage": [8, 16, 32, 64],
+        "vit": VIT,
+        "taps": [1, 3, 4],
+        "pyramid_channels": [8, 16, 32, None],
+        "pyramid_blocks": [1, 1, 1, 0],
+    }
+    fine_patches = fused | {"vit": VIT | {"patch_size": [4, 4, 4]}}
     return {
-        "SmallTopoMAE": (
-            "nnunet_topomae.networks.fused.FusedViTUNETRPP",
-            {
-                "crop_size": crop,
-                "strides": strides(5),
-                "features_per_stage": [8, 16, 32, 64],
-                "vit": VIT,
-                "taps": [1, 3, 4],
-                "pyramid_channels": [8, 16, 32, None],
-                "pyramid_blocks": [1, 1, 1, 0],
-            },
-            [],
-        ),
+        "SmallTopoMAE": ("nnunet_topomae.networks.fused.FusedViTUNETRPP", fused, []),
+        "SmallTopoMAEFinePatches": ("nnunet_topomae.networks.fused.FusedViTUNETRPP", fine_patches, []),
         **dict.fromkeys(("SmallUNETR", "SmallMiM", "SmallAlice"), unetr),
         "SmallUNet": (
             "dynamic_network_architectures.architectures.unet.PlainConvUNet",
@@ -78,8 +78,10 @@ def networks(crop: list[int]) -> dict[str, tuple[str, dict[str, Any], list[str]]
     }
 
 
+TOPOMAE = {"pretraining": {"base_lr": 0.128}, "finetuning": {"base_lr": 0.256}}
 BLOCKS = {  # learning rates for a batch of 2: 1e-3 and 5e-4 in pre-training, 2e-3 and 8e-4 in fine-tuning
-    "SmallTopoMAE": {"pretraining": {"base_lr": 0.128}, "finetuning": {"base_lr": 0.256}},
+    "SmallTopoMAE": TOPOMAE,
+    "SmallTopoMAEFinePatches": TOPOMAE,
     "SmallUNETR": {"pretraining": {"base_lr": 0.064}, "finetuning": {"base_lr": 0.1}},
     "SmallMiM": {  # 7 volumes a crop in place of 21
         "pretraining": {"base_lr": 5e-4, "gamma": 2, "beta": 2, "recompute": False},
@@ -94,10 +96,11 @@ BLOCKS = {  # learning rates for a batch of 2: 1e-3 and 5e-4 in pre-training, 2e
 
 
 RECIPES: dict[str, dict[str, Any]] = {"": {}, "Frozen": {"encoder_lr": 0.0}, "Slow": {"encoder_lr": 0.1}}
-TOPOLOGIES: dict[str, dict[str, Any]] = {
+PRETRAININGS: dict[str, dict[str, Any]] = {
     "": {"topology": {"weight": 0.1}},
     "NoTopology": {"topology": {"enabled": False}},
     "FullTopology": {"topology": {"weight": 1.0}},
+    "HighMask": {"topology": {"weight": 0.1}, "mask_ratio": 0.75},
 }
 
 
@@ -122,15 +125,15 @@ def main() -> None:
         architecture = {"network_class_name": network, "arch_kwargs": arguments, "_kw_requires_import": imported}
         configuration.update(patch_size=options.crop, batch_size=BATCH, architecture=architecture)
         pretraining, finetuning = BLOCKS[name]["pretraining"], BLOCKS[name]["finetuning"]
-        topologies = {"": {}}
-        if name == "SmallTopoMAE":  # whose method the planner has settings for
+        pretrainings = {"": {}}
+        if BLOCKS[name] is TOPOMAE:  # the method that the planner has settings for
             pretraining = {**configuration["pretraining"], **pretraining}
             pretraining["topology"]["grid"] = [size // 2 for size in options.crop]
-            topologies = TOPOLOGIES
-        for (recipe, changed), (topology, of_method) in itertools.product(RECIPES.items(), topologies.items()):
+            pretrainings = PRETRAININGS
+        for (recipe, changed), (variant, of_method) in itertools.product(RECIPES.items(), pretrainings.items()):
             configuration["pretraining"] = _changed(pretraining, of_method)
             configuration["finetuning"] = _changed(finetuning, changed)
-            write_plans(planned, f"{name}{recipe}{topology}", configuration, folder)
+            write_plans(planned, f"{name}{recipe}{variant}", configuration, folder)
 
 
 def _changed(block: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

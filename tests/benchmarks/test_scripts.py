@@ -1,5 +1,6 @@
 """Benchmarks still run, and print what they say."""
 
+import itertools
 import json
 import re
 import sys
@@ -89,7 +90,8 @@ def test_a_step_is_measured_with_every_grid(workspace, run):
 
 
 def test_small_plans_build_networks_for_their_crop(tmp_path, run):
-    block = {"topology": {"enabled": True, "weight": 1.0}}
+    block = {"topology": {"enabled": True, "weight": 1.0}, "mask_ratio": 0.5}
+    networks = {"SmallTopoMAE", "SmallTopoMAEFinePatches", "SmallUNETR", "SmallMiM", "SmallAlice", "SmallUNet"}
     configuration = {"pretraining": block, "finetuning": {}, "batch_size": 9, "patch_size": [8] * 3}
     plans = {"plans_name": "nnUNetTopoMAEPlans", "configurations": {"3d_fullres": configuration}}
     folder = tmp_path / "Dataset004_Made"
@@ -97,13 +99,13 @@ def test_small_plans_build_networks_for_their_crop(tmp_path, run):
     (folder / "nnUNetTopoMAEPlans.json").write_text(json.dumps(plans))
     replaced = {"nnUNet_preprocessed": tmp_path, "maybe_convert_to_dataset_name": lambda _: "Dataset004_Made"}
     run("small_plans", 4, "--crop", 16, 32, 16, **replaced)
-    weights = {}
+    weights, ratios = {}, {}
     for file in folder.glob("Small*.json"):
         plans = json.loads(file.read_text())
         (written,) = plans["configurations"].values()
         assert plans["plans_name"] == file.stem
         assert (written["patch_size"], written["batch_size"]) == ([16, 32, 16], 2)
-        if file.stem in ("SmallTopoMAE", "SmallUNETR", "SmallMiM", "SmallAlice", "SmallUNet"):
+        if file.stem in networks:
             architecture = written["architecture"]
             names = ("network_class_name", "arch_kwargs", "_kw_requires_import")
             network = get_network_from_plans(*(architecture[name] for name in names), 1, 2, deep_supervision=False)
@@ -111,6 +113,8 @@ def test_small_plans_build_networks_for_their_crop(tmp_path, run):
         if "TopoMAE" in file.stem:
             topology = written["pretraining"]["topology"]
             weights[file.stem] = topology["weight"] if topology["enabled"] else 0
-    expected = {"": 0.1, "NoTopology": 0, "FullTopology": 1}
-    recipes = ("", "Slow", "Frozen")
-    assert weights == {f"SmallTopoMAE{recipe}{name}": weight for name, weight in expected.items() for recipe in recipes}
+            ratios[file.stem] = written["pretraining"]["mask_ratio"]
+    expected = {"": (0.1, 0.5), "NoTopology": (0, 0.5), "FullTopology": (1, 0.5), "HighMask": (0.1, 0.75)}
+    names = itertools.product(("", "FinePatches"), ("", "Slow", "Frozen"), expected)
+    written = {f"SmallTopoMAE{patches}{recipe}{name}": expected[name] for patches, recipe, name in names}
+    assert {name: (weights[name], ratios[name]) for name in weights} == written
