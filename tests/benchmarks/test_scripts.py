@@ -118,3 +118,11 @@ def test_small_plans_build_networks_for_their_crop(tmp_path, run):
     names = itertools.product(("", "FinePatches"), ("", "Slow", "Frozen"), expected)
     written = {f"SmallTopoMAE{patches}{recipe}{name}": expected[name] for patches, recipe, name in names}
     assert {name: (weights[name], ratios[name]) for name in weights} == written
+
+
+def test_pretraining_of_u_nets_takes_more_memory_than_fine_tuning(load, run):
+    networks = {"default": load("unet_memory").NETWORKS["default"]}
+    printed = run("unet_memory", "--crop", 64, 64, 64, "--batch_size", 1, NETWORKS=networks)
+    needed = re.search(r"^default +([\d.]+) +([\d.]+) +([\d.]+) +([\d.]+)$", printed, re.MULTILINE).groups()
+    finetuning, spark, anatomask, mim = map(float, needed)
+    assert finetuning < spark < anatomask < mim
