@@ -1,6 +1,6 @@
 """Plans with networks that a CPU can train, for the studies of docs/results.md.
 
-    python benchmarks/small_plans.py 4 [-p nnUNetTopoMAEPlans] [--crop 32 48 32]
+    python benchmarks/small_plans.py 4 [-p nnUNetTopoMAEPlans] [--crop 32 48 32] [--prefix Small]
 
 Reads plans of a dataset that has been planned by ``TopoMAEPlanner`` and preprocessed, and writes ``SmallTopoMAE``
 (UNETR++ and a ViT), ``SmallUNETR`` and ``SmallUNet`` beside it, and the UNETR again for MiM and Alice, which have
@@ -116,6 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=int, help="ID of the dataset")
     parser.add_argument("-p", "--plans", default="nnUNetTopoMAEPlans", help="plans to start from")
+    parser.add_argument("--prefix", default="Small", help="of the plans' names; a new one keeps the plans of before")
     parser.add_argument("--crop", type=int, nargs=3, default=[32, 48, 32], help="voxels, multiples of 16")
     options = parser.parse_args()
     folder = Path(nnUNet_preprocessed) / maybe_convert_to_dataset_name(options.dataset)
@@ -133,7 +134,8 @@ def main() -> None:
         for (recipe, changed), (variant, of_method) in itertools.product(RECIPES.items(), pretrainings.items()):
             configuration["pretraining"] = _changed(pretraining, of_method)
             configuration["finetuning"] = _changed(finetuning, changed)
-            write_plans(planned, f"{name}{recipe}{variant}", configuration, folder)
+            written = name.replace("Small", options.prefix, 1)
+            write_plans(planned, f"{written}{recipe}{variant}", configuration, folder)
 
 
 def _changed(block: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def _add_new_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="N",
         help="numbers of labelled cases (default: all that are left; with --preset labels those of 5 10 20 40 that "
-        "there are cases for)",
+        "there are cases for; with --existing_split all that it has)",
     )
     parser.add_argument(
         "--seeds",
@@ -153,10 +153,10 @@ def _new(options: argparse.Namespace) -> None:
     from nnunet_topomae.studies.presets import kinds_of
 
     kinds = kinds_of(options.rows, options.preset)
-    of_drawing = ("labelled", "val", "test", "patient", "split_seed")
+    of_drawing = ("val", "test", "patient", "split_seed")
     given = [f"--{name}" for name in of_drawing if getattr(options, name) not in (None, [])]
     if options.existing_split and given:
-        raise ValueError(f"--existing_split says which cases are held out and labelled; leave {given[0]} out")
+        raise ValueError(f"--existing_split says which cases are held out; leave {given[0]} out")
     wishes = Wishes(
         configuration=options.c,
         plans=options.p,

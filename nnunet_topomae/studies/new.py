@@ -28,6 +28,7 @@ from nnunet_topomae.nnunet.training.stage import StageTrainer
 from nnunet_topomae.settings import FinetuningConfig, PretrainingConfig, StageConfig, flatten, to_block
 from nnunet_topomae.studies.definition import FILE, PREPROCESSING, SPLITS, Row, Run, Study, check_main
 from nnunet_topomae.studies.presets import LABEL_COUNTS, RowKind, baseline_of
+from nnunet_topomae.studies.statistics import labelled_cases
 
 _FIRST_SEED = 12345  # nnU-Net's split seed, the default of both blocks
 _MOST_ITERATIONS, _LEAST_ITERATIONS, _TRAINING_PER_VALIDATION = 250, 10, 5  # per epoch: nnU-Net's; ours; nnU-Net's
@@ -47,7 +48,7 @@ class Wishes:
         configuration: of all plans.
         plans: name of the plans that crop and batch are taken from, and that rows of the fused network start from.
         labelled: numbers of labelled cases; none for all cases that are left, with the preset ``labels`` for those of
-            5, 10, 20 and 40 that there are cases for.
+            5, 10, 20 and 40 that there are cases for, and with an existing split for those that it has.
         num_seeds: how often every run is repeated with other seeds.
         num_val, num_test: numbers of validation and test cases; None for a fifth of the cases to test on.
         patient: see :class:`~nnunet_topomae.nnunet.data.splits.Split`.
@@ -56,8 +57,8 @@ class Wishes:
         recipe: of all fine-tunings.
         batch_size: of all trainings.
         nsd_tolerance: of the normalised surface Dice, in mm.
-        existing_split: whether the cases are those of the dataset's split; then ``labelled``, ``num_val``,
-            ``num_test``, ``patient`` and ``split_seed`` are not used.
+        existing_split: whether the cases are those of the dataset's split; then ``num_val``, ``num_test``, ``patient``
+            and ``split_seed`` are not used.
         disable_tta: whether test cases are predicted without mirroring.
         main: name of the row whose comparison the study is made for; None to name none.
     """
@@ -101,7 +102,7 @@ def make_study(
     cases = sorted(read_dataset(Path(nnUNet_raw) / dataset)[1])
     base = _PlansFiles(dataset_id, dataset, wishes.configuration)
     splits = existing_label_counts(base.folder, cases) if wishes.existing_split else _splits(cases, wishes, preset)
-    draws = _draws(splits, wishes.num_seeds, base.folder / SPLIT_FILE)
+    draws = _draws(splits, wishes, base.folder / SPLIT_FILE)
     check_all_added(base.folder, splits[0])
     common = _Common.of(base.read(wishes.plans), wishes)
     planned = {name: common.plan(base.read(kind.plans or wishes.plans), kind) for name, kind in kinds.items()}
@@ -175,14 +176,22 @@ def _splits(cases: Sequence[str], wishes: Wishes, preset: str | None) -> list[Sp
     return label_counts(cases, counts, wishes.num_val, num_test, wishes.split_seed, wishes.patient, num_draws)
 
 
-def _draws(splits: Sequence[Split], num_seeds: int, file: Path) -> list[range]:
+def _draws(splits: Sequence[Split], wishes: Wishes, file: Path) -> list[list[int]]:
     """The folds of each seed: every seed has its own draw of labelled cases, or all have the only one.
 
     Raises:
-        ValueError: if an existing split has several draws, but not for every seed.
+        ValueError: if an existing split has several draws, but not for every seed, or not the wished numbers of
+            labelled cases.
     """
-    size = len({len(split.train) for split in splits})
-    draws = [range(first, first + size) for first in range(0, len(splits), size)]
+    num_seeds, counts = wishes.num_seeds, {len(split.train) for split in splits}
+    if missing := set(wishes.labelled) - counts:
+        raise ValueError(
+            f"{file} has no fold with {labelled_cases(min(missing))}; give --labelled some of "
+            f"{' '.join(map(str, sorted(counts)))}, or leave it out"
+        )
+    wanted = [fold for fold, split in enumerate(splits) if len(split.train) in (wishes.labelled or counts)]
+    size = len(set(wishes.labelled) or counts)
+    draws = [wanted[first : first + size] for first in range(0, len(wanted), size)]
     if 1 < len(draws) < num_seeds:
         raise ValueError(
             f"{file} draws labelled cases {len(draws)} times, but the study has {num_seeds} seeds; make it with "

@@ -4,13 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from nnunet_topomae.methods.alice.settings import AliceConfig
+
 TOPOMAE_PLANS = "nnUNetTopoMAEPlans"
 _FUSED, _ANY = "FusedFinetuneTrainer", "PretrainedFinetuneTrainer"
 _RESENC = "nnUNetResEncUNetMPlans"
 _UNETR = "nnUNetTopoMAEUNETRPlans"
 _HYBRID = "nnUNetTopoMAEHybridPlans"
 _VIT_ONLY: dict[str, Any] = {"pretraining.branches": ["vit"]}
-_OWN_RATE_OF_ALICE: dict[str, Any] = {"base_lr": 5e-5, "scale_lr": False, "weight_decay": 0.04}  # its defaults
+_OWN_RATE_OF_ALICE = {key: getattr(AliceConfig, key) for key in ("base_lr", "scale_lr", "weight_decay")}  # defaults
 _NO_TOPOLOGY: dict[str, Any] = {"pretraining.topology.enabled": False}
 _NO_SPATIAL: dict[str, Any] = {"pretraining.spatial.enabled": False}
 

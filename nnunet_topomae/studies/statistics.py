@@ -133,11 +133,19 @@ def paired(*runs: Values, patients: Mapping[str, str]) -> list[Floats]:
         runs: what is compared.
         patients: the patient of each test case; empty if every case counts by itself.
     """
-    seeds = sorted(set.intersection(*map(set, runs)))
-    common = sorted(set.intersection(*(set(run[seed]) for run in runs for seed in seeds))) if seeds else []
-    by_case = [_means((pair[0], run[seed][pair]) for pair in common for seed in seeds) for run in runs]
+    by_case = [
+        _means((case, value) for values in run.values() for (case, _), value in values.items())
+        for run in _in_common(*runs)
+    ]
     by_patient = [_means((patients.get(case, case), score) for case, score in of_run.items()) for of_run in by_case]
     return [np.array(list(means.values())) for means in by_patient]
+
+
+def _in_common(*runs: Values) -> list[Values]:
+    """The values of the seeds that all runs have, and of the structures for which all of these are defined."""
+    seeds = sorted(set.intersection(*map(set, runs)))
+    pairs = sorted(set.intersection(*(set(run[seed]) for run in runs for seed in seeds))) if seeds else []
+    return [{seed: {pair: run[seed][pair] for pair in pairs} for seed in seeds} for run in runs]
 
 
 def resamples(num_cases: int, seed: int = 0) -> npt.NDArray[np.int64]:
@@ -224,9 +232,10 @@ def comparisons(
 
 
 def _by_seed(run: Values, baseline: Values, patients: Mapping[str, str]) -> dict[int, float]:
-    """The difference of the means of two runs with each seed that both have."""
+    """The difference of the means of two runs with each seed that both have, over the same structures."""
     found = {}
-    for seed in sorted(set(run).intersection(baseline)):
+    run, baseline = _in_common(run, baseline)
+    for seed in run:
         ours, theirs = paired({seed: run[seed]}, {seed: baseline[seed]}, patients=patients)
         if len(ours):
             found[seed] = float((ours - theirs).mean())

@@ -80,10 +80,10 @@ def comparison_table(study: Study, records: Sequence[Record], row: str, other: s
 def compared_by_measure(study: Study, records: Sequence[Record], row: str, other: str) -> list[list[str]]:
     """How a row differs from another one: headings, and a line for each measure and number of labels.
 
-    p-values of a measure are corrected over its numbers of labels.
+    p-values are those of single tests.
     """
     unit = "patients" if study.patients else "cases"
-    headings = ["measure", "labelled", "difference", "95 % interval", "p, t-test", "p, Wilcoxon", "p, Holm", unit]
+    headings = ["measure", "labelled", "difference", "95 % interval", "p, t-test", "p, Wilcoxon", unit]
     compared = [
         (measure, name, each)
         for measure, name in MEASURES.items()
@@ -96,7 +96,7 @@ def compared_by_measure(study: Study, records: Sequence[Record], row: str, other
             f"{each.labelled}",
             f"{each.difference:+.3f}",
             f"{each.low:+.3f} to {each.high:+.3f}",
-            *map(p_value, (each.t_p, each.wilcoxon_p, each.holm_p)),
+            *map(p_value, (each.t_p, each.wilcoxon_p)),
             f"{each.cases}",
             signed(each.by_seed, of_seeds),
         ]

@@ -91,6 +91,7 @@ def test_a_step_is_measured_with_every_grid(workspace, run):
 
 def test_small_plans_build_networks_for_their_crop(tmp_path, run):
     block = {"topology": {"enabled": True, "weight": 1.0}, "mask_ratio": 0.5}
+    prefixes = ("Coarse", "Small")
     networks = {"SmallTopoMAE", "SmallTopoMAEFinePatches", "SmallUNETR", "SmallMiM", "SmallAlice", "SmallUNet"}
     configuration = {"pretraining": block, "finetuning": {}, "batch_size": 9, "patch_size": [8] * 3}
     plans = {"plans_name": "nnUNetTopoMAEPlans", "configurations": {"3d_fullres": configuration}}
@@ -118,6 +119,9 @@ def test_small_plans_build_networks_for_their_crop(tmp_path, run):
     names = itertools.product(("", "FinePatches"), ("", "Slow", "Frozen"), expected)
     written = {f"SmallTopoMAE{patches}{recipe}{name}": expected[name] for patches, recipe, name in names}
     assert {name: (weights[name], ratios[name]) for name in weights} == written
+    run("small_plans", 4, "--prefix", "Coarse", **replaced)
+    names = {kind: sorted(file.stem.removeprefix(kind) for file in folder.glob(f"{kind}*")) for kind in prefixes}
+    assert names["Coarse"] == names["Small"]
 
 
 def test_pretraining_of_u_nets_takes_more_memory_than_fine_tuning(load, run):

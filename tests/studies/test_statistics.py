@@ -63,6 +63,24 @@ def test_seeds_are_averaged_and_cases_are_paired():
     assert second == pytest.approx([0.2, 0.3])
 
 
+def test_differences_of_all_seeds_are_about_the_same_structures():
+    """The second seed lacks a distance that the first one has, so that structure counts for none of them."""
+    found_by = {
+        ("ours", 0): (1.0, 9.0),
+        ("scratch", 0): (2.0, 1.0),
+        ("ours", 1): (5.0, None),
+        ("scratch", 1): (3.0, 1.0),
+    }
+    records = [
+        record(row, 5, 0.5, seed=seed, structure=structure, hd95=distance)
+        for (row, seed), distances in found_by.items()
+        for structure, distance in zip(("one", "two"), distances, strict=True)
+    ]
+    (found,) = comparisons(records, BASELINES, "hd95", SINGLE)
+    assert found.by_seed == {0: -1.0, 1: 2.0}
+    assert found.difference == np.mean(list(found.by_seed.values()))
+
+
 def test_differences_seed_by_seed_are_of_the_seeds_that_both_have():
     values = {
         ("ours", 0): {"a": 0.8, "b": 0.9}, ("ours", 1): {"a": 0.5, "b": 0.6}, ("ours", 2): {"a": 0.9, "b": 0.9},

@@ -667,7 +667,7 @@ def test_any_two_rows_can_be_compared(new, marks, capsys):
     title, _, heading, *lines = capsys.readouterr().out.splitlines()
     assert title == "topomae - spatial"
     assert " ".join(heading.split()) == (
-        "measure labelled difference 95 % interval p, t-test p, Wilcoxon p, Holm cases by seed"
+        "measure labelled difference 95 % interval p, t-test p, Wilcoxon cases by seed"
     )
     table = read_results(read_study(folder))
     dice = {
@@ -698,14 +698,23 @@ def test_an_existing_split_can_have_a_draw_for_every_seed(workspace, no_split, n
     )
 
 
+def test_a_study_can_take_some_numbers_of_labels_of_an_existing_split(workspace, no_split, new, tmp_path):
+    other = [{**ONE, "train": [1], "unlabelled": [0, 2]}, {**ONE, "train": [0, 1], "unlabelled": [2]}]
+    no_split.write_text(json.dumps(_folds(workspace, ONE, TWO, *other)))
+    study = read_study(_existing(tmp_path / "study", 2, "--labelled", "2"))
+    assert study.label_counts == [2]
+    assert [(each.labelled, each.seed, each.fold) for each in study.rows[0].runs] == [(2, 0, 1), (2, 1, 3)]
+    Steps(study).check()
+
+
 def test_an_existing_split_with_one_draw_serves_all_seeds(workspace, no_split, new, tmp_path):
     no_split.write_text(json.dumps(_folds(workspace, ONE, TWO)))
     study = read_study(_existing(tmp_path / "study", 2))
     assert [(run_.seed, run_.fold) for run_ in study.rows[0].runs] == [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 
-def _existing(folder: Path, num_seeds: int) -> Path:
-    arguments = ["--rows", "scratch", "--seeds", str(num_seeds), "--existing_split"]
+def _existing(folder: Path, num_seeds: int, *more: str) -> Path:
+    arguments = ["--rows", "scratch", "--seeds", str(num_seeds), "--existing_split", *more]
     assert cli.main(["study", "new", str(folder), "-d", "998", *arguments]) == 0
     return folder
 
@@ -715,15 +724,11 @@ def _existing(folder: Path, num_seeds: int) -> Path:
     [
         ([], [], "{file} does not exist; write it, or let the cases be drawn"),
         (
-            [ONE],
-            ["--labelled", "1"],
-            "--existing_split says which cases are held out and labelled; leave --labelled out",
+            [ONE, TWO],
+            ["--labelled", "1", "3"],
+            "{file} has no fold with 3 labelled cases; give --labelled some of 1 2, or leave it out",
         ),
-        (
-            [ONE],
-            ["--split_seed", "0"],
-            "--existing_split says which cases are held out and labelled; leave --split_seed out",
-        ),
+        ([ONE], ["--split_seed", "0"], "--existing_split says which cases are held out; leave --split_seed out"),
         *(
             ([{**ONE, part: []}], [], f"{{file}}: {part} of fold 0 has no cases; add some")
             for part in ("train", "val", "test")
