@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 STUDIES = ROOT / "benchmarks" / "results"
 PLANNED = (  # study, row from scratch, and by what the picture says the rows compared with it; corrected for these
     ("leftatrium_unet", "unet", {"left atria: plain U-Net after SparK\n4,500 and 2,400 steps": "spark"}),
-    ("leftatrium", "scratch", {"left atria: TopoMAE\n1,500 and 600 steps": "topomae"}),
     ("leftatrium_long", "scratch", {"left atria: TopoMAE\n4,500 and 2,400 steps": "topomae"}),
+    ("leftatrium", "scratch", {"left atria: TopoMAE\n1,500 and 600 steps": "topomae"}),
     (
         "leftatrium_unetr",
         "unetr",
