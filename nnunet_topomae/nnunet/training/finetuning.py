@@ -167,6 +167,11 @@ class FinetuneTrainer(StageTrainer):
         """
         if self.config.from_scratch:
             self.print_to_log_file("Training from scratch, as finetuning.from_scratch in the plans asks for")
+            if self.config.encoder_lr != 1:
+                self.print_to_log_file(
+                    f"finetuning.encoder_lr of {self.config.encoder_lr:g} is not used from scratch: the encoder learns "
+                    f"at the rate of all other parts"
+                )
             return
         self.start_from(self.find_pretrained_checkpoint())
 

@@ -128,7 +128,17 @@ def test_from_scratch_must_be_asked_for(workspace, log):
     trainer = workspace.trainer(FUSED, plans)
     trainer.initialize()
     trainer.load_pretrained_weights()
-    assert any("from scratch" in line for line in log)
+    assert log[-1] == "Training from scratch, as finetuning.from_scratch in the plans asks for"
+
+
+def test_from_scratch_a_rate_of_the_encoder_is_said_to_be_unused(workspace, log):
+    plans = workspace.write_plans("SlowScratch", lambda c: c["finetuning"].update(from_scratch=True, encoder_lr=0.1))
+    trainer = workspace.trainer(FUSED, plans)
+    trainer.initialize()
+    trainer.load_pretrained_weights()
+    assert log[-1] == (
+        "finetuning.encoder_lr of 0.1 is not used from scratch: the encoder learns at the rate of all other parts"
+    )
 
 
 @pytest.mark.parametrize(
