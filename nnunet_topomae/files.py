@@ -9,12 +9,13 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, BinaryIO
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk, or the share of it that a user has
 _NO_FLUSH = (errno.EINVAL, errno.ENOTSUP)  # of folders, as on some file systems of networks
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-_TEMPORARY = re.compile(r"\..+\.\d+")
+_TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}")
 
 
 def write_file(file: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -52,7 +53,6 @@ def keep_as(file: Path, older: Path) -> None:
     ``older`` is replaced, and ``file`` is there all the time. Where the disk knows no hard links, nothing happens.
     """
     temporary = _temporary(older)
-    _remove(temporary)
     try:
         temporary.hardlink_to(file)
         _rename(temporary, older)
@@ -124,7 +124,8 @@ def take_lock(stream: BinaryIO, warn: Callable[[str], object], *, wait: bool = F
 
 
 def _temporary(file: Path) -> Path:
-    return file.with_name(f".{file.name}.{os.getpid()}")
+    """A name that no other process takes: those in containers, or on other machines, may have the same number."""
+    return file.with_name(f".{file.name}.{os.getpid()}-{token_hex(4)}")
 
 
 def _remove(temporary: Path) -> None:

@@ -84,10 +84,23 @@ def test_an_older_version_stays_under_another_name(tmp_path):
     assert (file.read_bytes(), older.read_bytes()) == (b"3", b"2")
 
 
+def test_two_writers_whose_processes_have_the_same_number_do_not_mix(tmp_path):
+    """As in two containers that share a folder; here one writes while the other does."""
+    file = tmp_path / "a.txt"
+
+    def write(stream):
+        stream.write(b"first")
+        write_file(file, lambda other: other.write(b"second"))
+
+    write_file(file, write)
+    assert file.read_bytes() == b"first"
+    assert list(tmp_path.iterdir()) == [file]
+
+
 def test_leftovers_of_killed_processes_alone_are_removed(tmp_path):
-    for name in (".a.pth.123", ".lock", "a.pth", ".hidden.txt"):
+    for name in (".a.pth.123-0f4a77c1", ".lock", "a.pth", ".hidden.txt"):
         (tmp_path / name).touch()
-    assert remove_leftovers(tmp_path) == [tmp_path / ".a.pth.123"]
+    assert remove_leftovers(tmp_path) == [tmp_path / ".a.pth.123-0f4a77c1"]
     assert {file.name for file in tmp_path.iterdir()} == {".lock", "a.pth", ".hidden.txt"}
 
 

@@ -144,7 +144,7 @@ class RawCases:
         return self.description["file_ending"]
 
     def read(self, case: str, prediction: Path) -> Case:
-        """Image and label of a case, and a segmentation of it.
+        """Image and label of a case, and a segmentation of it; voxels that the label ignores count as background.
 
         Raises:
             FileNotFoundError: if the segmentation is not there.
@@ -160,4 +160,6 @@ class RawCases:
                 f"{prediction} has {segmentation.shape} voxels, but {files['images'][0]} has {image.shape[1:]}; it is "
                 "of another case or dataset"
             )
+        ignored = self.description["labels"].get("ignore", 0)
+        label = np.where(label == ignored, 0, label)
         return Case(image[0], label, segmentation, Geometry(properties["spacing"], plane_names()))

@@ -2,7 +2,7 @@
 
 import shlex
 
-from nnunet_topomae.nnunet.training.checkpointing import FINAL, LATEST
+from nnunet_topomae.nnunet.training.checkpointing import FINAL
 from nnunet_topomae.studies.steps import PRETRAIN, SUMMARY, Step, Steps
 
 _HEAD = "#!/usr/bin/env bash\nset -euo pipefail\n"
@@ -18,7 +18,7 @@ train() {{
         echo "$fold is complete"
     elif [[ -f "$fold/{FINAL}" ]]; then
         nnUNetv2_train "$@" --val
-    elif [[ -f "$fold/{LATEST}" ]]; then
+    elif compgen -G "$fold/checkpoint_*.pth" > /dev/null; then
         nnUNetv2_train "$@" --c
     elif [[ -n "$weights" ]]; then
         nnUNetv2_train "$@" -pretrained_weights "$weights"

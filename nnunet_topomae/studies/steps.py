@@ -17,7 +17,7 @@ from nnunet_topomae.nnunet.data.raw import read_dataset
 from nnunet_topomae.nnunet.data.splits import SPLITS as SPLIT_FILE
 from nnunet_topomae.nnunet.data.splits import read_splits
 from nnunet_topomae.nnunet.planning.plans import FINETUNING
-from nnunet_topomae.nnunet.training.checkpointing import FINAL, LATEST
+from nnunet_topomae.nnunet.training.checkpointing import FINAL, checkpoints_in
 from nnunet_topomae.studies.definition import FILE, SPLITS, Row, Run, Study, predictions_folder
 
 SUMMARY = "validation/summary.json"
@@ -66,7 +66,7 @@ class Step:
             return self.command
         if (self.folder / FINAL).is_file():
             return (*self.command, "--val")
-        if (self.folder / LATEST).is_file():
+        if checkpoints_in(self.folder):
             return (*self.command, "--c")
         return (*self.command, "-pretrained_weights", str(self.weights)) if self.weights else self.command
 

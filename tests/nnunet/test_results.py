@@ -2,14 +2,16 @@
 
 import os
 
+import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from nnunetv2.evaluation.evaluate_predictions import label_or_region_to_key
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 import made_up
 from nnunet_topomae.files import write_json
-from nnunet_topomae.nnunet.results import read_run
+from nnunet_topomae.nnunet.results import RawCases, read_run
 
 
 def _fold(folder, edit, trainer=made_up.FINETUNER):
@@ -31,6 +33,23 @@ def test_a_run_is_shown_as_its_most_trained_checkpoint_has_it(tmp_path):
     torch.save({**checkpoint, "current_epoch": 2}, fold / "checkpoint_best.pth")
     os.utime(fold / "checkpoint_best.pth", (1, 1))
     assert read_run(fold).seed == 7
+
+
+def test_ignored_voxels_are_no_structure_in_pictures(tmp_path, monkeypatch):
+    """Else slices would be chosen for the ignored voxels, and these outlined."""
+    monkeypatch.setattr("nnunet_topomae.nnunet.results.nnUNet_raw", str(tmp_path))
+    folder = tmp_path / "Dataset997_Scribbles"
+    files = {name: folder / name for name in ("imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz", "predicted.nii.gz")}
+    label = np.zeros((4, 5, 6), np.uint8)
+    label[1], label[2] = 1, 3
+    for name, file in files.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        sitk.WriteImage(sitk.GetImageFromArray(label if "labels" in name else label * 0), str(file))
+    labels = {"background": 0, "organ": 1, "vessel": 2, "ignore": 3}
+    description = {"channel_names": {"0": "MRI"}, "labels": labels, "numTraining": 1, "file_ending": ".nii.gz"}
+    write_json(description, folder / "dataset.json")
+    shown = RawCases("Dataset997_Scribbles").read("a", files["predicted.nii.gz"]).label
+    assert np.array_equal(shown, np.where(label == 3, 0, label))
 
 
 def _validated(fold, means, cases=()):

@@ -371,7 +371,7 @@ def test_interrupted_trainings_are_continued(study, workspace):
         return step.words[-1], step.is_done
 
     assert finetuning() == ("cuda", False)
-    (fold / "checkpoint_latest.pth").touch()
+    (fold / "checkpoint_best.pth").touch()
     assert finetuning() == ("--c", False)
     (fold / "checkpoint_final.pth").touch()  # killed before its validation
     assert finetuning() == ("--val", False)
@@ -890,7 +890,7 @@ def test_a_task_that_slurm_starts_again_goes_on(task, study, marks, workspace):
 
     fold = workspace.results / "TopoMAEPretrainer__study_topomae_seed0__3d_fullres" / "fold_0"
     fold.mkdir(parents=True)
-    (fold / "checkpoint_latest.pth").touch()
+    (fold / "checkpoint_best.pth").touch()
     task(1, 0)
     assert last_words() == ["--c"]
     shutil.rmtree(fold / "validation")

@@ -284,7 +284,7 @@ class Batches(Iterator[dict]):
         """An error of the loader with the names of the cases; any other one as it is."""
         said = str(error)
         dead = _OF_WORKER.search(said)
-        if dead is None and "timed out" not in said:
+        if dead is None and not said.startswith("DataLoader timed out"):
             return error
         pids = set(map(int, dead[1].split(","))) if dead else set(self._now[:, 0].tolist())
         if pids.isdisjoint(self._now[:, 0].tolist()):

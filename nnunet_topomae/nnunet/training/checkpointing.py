@@ -103,16 +103,27 @@ def _must_stay(made_with: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def restore_weights(checkpoint: Mapping[str, Any], network: nn.Module, optimizer: Optimizer, file: Path) -> None:
-    """Load the network, and the optimiser's moments of it.
+    """Load the network, and the optimiser's moments of it; its settings stay those of the present plans.
 
     Raises:
-        ValueError: if the checkpoint is of another network; names its file.
+        ValueError: if the checkpoint is of another network or another optimiser; names its file.
     """
+    before, present = checkpoint[OPTIMIZER], optimizer.state_dict()
+    if _moments(before) != _moments(present):
+        raise ValueError(_OTHER_PLANS.format(file, "the optimiser was another one"))
+    settings = [{key: value for key, value in group.items() if key != "params"} for group in present["param_groups"]]
     try:
         network.load_state_dict(checkpoint[WEIGHTS])
-        optimizer.load_state_dict(checkpoint[OPTIMIZER])
+        optimizer.load_state_dict(before)
     except (RuntimeError, ValueError) as error:
         raise ValueError(_OTHER_PLANS.format(file, str(error).splitlines()[0])) from error
+    for group, values in zip(optimizer.param_groups, settings, strict=True):
+        group.update(values)
+
+
+def _moments(state: Mapping[str, Any]) -> set[str]:
+    """Which moments an optimiser keeps, by the names of their settings: betas of AdamW, momentum of SGD."""
+    return {"betas", "momentum"}.intersection(state["param_groups"][0])
 
 
 def restore_schedule(scheduler: LambdaLR, optimizer: Optimizer, iteration: int) -> None:

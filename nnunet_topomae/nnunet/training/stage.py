@@ -108,13 +108,14 @@ class StageTrainer(nnUNetTrainer, ABC):
     ):
         if not nnUNet_results.is_set():
             raise ValueError("nnUNet_results is not set; export it as the folder that results are written to")
-        self._goes_on = bool(plans.get("continue_training"))  # --c; nnU-Net takes the key out
+        is_asked_to_go_on = bool(plans.get("continue_training"))  # --c; nnU-Net takes the key out
         self.config: Any = self.check_plans(plans, configuration)[self.block]
         folder = Path(nnUNet_preprocessed) / PlansManager(plans).dataset_name
         check_own_name(plans, folder)
         check_description(dataset_json, folder / "dataset.json")
         self.split = read_fold(folder, fold)
         super().__init__(plans, configuration, fold, dataset_json, device)
+        self._goes_on = is_asked_to_go_on and bool(checkpoints_in(Path(self.output_folder)))  # --c may be a first start
         if self.is_ddp:
             place(self, device)
         command.register(self)
@@ -321,8 +322,10 @@ class StageTrainer(nnUNetTrainer, ABC):
         check_together(cases, folder, self.config.timeout, with_labels=self.needs_labels, log=log)
 
     def on_train_end(self) -> None:
-        """Write the final checkpoint, as nnU-Net does, and remove those that are for going on."""
+        """Write the final checkpoint, as nnU-Net does, end the data loaders, and remove what is for going on."""
         super().on_train_end()
+        self.dataloader_train = self.dataloader_val = None
+        self._loaders.clear()
         if self.local_rank == 0:
             (Path(self.output_folder) / PREVIOUS).unlink(missing_ok=True)
         if in_any_process(bool(self.stop.name), self.device):

@@ -161,6 +161,11 @@ def test_a_process_that_fails_is_noticed_and_its_case_is_named(fail, timeout, me
     training.join()
 
 
+def test_the_time_out_of_a_network_is_not_blamed_on_the_disk():
+    error = RuntimeError("NCCL error: remote process exited, Connection timed out")
+    assert Batches(Failing(fail_to_read), StreamSampler(1), 1).explained(error) is error
+
+
 def test_signals_to_all_processes_do_not_end_those_that_prepare_batches(monkeypatch):
     monkeypatch.setenv("nnUNet_n_proc_DA", "1")
     others = multiprocessing.active_children()

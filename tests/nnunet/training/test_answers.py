@@ -117,14 +117,15 @@ def test_splits(workspace, no_split, pretrained, monkeypatch, capsys, trainer, c
 
 
 @pytest.mark.parametrize("trainer", STAGES)
-def test_a_dataset_that_is_preprocessed_by_half(workspace, monkeypatch, capsys, trainer):
+@pytest.mark.parametrize("first_start", [{}, {"continue_training": True}], ids=["plain", "with --c"])
+def test_a_dataset_that_is_preprocessed_by_half(workspace, monkeypatch, capsys, trainer, first_start):
     folder = workspace.preprocessed / workspace.plans()["configurations"]["3d_fullres"]["data_identifier"]
     name = workspace.write_plans("By Half")
     files = {file: file.read_bytes() for file in folder.glob("phantom_00[34]*")}
     try:
         for file in files:
             file.unlink()
-        said = _answer(monkeypatch, capsys, trainer, name)
+        said = _answer(monkeypatch, capsys, trainer, name, **first_start)
     finally:
         for file, content in files.items():
             file.write_bytes(content)

@@ -312,7 +312,7 @@ def test_pretraining_does_not_open_the_properties_of_cases(workspace, tmp_path, 
 def test_left_over_temporary_files_are_removed(workspace):
     plans = workspace.write_plans("LeftOver", like="Uninterrupted")
     trainer = workspace.trainer("TopoMAEPretrainer", plans)
-    leftover = workspace.checkpoint("TopoMAEPretrainer", plans).with_name(".checkpoint_latest.pth.4711")
+    leftover = workspace.checkpoint("TopoMAEPretrainer", plans).with_name(".checkpoint_latest.pth.4711-0f4a77c1")
     leftover.write_bytes(b"half")
     trainer.on_train_start()
     assert not leftover.exists()

@@ -1,4 +1,5 @@
 import json
+import multiprocessing
 
 import numpy as np
 import pytest
@@ -149,6 +150,59 @@ def test_a_run_that_goes_on_with_edited_plans_writes_these_into_its_checkpoints(
     trainer = workspace.trainer("TopoMAEPretrainer", plans)
     trainer.load_checkpoint(str(workspace.checkpoint("TopoMAEPretrainer")))
     assert trainer.checkpoint()["init_args"]["plans"] == workspace.plans(plans)
+
+
+def test_a_run_goes_on_with_the_settings_of_the_present_plans(workspace, pretrained):
+    settings = {"weight_decay": 0.3, "base_lr": 0.1}
+    plans = workspace.write_plans("Decayed", lambda c: c["pretraining"].update(settings))
+    trainer = workspace.trainer("TopoMAEPretrainer", plans)
+    trainer.load_checkpoint(str(workspace.checkpoint("TopoMAEPretrainer")))
+    assert {group["weight_decay"] for group in trainer.optimizer.param_groups} == {0, 0.3}
+    assert all(state["exp_avg"].any() for state in trainer.optimizer.state.values())
+
+
+def test_nothing_goes_on_with_another_optimiser(workspace, pretrained):
+    trainer = workspace.trainer("TopoMAEPretrainer")
+    trainer.initialize()
+    trainer.optimizer = torch.optim.SGD(trainer.module.parameters(), 0.1)
+    with pytest.raises(ValueError, match=r"with other plans .* delete the folder: the optimiser was another one"):
+        trainer.load_checkpoint(str(workspace.checkpoint("TopoMAEPretrainer")))
+
+
+def test_a_method_is_told_how_far_the_training_is(workspace):
+    """AnatoMask hides more and more of what its teacher finds hard, and its teacher follows ever more slowly."""
+    trainer = workspace.trainer("TopoMAEPretrainer", workspace.write_plans("Told", lambda c: None))
+    trainer.initialize()
+    trainer.num_epochs, told = 4, []
+    trainer.task.choose = lambda batch, progress: told.append(("choose", progress)) or batch
+    trainer.task.after_step = lambda output, batch, progress: told.append(("after_step", progress))
+    batch = {**trainer.task.views().example(trainer.batch_size, trainer.num_input_channels), "case": ["a"] * 2}
+    for trainer.current_epoch in (0, 3):
+        trainer.step(batch)
+    assert told == [("choose", 0), ("after_step", 0), ("choose", 0.75), ("after_step", 0.75)]
+
+
+def test_no_process_prepares_batches_after_the_training(workspace, monkeypatch):
+    """The validation of whole cases that follows needs the memory for itself."""
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")
+    others = set(multiprocessing.active_children())
+    trainer = workspace.trainer("TopoMAEPretrainer", workspace.write_plans("Ended", lambda c: None))
+    trainer.on_train_start()
+    next(trainer.dataloader_train), next(trainer.dataloader_val)
+    assert len(set(multiprocessing.active_children()) - others) == 2
+    trainer.on_train_end()
+    assert not set(multiprocessing.active_children()) - others
+
+
+def test_the_optimiser_is_that_of_mae(workspace):
+    """He et al., Table 8: betas 0.9 and 0.95; no weight decay of biases and norms."""
+    trainer = workspace.trainer("TopoMAEPretrainer")
+    trainer.initialize()
+    decayed = {id(p) for g in trainer.optimizer.param_groups if g["weight_decay"] for p in g["params"]}
+    by_decay = {name: id(p) in decayed for name, p in trainer.task.named_parameters() if p.requires_grad}
+    assert {group["betas"] for group in trainer.optimizer.param_groups} == {(0.9, 0.95)}
+    assert by_decay["vit.blocks.0.attn.qkv.weight"]
+    assert not any(by_decay[name] for name in ("vit.blocks.0.attn.qkv.bias", "vit.norm.weight", "vit.norm.bias"))
 
 
 def _configuration(plans):
