@@ -162,12 +162,19 @@ class PretextTask(nn.Module, ABC):
     def prepare(self, images: ImageSource, device: torch.device, log: Callable[[str], None]) -> None:
         """What has to be done once before a new training starts, such as training a matcher of body parts.
 
-        A resumed training skips it, so whatever it learns must lie in parameters or buffers, which checkpoints keep.
+        A resumed training calls :meth:`catch_up` in its place, so whatever this learns must lie in parameters or
+        buffers, which checkpoints keep.
 
         Args:
             images: of the training cases; ``partners`` are the validation cases, too.
             device: where the task lies.
             log: writes a line into the training's log.
+        """
+
+    def catch_up(self, images: ImageSource, device: torch.device, log: Callable[[str], None]) -> None:
+        """What has to be done before a training goes on, such as for images that were added since it began.
+
+        Takes the place of :meth:`prepare`, whose arguments it has.
         """
 
     def choose(self, batch: Batch, progress: float) -> Batch:

@@ -167,11 +167,13 @@ class Pretrainer(StageTrainer):
         """Nothing to build: the loss is part of the task."""
 
     def prepare(self) -> None:
-        """At the start of a new training, let the method prepare itself, and see that its report can be drawn."""
-        if self.current_epoch > 0 or self._steps_done:
-            return
+        """Let the method prepare itself, and at the start of a new training see that its report can be drawn."""
         training, validation = self.get_tr_and_val_datasets()
-        self.task.prepare(self._images(training, validation), self.device, self.print_to_log_file)
+        images, log = self._images(training, validation), self.print_to_log_file
+        if self.current_epoch > 0 or self._steps_done:
+            self.task.catch_up(images, self.device, log)
+            return
+        self.task.prepare(images, self.device, log)
         if self.is_ddp:
             for tensor in (*self.task.parameters(), *self.task.buffers()):
                 dist.broadcast(tensor.data, 0)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from nnunet_topomae.commands.phantom import make_case
+from nnunet_topomae.methods.alice import Alice, AliceConfig
 from nnunet_topomae.methods.alice.augmentation import Placement, changed_intensities, view_of
 from nnunet_topomae.methods.alice.landmarks import training
 from nnunet_topomae.methods.alice.landmarks.contrast import Points, contrast, sample
@@ -23,6 +24,7 @@ from nnunet_topomae.methods.alice.landmarks.store import Embedding, LandmarkStor
 from nnunet_topomae.methods.alice.landmarks.training import prepare_landmarks, view_size
 from nnunet_topomae.methods.alice.landmarks.views import draw_views
 from nnunet_topomae.methods.alice.matching import body
+from tiny import TINY_CROP, make_network
 
 CONFIG = LandmarkConfig(iterations=3, batch_size=2, min_similarity=-1, max_cycle=1000)
 CPU = torch.device("cpu")
@@ -165,6 +167,17 @@ def test_the_network_is_trained_once_and_only_what_is_new_is_embedded(images):
     images.volumes["copy2"] = images.volumes["copy2"] + 1  # no training image
     assert prepare_landmarks(images, CONFIG, CPU, said.append) == store
     assert "Embedding 1 images" in said[2]
+
+
+def test_a_training_goes_on_with_images_that_were_added_since(images):
+    store, said = prepare_landmarks(images, CONFIG, CPU, ignore), []
+    task = Alice.build(make_network("unetr"), AliceConfig(head_width=32, landmarks=CONFIG), TINY_CROP)
+    task.landmarks.copy_(torch.tensor(list(store.identity()), dtype=torch.uint8))
+    images.volumes["added"] = images.volumes["copy0"] + 1
+    images.identifiers, images.partners = [*images.identifiers, "added"], [*images.partners, "added"]
+    task.catch_up(images, CPU, said.append)
+    assert said == [f"Embedding 1 images with the landmark network in {store.folder}"]
+    assert store.embedding("added").body.any()
 
 
 def test_what_is_accepted_does_not_change_the_network_but_images_and_training_do(images):

@@ -296,7 +296,7 @@ class Prepared(KeypointViews):
 
 @pytest.mark.parametrize("stopped_after", ["step", "epoch"])
 def test_a_method_prepares_itself_before_anything_is_drawn_and_only_once(workspace, stopped_after):
-    plans = workspace.write_plans(f"PreparedAfter{stopped_after}", lambda configuration: None)
+    plans, caught_up = workspace.write_plans(f"PreparedAfter{stopped_after}", lambda configuration: None), []
 
     def make(continue_training=False):
         trainer = workspace.trainer("TopoMAEPretrainer", plans, continue_training=continue_training)
@@ -304,6 +304,7 @@ def test_a_method_prepares_itself_before_anything_is_drawn_and_only_once(workspa
         task = trainer.task
         task.register_buffer("prepared", torch.zeros(()))
         task.prepare = lambda images, device, log: task.prepared.add_(len(images.identifiers))
+        task.catch_up = lambda images, device, log: caught_up.append(len(images.identifiers))
         task.views = lambda: Prepared(KeypointViews(task.crop_size, task.mask_grid, 0.5), float(task.prepared))
         return trainer
 
@@ -319,7 +320,9 @@ def test_a_method_prepares_itself_before_anything_is_drawn_and_only_once(workspa
     resumed = make(continue_training=True)
     resumed.load_checkpoint(str(workspace.checkpoint("TopoMAEPretrainer", plans, name="latest")))
     assert resumed.current_epoch == (0 if stopped_after == "step" else 1)
+    assert caught_up == []
     resumed.on_train_start()
+    assert caught_up == [4]
     batches = (batch for batch in resumed.dataloader_train if not isinstance(batch, StepDone))
     assert next(batches)["crop"].unique().tolist() == [7]
 

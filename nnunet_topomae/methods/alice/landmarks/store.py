@@ -151,7 +151,7 @@ class LandmarkStore:
         file = self._embedding_file(case)
         if not file.is_file():
             raise FileNotFoundError(
-                f"{file} does not exist, but the matcher needs it; train it again with nnUNetv2_topomae train_matcher"
+                f"{file} does not exist, but the matcher needs it; go on with --c, which makes what is missing"
             )
         with np.load(file) as stored:
             fine, coarse = (torch.from_numpy(stored[name]).float() for name in ("fine", "coarse"))

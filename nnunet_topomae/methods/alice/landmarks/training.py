@@ -1,8 +1,9 @@
 """Trains the landmark network on images without labels, and embeds them."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +46,31 @@ def prepare_landmarks(images: ImageSource, config: LandmarkConfig, device: torch
     """
     store = LandmarkStore.of(images, config)
     store.describe({**to_block(config), "spacing": store.spacing, "images": sorted(images.identifiers)})
-    with (store.folder / ".lock").open("ab") as stream:
-        take_lock(stream, lambda said: log(f"WARNING: {said}"), wait=True)
+    with _working_alone(store, log):
         if not store.network_file.is_file():
             _train(store, images, config, device, log)
+    embed_missing(store, images, device, log)
+    return store
+
+
+def embed_missing(store: LandmarkStore, images: ImageSource, device: torch.device, log: Log) -> None:
+    """Embed those of the images that have not been, with the network of a store.
+
+    Arguments are those of :func:`prepare_landmarks`.
+    """
+    with _working_alone(store, log):
         cases = {*images.identifiers, *images.partners}
         missing = [case for case in sorted(cases) if not store.has_embedding(images, case)]
         if missing:
             log(f"Embedding {len(missing)} images with the landmark network in {store.folder}")
             _embed(store, images, missing, device)
-    return store
+
+
+@contextmanager
+def _working_alone(store: LandmarkStore, log: Log) -> Iterator[None]:
+    with (store.folder / ".lock").open("ab") as stream:
+        take_lock(stream, lambda said: log(f"WARNING: {said}"), wait=True)
+        yield
 
 
 def _train(store: LandmarkStore, images: ImageSource, config: LandmarkConfig, device: torch.device, log: Log) -> None:
