@@ -143,7 +143,7 @@ class TopoMAE(MaskedReconstruction):
         whole = sum(all(crop >= size for crop, size in zip(self.crop_size, shape, strict=True)) for shape in shapes)
         if 2 * whole > len(shapes):
             log(
-                f"Key points: {whole} of {len(shapes)} images are no larger than a crop, so that their key points are "
+                f"WARNING: {whole} of {len(shapes)} images are no larger than a crop, so that their key points are "
                 f"always the same and teach little; choose a smaller patch_size in the plans, or set "
                 f"pretraining.spatial.enabled to false"
             )

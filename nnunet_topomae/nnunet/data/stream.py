@@ -33,7 +33,7 @@ _MEND = "preprocess it again, or delete its files there and go on with --c"
 
 
 class CaseError(ValueError):
-    """No item of a case can be made, because it cannot be read, is not what it was, or for another reason."""
+    """A case that no crop can be drawn from; the message says why."""
 
 
 class CaseImages:
@@ -387,7 +387,7 @@ def _defect_in_words(cases: Cases, case: str, *, with_label: bool) -> str:
 
 
 def _fails(case: str, folder: str, error: Exception) -> str:
-    return f"case {case} in {folder}, whose files can be read, gives no item: {type(error).__name__}: {error}"
+    return f"case {case} in {folder}, whose files can be read, gives no crop: {type(error).__name__}: {error}"
 
 
 def _cannot_be_read(case: str, folder: str, error: Exception) -> str:

@@ -233,7 +233,7 @@ def test_whoever_takes_crops_as_large_as_the_images_is_told(sizes, said):
         images.volumes = {case: np.zeros((1, *size), np.float32) for case, size in sizes.items()}
         images.identifiers = list(sizes)
     make_task().prepare(images, torch.device("cpu"), lines.append)
-    assert [line.startswith("Key points: 2 of 3 images") for line in lines] == [True] * said
+    assert [line.startswith("WARNING: 2 of 3 images") for line in lines] == [True] * said
 
 
 def test_without_the_spatial_loss_the_size_of_images_does_not_matter():

@@ -243,11 +243,11 @@ SOUND = ramp((8, 9, 10))
         ),
         (
             lambda: with_partner(SOUND, SOUND, ValueError("too few patches")),
-            "case a in folder, whose files can be read, gives no item: ValueError: too few patches",
+            "case a in folder, whose files can be read, gives no crop: ValueError: too few patches",
         ),
         (
             lambda: with_partner(SOUND, SOUND, OSError("the cache is gone")),
-            "case a in folder, whose files can be read, gives no item: OSError: the cache is gone",
+            "case a in folder, whose files can be read, gives no crop: OSError: the cache is gone",
         ),
     ],
 )
@@ -264,7 +264,7 @@ class MakesNaN(KeypointViews):
         return {name: tensor * torch.nan for name, tensor in super().draw(images, case, rng, mirror).items()}
 
 
-MADE = "whose files can be read, gives no item: ValueError: what was made of its image holds NaN or inf"
+MADE = "whose files can be read, gives no crop: ValueError: what was made of its image holds NaN or inf"
 SPOILED = f"case a in folder now holds NaN or inf, which it did not at the start; {MEND}"
 
 
@@ -298,7 +298,7 @@ def fail(image):
     ("image", "augment", "sentence"),
     [
         (Torn(), fail, f"case a in folder cannot be read: RuntimeError: chunk 3 is damaged; {MEND}"),
-        (SOUND, fail, "case a in folder, whose files can be read, gives no item: RuntimeError: no kernel of this size"),
+        (SOUND, fail, "case a in folder, whose files can be read, gives no crop: RuntimeError: no kernel of this size"),
         (SOUND, lambda image: image * np.inf, f"case a in folder, {MADE}"),
         (SOUND * np.nan, lambda image: image, SPOILED),
     ],
