@@ -58,5 +58,5 @@ class MAE(NormalisedReconstruction):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """See :meth:`PretextTask.forward`; the ViT sees visible patches only."""
-        reconstruction, _ = self.autoencoder(self.vit, batch["crop"], batch["mask"], self.num_visible)
-        return {_ENCODER: reconstruction}
+        features = self.autoencoder.decode(self.vit, batch["crop"], batch["mask"], self.num_visible)
+        return {_ENCODER: self.autoencoder.predict(features)}

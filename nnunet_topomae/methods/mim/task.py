@@ -192,9 +192,10 @@ class MiM(PretextTask):
 
         def decode(parents: Tensor, indices: Tensor, mask: Tensor) -> Decoded:
             volumes = cut(parents, part.grid, indices, self.crop_size)
-            reconstruction, features = self.autoencoder(self._shared_encoder, volumes, mask, num_visible)
-            regions = F.adaptive_avg_pool3d(features, level.grid).flatten(2).transpose(1, 2)
-            return Decoded(reconstruction, features.mean(dim=(2, 3, 4)), regions)
+            features = self.autoencoder.decode(self._shared_encoder, volumes, mask, num_visible)
+            of_patches = F.adaptive_avg_pool3d(features, self.patch_grid)  # U-Nets have features at voxels
+            regions = F.adaptive_avg_pool3d(of_patches, level.grid).flatten(2).transpose(1, 2)
+            return Decoded(self.autoencoder.predict(features), of_patches.mean(dim=(2, 3, 4)), regions)
 
         return self._recomputed(part, decode, part.parents, part.indices, part.mask)
 

@@ -47,8 +47,8 @@ class SparK(NormalisedReconstruction):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """See :meth:`PretextTask.forward`; reconstructions are of normalised patches."""
-        features = self.autoencoder.decode(self.encoder, batch["crop"], batch["mask"])
-        return {"unet": self.autoencoder.decoder.predict(features)}
+        features = self.autoencoder.decode(self.encoder, batch["crop"], batch["mask"], self.num_visible)
+        return {"unet": self.autoencoder.predict(features)}
 
 
 class AnatoMask(SparK):

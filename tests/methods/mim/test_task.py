@@ -28,19 +28,22 @@ def batch():
     return draw_batch(make_mim(), Volumes())
 
 
-class PatchMeans(nn.Module):
-    """Takes the mean of each patch for its feature, and the volume for its reconstruction."""
+class Intensities(nn.Module):
+    """Takes the intensities of a volume for its features, and for its reconstruction."""
 
     encoder_name, patch_size, width = "vit", PATCH, 1
 
-    def forward(self, encoder, crop, mask, num_visible):
-        return crop, nn.functional.avg_pool3d(crop, PATCH)
+    def decode(self, encoder, crop, mask, num_visible):
+        return crop
+
+    def predict(self, features):
+        return features
 
 
 def test_the_positive_is_the_region_that_the_volume_was_cut_from(batch):
     """Features that are means of intensities are equal just there, because resizing keeps means."""
     task = make_mim()
-    task.autoencoder, task.query_head, task.candidate_head = PatchMeans(), nn.Identity(), nn.Identity()
+    task.autoencoder, task.query_head, task.candidate_head = Intensities(), nn.Identity(), nn.Identity()
     output = task(batch)
     assert [tuple(each.shape) for each in output.queries] == [(2, 4, 1), (8, 4, 1)]
     assert [tuple(each.shape) for each in output.candidates] == [(2, 8, 1), (8, 64, 1)]
