@@ -39,6 +39,10 @@ class MaskedAutoencoder(nn.Module, ABC):
     patch_size: Size
     width: int
 
+    def encoder_of(self, owner: nn.Module) -> nn.Module:
+        """The encoder, in the network or in a task that holds the network's parts."""
+        return owner.get_submodule(self.encoder_name)
+
     @abstractmethod
     def decode(self, encoder: nn.Module, crop: Tensor, mask: Tensor, num_visible: int) -> Tensor:
         """Features of all patches of a crop, made from its visible ones.
@@ -198,7 +202,7 @@ def autoencoder_of(network: nn.Module, decoder_width: int) -> MaskedAutoencoder 
 
 def train_only(encoder: nn.Module, task: nn.Module) -> None:
     """Let an encoder learn, save its constant positions, and nothing else that a task holds so far."""
-    task.requires_grad_(False)
+    task.requires_grad_(False)  # the encoder, too: nnU-Net's decoders hold it
     constant = constant_parameters(encoder)
     for name, parameter in encoder.named_parameters():
         parameter.requires_grad_(name not in constant)

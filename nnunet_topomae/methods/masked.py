@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nnunet_topomae.methods.autoencoders import MaskedAutoencoder, train_only
 from nnunet_topomae.methods.base import Batch, CaseReport, ImageSource, Output, PretextTask, Views, to_float32
 from nnunet_topomae.methods.crops import random_crop
 from nnunet_topomae.methods.inpainting import harmonic_inpainting, visible_mean
@@ -25,7 +26,7 @@ from nnunet_topomae.methods.losses import (
 )
 from nnunet_topomae.methods.masking import hardest_patches_mask, mask_to_voxels, num_hidden_patches, random_patch_mask
 from nnunet_topomae.methods.moving_average import follow
-from nnunet_topomae.networks.geometry import grid_of
+from nnunet_topomae.networks.geometry import Size, grid_of
 from nnunet_topomae.reporting.metrics import reconstruction_metrics
 from nnunet_topomae.settings import PretrainingConfig
 from nnunet_topomae.settings.schema import Choice, Number, block, setting
@@ -168,7 +169,7 @@ class MaskedReconstruction(PretextTask):
 
     @property
     @abstractmethod
-    def patch_size(self) -> tuple[int, int, int]:
+    def patch_size(self) -> Size:
         """Voxels per axis of a patch."""
 
     @property
@@ -263,10 +264,29 @@ class MaskedReconstruction(PretextTask):
 class NormalisedReconstruction(MaskedReconstruction):
     """A task with one branch, whose target is normalised: mean 0 and deviation 1 in every patch and channel.
 
-    He et al., section 4.1.
+    He et al., section 4.1. It pre-trains the encoder of a network; all other parts stay as they are.
+
+    Args:
+        network: see :class:`PretextTask`.
+        config: the plans' ``pretraining`` block.
+        crop_size: voxels per axis.
+        autoencoder: for this network.
     """
 
     yardstick = "inpainting with true patch means"
+    autoencoder: MaskedAutoencoder
+
+    def __init__(
+        self, network: nn.Module, config: MaskedConfig, crop_size: Sequence[int], autoencoder: MaskedAutoencoder
+    ):
+        super().__init__(network, config, crop_size)
+        train_only(autoencoder.encoder_of(self), self)
+        self.autoencoder = autoencoder
+
+    @property
+    def patch_size(self) -> Size:
+        """The patches of the autoencoder, voxels per axis."""
+        return self.autoencoder.patch_size
 
     def loss_terms(self, output: Output, batch: Batch) -> dict[str, Tensor]:
         """Mean squared error of hidden patches; see :meth:`PretextTask.loss_terms`."""

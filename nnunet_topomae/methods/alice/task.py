@@ -24,14 +24,13 @@ from nnunet_topomae.methods.alice.similarity import (
     teacher_temperature,
 )
 from nnunet_topomae.methods.alice.views import KEY, PairViews, exchanged
-from nnunet_topomae.methods.autoencoders import TokenAutoencoder, token_autoencoder_of, train_only
+from nnunet_topomae.methods.autoencoders import TokenAutoencoder, token_autoencoder_of
 from nnunet_topomae.methods.base import Batch, CaseReport, ImageSource
 from nnunet_topomae.methods.gathering import gather
 from nnunet_topomae.methods.losses import compose, denormalise_patches, masked_mse, normalise_patches
 from nnunet_topomae.methods.masked import NormalisedReconstruction
 from nnunet_topomae.methods.masking import mask_to_voxels
 from nnunet_topomae.methods.moving_average import follow
-from nnunet_topomae.networks.geometry import Size
 from nnunet_topomae.networks.vit import visible_indices
 
 _COLLAPSED = 0.01  # spread of cls below which all crops look the same to the encoder
@@ -89,9 +88,7 @@ class Alice(NormalisedReconstruction):
                 f"neither; plan the dataset with nnUNetv2_topomae plan_and_preprocess -pl AliceUNETRPlanner or "
                 f"-pl AliceHybridPlanner"
             )
-        super().__init__(network, config, crop_size)
-        train_only(self.get_submodule(autoencoder.encoder_name), self)
-        self.autoencoder = autoencoder
+        super().__init__(network, config, crop_size, autoencoder)
         width = autoencoder.token_width
         self.to_width = nn.Linear(autoencoder.width, width)
         self.head = ProjectionHead(width, config.head_width)
@@ -107,15 +104,10 @@ class Alice(NormalisedReconstruction):
         self.register_buffer("temperature", torch.tensor(FIRST_TEMPERATURE))
 
     @property
-    def patch_size(self) -> Size:
-        """The patches of the encoder, voxels per axis."""
-        return self.autoencoder.patch_size
-
-    @property
     def _followed(self) -> dict[str, nn.Module]:
         """What the target is a moving average of."""
-        encoder = self.get_submodule(self.autoencoder.encoder_name)
-        return {"encoder": encoder, "tokens": self.autoencoder.tokens, "head": self.head}
+        encoder, tokens = self.autoencoder.encoder_of(self), self.autoencoder.tokens
+        return {"encoder": encoder, "tokens": tokens, "head": self.head}
 
     def views(self) -> PairViews:
         """Crops of the same body part in two volumes, and two views of each."""

@@ -114,7 +114,7 @@ class MiM(PretextTask):
         super().__init__(network, config, crop_size)
         self.patch_grid = grid_of(crop_size, autoencoder.patch_size, "patch size")
         self.level_plans = plan_levels(config, self.patch_grid)
-        train_only(self.get_submodule(autoencoder.encoder_name), self)
+        train_only(autoencoder.encoder_of(self), self)
         self.autoencoder = autoencoder
         if self.is_aligned:
             self._add_heads(autoencoder.width)
@@ -137,10 +137,6 @@ class MiM(PretextTask):
         self.candidate_head = Mlp(width, projected, projected) if with_negatives else nn.Identity()
         for head in (self.query_head, self.candidate_head):
             initialize_linear_layers(head)
-
-    @property
-    def _shared_encoder(self) -> nn.Module:
-        return self.get_submodule(self.autoencoder.encoder_name)
 
     def views(self) -> NestedViews:
         """A crop of twice the size, masks of all levels, and what is cut out for the next ones."""
@@ -192,7 +188,7 @@ class MiM(PretextTask):
 
         def decode(parents: Tensor, indices: Tensor, mask: Tensor) -> Decoded:
             volumes = cut(parents, part.grid, indices, self.crop_size)
-            features = self.autoencoder.decode(self._shared_encoder, volumes, mask, num_visible)
+            features = self.autoencoder.decode(self.autoencoder.encoder_of(self), volumes, mask, num_visible)
             of_patches = F.adaptive_avg_pool3d(features, self.patch_grid)  # U-Nets have features at voxels
             regions = F.adaptive_avg_pool3d(of_patches, level.grid).flatten(2).transpose(1, 2)
             return Decoded(self.autoencoder.predict(features), of_patches.mean(dim=(2, 3, 4)), regions)

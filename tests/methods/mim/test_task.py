@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from nnunet_topomae.methods.autoencoders import MaskedAutoencoder
 from nnunet_topomae.methods.mae import MAE, MAEConfig
 from nnunet_topomae.methods.mim import MiM, MiMConfig
 from nnunet_topomae.methods.mim.levels import resize
@@ -28,7 +29,7 @@ def batch():
     return draw_batch(make_mim(), Volumes())
 
 
-class Intensities(nn.Module):
+class Intensities(MaskedAutoencoder):
     """Takes the intensities of a volume for its features, and for its reconstruction."""
 
     encoder_name, patch_size, width = "vit", PATCH, 1
@@ -138,7 +139,8 @@ def test_levels_share_one_encoder_and_one_decoder(batch, kind):
     task = make_mim(kind)
     batch = draw_batch(task, Volumes())
     terms = task.loss_terms(task(batch), batch)
-    trained = [p for part in (task._shared_encoder, task.autoencoder) for p in part.parameters() if p.requires_grad]
+    parts = (task.autoencoder.encoder_of(task), task.autoencoder)
+    trained = [p for part in parts for p in part.parameters() if p.requires_grad]
     for level in (1, 2, 3):
         gradients = torch.autograd.grad(terms[f"level_{level}_mse"], trained, retain_graph=True)
         assert all(gradient.abs().sum() > 0 for gradient in gradients)
