@@ -264,7 +264,8 @@ class MaskedReconstruction(PretextTask):
 class NormalisedReconstruction(MaskedReconstruction):
     """A task with one branch, whose target is normalised: mean 0 and deviation 1 in every patch and channel.
 
-    He et al., section 4.1. It pre-trains the encoder of a network; all other parts stay as they are.
+    He et al., section 4.1. It pre-trains the encoder of a network; all other parts stay as they are. ``headings`` names
+    the branch. A subclass whose ``forward`` returns something else overrides :meth:`normalised` and :meth:`loss_terms`.
 
     Args:
         network: see :class:`PretextTask`.
@@ -290,19 +291,20 @@ class NormalisedReconstruction(MaskedReconstruction):
 
     def loss_terms(self, output: Output, batch: Batch) -> dict[str, Tensor]:
         """Mean squared error of hidden patches; see :meth:`PretextTask.loss_terms`."""
-        ((branch, prediction),) = output.items()
+        (branch,) = self.headings
         target = normalise_patches(batch["crop"], self.patch_size)
-        error = masked_mse(prediction, target, self.hidden_voxels(batch))
+        error = masked_mse(self.normalised(output), target, self.hidden_voxels(batch))
         return {"total": error, f"{branch}_mse": error}
 
     def normalised(self, output: Output) -> Tensor:
-        """What the branch predicts of the batch's crops: normalised patches, (B, C, D, H, W)."""
+        """What the branch predicts of ``crop``: normalised patches, (B, C, D, H, W)."""
         (prediction,) = output.values()
         return prediction
 
     def images(self, output: Output, batch: Batch) -> dict[str, Tensor]:
-        """The reconstructions with the mean and the deviation of the crop's patches put back."""
-        return {b: denormalise_patches(prediction, batch["crop"], self.patch_size) for b, prediction in output.items()}
+        """The reconstruction with the mean and the deviation of the crop's patches put back."""
+        (branch,) = self.headings
+        return {branch: denormalise_patches(self.normalised(output), batch["crop"], self.patch_size)}
 
     def baselines(self, batch: Batch) -> dict[str, Tensor]:
         """Two more that are told the true mean of every patch, as are images whose normalisation has been undone.

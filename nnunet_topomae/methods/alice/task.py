@@ -35,7 +35,7 @@ from nnunet_topomae.networks.vit import visible_indices
 
 _COLLAPSED = 0.01  # spread of cls below which all crops look the same to the encoder
 _FEW = 0.5  # share of accepted matches
-_BRANCH, _SPREAD, _PAIRS = "alice", "cls_std", "pairs_"
+_SPREAD, _PAIRS = "cls_std", "pairs_"
 
 
 class Encoded(NamedTuple):
@@ -74,7 +74,7 @@ class Alice(NormalisedReconstruction):
 
     config_class = AliceConfig
     config: AliceConfig
-    headings = {_BRANCH: "reconstruction"}  # noqa: RUF012 - a constant
+    headings = {"alice": "reconstruction"}  # noqa: RUF012 - a constant
     autoencoder: TokenAutoencoder
     landmarks: Tensor
     centres: Tensor
@@ -232,10 +232,6 @@ class Alice(NormalisedReconstruction):
     def normalised(self, output: Encoded) -> Tensor:
         """What is predicted of the queries; see :meth:`NormalisedReconstruction.normalised`."""
         return output.prediction.chunk(2)[0]
-
-    def images(self, output: Encoded, batch: Batch) -> dict[str, Tensor]:
-        """The reconstructions of the queries, with the mean and the deviation of the crop's patches put back."""
-        return {_BRANCH: denormalise_patches(self.normalised(output), batch["crop"], self.patch_size)}
 
     def shown(self, output: Encoded, batch: Batch) -> CaseReport:
         """The query as every masked method shows it, what CASA attends to in it, and the key."""
