@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nnunet_topomae.methods.autoencoders import MaskedAutoencoder, train_only
 from nnunet_topomae.methods.base import Batch, CaseReport, ImageSource, Output, PretextTask, Views, to_float32
 from nnunet_topomae.methods.crops import random_crop
-from nnunet_topomae.methods.inpainting import harmonic_inpainting, visible_mean
+from nnunet_topomae.methods.inpainting import HARMONIC, WITH_MEANS, harmonic_inpainting, visible_mean
 from nnunet_topomae.methods.losses import (
     compose,
     denormalise_patches,
@@ -33,7 +33,6 @@ from nnunet_topomae.settings.schema import Choice, Number, block, setting
 
 MASK_SOURCES = ("random", "anatomask")
 HARDNESS_SCORES = ("denormalised", "normalised", "mixed")
-_INPAINTING = "harmonic inpainting"
 _MOMENTA, _STEPS = (0.999, 0.9999), 250_000  # of the published training, at its start and from a quarter of it on
 _MOMENTUM_RISES = 0.25  # share of the training, AnatoMask
 
@@ -147,7 +146,7 @@ class MaskedReconstruction(PretextTask):
 
     config_class = MaskedConfig
     config: MaskedConfig
-    yardstick = _INPAINTING
+    yardstick = HARMONIC
     teacher: "MaskedReconstruction | None"
 
     def __init__(self, network: nn.Module, config: MaskedConfig, crop_size: Sequence[int]):
@@ -202,7 +201,7 @@ class MaskedReconstruction(PretextTask):
     def baselines(self, batch: Batch) -> dict[str, Tensor]:
         """What predictors that learn nothing make of the hidden voxels, (B, C, D, H, W) by name."""
         crop, hidden = batch["crop"], self.hidden_voxels(batch)
-        return {"visible mean": visible_mean(crop, hidden), _INPAINTING: harmonic_inpainting(crop, hidden)}
+        return {"visible mean": visible_mean(crop, hidden), HARMONIC: harmonic_inpainting(crop, hidden)}
 
     def baseline_error(self, batch: Batch) -> Tensor:
         """Mean squared error of the yardstick over hidden voxels; see :meth:`PretextTask.baseline_error`."""
@@ -274,7 +273,7 @@ class NormalisedReconstruction(MaskedReconstruction):
         autoencoder: for this network.
     """
 
-    yardstick = "inpainting with true patch means"
+    yardstick = WITH_MEANS
     autoencoder: MaskedAutoencoder
 
     def __init__(
@@ -313,7 +312,7 @@ class NormalisedReconstruction(MaskedReconstruction):
         """
         untold = super().baselines(batch)
         mean, _ = patch_statistics(batch["crop"], self.patch_size)
-        told = with_patch_means_of(batch["crop"], untold[_INPAINTING], self.patch_size)
+        told = with_patch_means_of(batch["crop"], untold[HARMONIC], self.patch_size)
         return {**untold, "true patch mean": mean, self.yardstick: told}
 
     def patch_errors(self, output: Output, batch: Batch) -> Tensor:
