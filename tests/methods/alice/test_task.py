@@ -145,6 +145,24 @@ def test_the_target_follows_with_the_stated_momentum(kind, progress, momentum):
         torch.testing.assert_close(value, momentum * before[name] + (1 - momentum) * online[name])
 
 
+def test_a_step_moves_the_centre_of_cls_by_targets_and_that_of_tokens_by_casas_teacher():
+    task, images = make_alice(similarity="dino"), Volumes()
+    batch = draw_batch(task, images)
+    output = task(batch)
+    task.after_step(output, batch, 0.5)
+    for centre, teacher in zip(task.centres, (output.target_cls, output.teacher), strict=True):
+        torch.testing.assert_close(centre, moved_centre(torch.zeros(FEATURES), teacher.detach()))
+
+
+def test_a_step_sets_the_teachers_temperature():
+    task, images = make_alice(similarity="dino"), Volumes()
+    batch = draw_batch(task, images)
+    output = task(batch)
+    for progress, expected in ((0.0, 0.008), (0.015, 0.009), (0.5, 0.01)):
+        task.after_step(output, batch, progress)
+        assert task.temperature.item() == pytest.approx(expected)
+
+
 def test_pairs_that_are_not_accepted_do_not_count_in_l_dv():
     task, images = make_alice(), Volumes()
     quality = {ACCEPTED: [1.0, 0.0], TRIES: [3.0, 5.0], SIMILARITY: [0.9, 0.5], CYCLE: [2.0, 30.0]}
