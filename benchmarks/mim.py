@@ -67,7 +67,9 @@ def encoder_calls(device: torch.device) -> dict[str, Callable[[], Any]]:
     return {
         "encoder, all patches": lambda: encoder(crop),
         f"encoder, {MASK_RATIO:.0%} hidden": lambda: encoder(crop, visible),
-        f"with decoder, {MASK_RATIO:.0%} hidden": lambda: autoencoder(encoder, crop, mask, num_visible),
+        f"with decoder, {MASK_RATIO:.0%} hidden": lambda: autoencoder.predict(
+            autoencoder.decode(encoder, crop, mask, num_visible)
+        ),
     }
 
 

@@ -7,7 +7,6 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet, Resi
 from torch import Tensor, nn
 
 from nnunet_topomae.methods.light_decoder import SparKDecoder
-from nnunet_topomae.methods.losses import patch_means
 from nnunet_topomae.methods.masked_convolution import choose_patch_size, hide_in
 from nnunet_topomae.methods.masking import mask_to_voxels
 from nnunet_topomae.networks.geometry import Size, size_of
@@ -40,9 +39,13 @@ class MaskedAutoencoder(nn.Module, ABC):
     patch_size: Size
     width: int
 
+    def encoder_of(self, owner: nn.Module) -> nn.Module:
+        """The encoder, in the network or in a task that holds the network's parts."""
+        return owner.get_submodule(self.encoder_name)
+
     @abstractmethod
-    def forward(self, encoder: nn.Module, crop: Tensor, mask: Tensor, num_visible: int) -> tuple[Tensor, Tensor]:
-        """Reconstruct a crop from its visible patches.
+    def decode(self, encoder: nn.Module, crop: Tensor, mask: Tensor, num_visible: int) -> Tensor:
+        """Features of all patches of a crop, made from its visible ones.
 
         Args:
             encoder: of the network.
@@ -51,9 +54,12 @@ class MaskedAutoencoder(nn.Module, ABC):
             num_visible: visible patches in every sample.
 
         Returns:
-            The prediction at every patch, (B, C, D, H, W), and the decoder's features that it was made from, on the
-            grid of patches, (B, width, d, h, w).
+            (B, width, ...) at patches or at voxels: on the grid of patches, or at the resolution of the crop.
         """
+
+    @abstractmethod
+    def predict(self, features: Tensor) -> Tensor:
+        """The prediction (B, C, D, H, W) from the features that :meth:`decode` gives."""
 
 
 class ViTTokens(nn.Module):
@@ -119,11 +125,15 @@ class TokenAutoencoder(MaskedAutoencoder):
         self.tokens, self.decoder = tokens, decoder
         self.width = decoder.embed.out_features
 
-    def forward(self, encoder: nn.Module, crop: Tensor, mask: Tensor, num_visible: int) -> tuple[Tensor, Tensor]:
-        """See :meth:`MaskedAutoencoder.forward`."""
+    def decode(self, encoder: nn.Module, crop: Tensor, mask: Tensor, num_visible: int) -> Tensor:
+        """At patches, (B, width, d, h, w); see :meth:`MaskedAutoencoder.decode`."""
         visible = visible_indices(mask, num_visible)
         features = self.decoder.decode(self.tokens(encoder, crop, visible), visible)
-        return self.decoder.predict(features), features.transpose(1, 2).unflatten(2, mask.shape[1:])
+        return features.transpose(1, 2).unflatten(2, mask.shape[1:])
+
+    def predict(self, features: Tensor) -> Tensor:
+        """See :meth:`MaskedAutoencoder.predict`."""
+        return self.decoder.predict(features.flatten(2).transpose(1, 2))
 
 
 class ConvolutionalAutoencoder(MaskedAutoencoder):
@@ -145,18 +155,17 @@ class ConvolutionalAutoencoder(MaskedAutoencoder):
         self.decoder = SparKDecoder(encoder.output_channels, encoder.strides, decoder_width, channels)
         self.width = self.decoder.output.in_channels
 
-    def forward(self, encoder: nn.Module, crop: Tensor, mask: Tensor, num_visible: int) -> tuple[Tensor, Tensor]:
-        """See :meth:`MaskedAutoencoder.forward`; features are means over patches."""
-        features = self.decode(encoder, crop, mask)
-        return self.decoder.predict(features), patch_means(features, self.patch_size)
-
-    def decode(self, encoder: nn.Module, crop: Tensor, mask: Tensor) -> Tensor:
-        """The decoder's features at full resolution, (B, width, D, H, W); see :meth:`MaskedAutoencoder.forward`."""
+    def decode(self, encoder: nn.Module, crop: Tensor, mask: Tensor, num_visible: int) -> Tensor:
+        """At voxels, (B, width, D, H, W); see :meth:`MaskedAutoencoder.decode`."""
         self.hidden.mask = mask
         stages = encoder(crop.masked_fill(mask_to_voxels(mask, self.patch_size), 0))
         features = self.decoder.decode(stages, self.hidden)
         self.hidden.mask = None
         return features
+
+    def predict(self, features: Tensor) -> Tensor:
+        """See :meth:`MaskedAutoencoder.predict`."""
+        return self.decoder.predict(features)
 
 
 def token_autoencoder_of(network: nn.Module) -> TokenAutoencoder | None:
@@ -193,7 +202,7 @@ def autoencoder_of(network: nn.Module, decoder_width: int) -> MaskedAutoencoder 
 
 def train_only(encoder: nn.Module, task: nn.Module) -> None:
     """Let an encoder learn, save its constant positions, and nothing else that a task holds so far."""
-    task.requires_grad_(False)
+    task.requires_grad_(False)  # the encoder, too: nnU-Net's decoders hold it
     constant = constant_parameters(encoder)
     for name, parameter in encoder.named_parameters():
         parameter.requires_grad_(name not in constant)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+HARMONIC, WITH_MEANS = "harmonic inpainting", "inpainting with true patch means"  # as reports call them
 ITERATIONS = 150
 _TINY = 1e-30  # keeps what has converged from dividing 0 by 0
 _AXES = (2, 3, 4)

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from nnunet_topomae.methods.autoencoders import token_autoencoder_of, train_only
+from nnunet_topomae.methods.autoencoders import token_autoencoder_of
 from nnunet_topomae.methods.base import Batch
 from nnunet_topomae.methods.masked import MaskedConfig, NormalisedReconstruction
-from nnunet_topomae.networks.geometry import Size
 from nnunet_topomae.networks.vit import ViTEncoder
 from nnunet_topomae.settings.schema import with_default
 
@@ -47,16 +46,9 @@ class MAE(NormalisedReconstruction):
                 f"MAE pre-trains the ViT of a network, but the plans name {type(network).__name__}, which has none; "
                 f"plan the dataset with nnUNetv2_topomae plan_and_preprocess -pl TopoMAEUNETRPlanner"
             )
-        super().__init__(network, config, crop_size)
-        train_only(self.vit, self)
-        self.autoencoder = autoencoder
-
-    @property
-    def patch_size(self) -> Size:
-        """The patches of the ViT, voxels per axis."""
-        return self.vit.patch_size
+        super().__init__(network, config, crop_size, autoencoder)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """See :meth:`PretextTask.forward`; the ViT sees visible patches only."""
-        reconstruction, _ = self.autoencoder(self.vit, batch["crop"], batch["mask"], self.num_visible)
-        return {_ENCODER: reconstruction}
+        features = self.autoencoder.decode(self.vit, batch["crop"], batch["mask"], self.num_visible)
+        return {_ENCODER: self.autoencoder.predict(features)}

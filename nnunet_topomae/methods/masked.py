@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nnunet_topomae.methods.autoencoders import MaskedAutoencoder, train_only
 from nnunet_topomae.methods.base import Batch, CaseReport, ImageSource, Output, PretextTask, Views, to_float32
 from nnunet_topomae.methods.crops import random_crop
-from nnunet_topomae.methods.inpainting import harmonic_inpainting, visible_mean
+from nnunet_topomae.methods.inpainting import HARMONIC, WITH_MEANS, harmonic_inpainting, visible_mean
 from nnunet_topomae.methods.losses import (
     compose,
     denormalise_patches,
@@ -25,14 +26,13 @@ from nnunet_topomae.methods.losses import (
 )
 from nnunet_topomae.methods.masking import hardest_patches_mask, mask_to_voxels, num_hidden_patches, random_patch_mask
 from nnunet_topomae.methods.moving_average import follow
-from nnunet_topomae.networks.geometry import grid_of
+from nnunet_topomae.networks.geometry import Size, grid_of
 from nnunet_topomae.reporting.metrics import reconstruction_metrics
 from nnunet_topomae.settings import PretrainingConfig
 from nnunet_topomae.settings.schema import Choice, Number, block, setting
 
 MASK_SOURCES = ("random", "anatomask")
 HARDNESS_SCORES = ("denormalised", "normalised", "mixed")
-_INPAINTING = "harmonic inpainting"
 _MOMENTA, _STEPS = (0.999, 0.9999), 250_000  # of the published training, at its start and from a quarter of it on
 _MOMENTUM_RISES = 0.25  # share of the training, AnatoMask
 
@@ -146,7 +146,7 @@ class MaskedReconstruction(PretextTask):
 
     config_class = MaskedConfig
     config: MaskedConfig
-    yardstick = _INPAINTING
+    yardstick = HARMONIC
     teacher: "MaskedReconstruction | None"
 
     def __init__(self, network: nn.Module, config: MaskedConfig, crop_size: Sequence[int]):
@@ -168,7 +168,7 @@ class MaskedReconstruction(PretextTask):
 
     @property
     @abstractmethod
-    def patch_size(self) -> tuple[int, int, int]:
+    def patch_size(self) -> Size:
         """Voxels per axis of a patch."""
 
     @property
@@ -201,7 +201,7 @@ class MaskedReconstruction(PretextTask):
     def baselines(self, batch: Batch) -> dict[str, Tensor]:
         """What predictors that learn nothing make of the hidden voxels, (B, C, D, H, W) by name."""
         crop, hidden = batch["crop"], self.hidden_voxels(batch)
-        return {"visible mean": visible_mean(crop, hidden), _INPAINTING: harmonic_inpainting(crop, hidden)}
+        return {"visible mean": visible_mean(crop, hidden), HARMONIC: harmonic_inpainting(crop, hidden)}
 
     def baseline_error(self, batch: Batch) -> Tensor:
         """Mean squared error of the yardstick over hidden voxels; see :meth:`PretextTask.baseline_error`."""
@@ -263,26 +263,47 @@ class MaskedReconstruction(PretextTask):
 class NormalisedReconstruction(MaskedReconstruction):
     """A task with one branch, whose target is normalised: mean 0 and deviation 1 in every patch and channel.
 
-    He et al., section 4.1.
+    He et al., section 4.1. It pre-trains the encoder of a network; all other parts stay as they are. ``headings`` names
+    the branch. A subclass whose ``forward`` returns something else overrides :meth:`normalised` and :meth:`loss_terms`.
+
+    Args:
+        network: see :class:`PretextTask`.
+        config: the plans' ``pretraining`` block.
+        crop_size: voxels per axis.
+        autoencoder: for this network.
     """
 
-    yardstick = "inpainting with true patch means"
+    yardstick = WITH_MEANS
+    autoencoder: MaskedAutoencoder
+
+    def __init__(
+        self, network: nn.Module, config: MaskedConfig, crop_size: Sequence[int], autoencoder: MaskedAutoencoder
+    ):
+        super().__init__(network, config, crop_size)
+        train_only(autoencoder.encoder_of(self), self)
+        self.autoencoder = autoencoder
+
+    @property
+    def patch_size(self) -> Size:
+        """The patches of the autoencoder, voxels per axis."""
+        return self.autoencoder.patch_size
 
     def loss_terms(self, output: Output, batch: Batch) -> dict[str, Tensor]:
         """Mean squared error of hidden patches; see :meth:`PretextTask.loss_terms`."""
-        ((branch, prediction),) = output.items()
+        (branch,) = self.headings
         target = normalise_patches(batch["crop"], self.patch_size)
-        error = masked_mse(prediction, target, self.hidden_voxels(batch))
+        error = masked_mse(self.normalised(output), target, self.hidden_voxels(batch))
         return {"total": error, f"{branch}_mse": error}
 
     def normalised(self, output: Output) -> Tensor:
-        """What the branch predicts of the batch's crops: normalised patches, (B, C, D, H, W)."""
+        """What the branch predicts of ``crop``: normalised patches, (B, C, D, H, W)."""
         (prediction,) = output.values()
         return prediction
 
     def images(self, output: Output, batch: Batch) -> dict[str, Tensor]:
-        """The reconstructions with the mean and the deviation of the crop's patches put back."""
-        return {b: denormalise_patches(prediction, batch["crop"], self.patch_size) for b, prediction in output.items()}
+        """The reconstruction with the mean and the deviation of the crop's patches put back."""
+        (branch,) = self.headings
+        return {branch: denormalise_patches(self.normalised(output), batch["crop"], self.patch_size)}
 
     def baselines(self, batch: Batch) -> dict[str, Tensor]:
         """Two more that are told the true mean of every patch, as are images whose normalisation has been undone.
@@ -291,7 +312,7 @@ class NormalisedReconstruction(MaskedReconstruction):
         """
         untold = super().baselines(batch)
         mean, _ = patch_statistics(batch["crop"], self.patch_size)
-        told = with_patch_means_of(batch["crop"], untold[_INPAINTING], self.patch_size)
+        told = with_patch_means_of(batch["crop"], untold[HARMONIC], self.patch_size)
         return {**untold, "true patch mean": mean, self.yardstick: told}
 
     def patch_errors(self, output: Output, batch: Batch) -> Tensor:

@@ -66,9 +66,9 @@ class Tree:
 
 
 def pairs_below_potentials(
-    x: Tree, y: Tree, alpha: Values, beta: Values, metric: Metric, margin: float = 0.0, share: float = 0.0
+    x: Tree, y: Tree, alpha: Values, beta: Values, metric: Metric, share: float = 0.0
 ) -> tuple[Indices, Indices, Values]:
-    """All pairs with alpha_i + beta_j - cost_ij > margin, or the most important of them.
+    """All pairs with alpha_i + beta_j > cost_ij, or the most important of them.
 
     Descends both trees at once. A pair of nodes is given up where even the highest potentials within it sum to less
     than the distance between their boxes costs.
@@ -77,7 +77,6 @@ def pairs_below_potentials(
         x, y: the points of both sides.
         alpha, beta: their potentials.
         metric: what it costs to move a point.
-        margin: see above.
         share: leave out pairs whose excess is below this share both of the largest excess in their row and of the
             largest in their column; the pairs with the largest ones stay. This saves memory where very many pairs are
             found. Pairs are compared with the largest excess found before them, so a few that are below may stay.
@@ -87,7 +86,7 @@ def pairs_below_potentials(
     """
     alpha_by_leaf, alpha_max = x.spread(alpha)
     beta_by_leaf, beta_max = y.spread(beta)
-    i, j = _near_leaves(x, y, alpha_max, beta_max, metric, margin)
+    i, j = _near_leaves(x, y, alpha_max, beta_max, metric)
     births_x, deaths_x, births_y, deaths_y = (np.ascontiguousarray(t.points[..., c]) for t in (x, y) for c in (0, 1))
     found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))]
     most_of_row, most_of_column = np.zeros(len(alpha)), np.zeros(len(beta))
@@ -98,7 +97,7 @@ def pairs_below_potentials(
             np.abs(deaths_x[p][:, :, None] - deaths_y[q][:, None]),
         )
         excess = alpha_by_leaf[p][:, :, None] + beta_by_leaf[q][:, None] - cost
-        pair, row, column = np.nonzero(excess > margin)
+        pair, row, column = np.nonzero(excess > 0)
         rows, columns, excesses = x.order[p[pair], row], y.order[q[pair], column], excess[pair, row, column]
         if share:  # of the largest so far, which is no more than the largest of all
             np.maximum.at(most_of_row, rows, excesses)
@@ -111,14 +110,14 @@ def pairs_below_potentials(
 
 
 def _near_leaves(
-    x: Tree, y: Tree, alpha_max: list[Values], beta_max: list[Values], metric: Metric, margin: float
+    x: Tree, y: Tree, alpha_max: list[Values], beta_max: list[Values], metric: Metric
 ) -> tuple[Indices, Indices]:
     """Pairs of leaves that may hold a pair of points that is searched for: indices of leaves of x and of y."""
     i = j = np.zeros(1, np.int64)
     level_x = level_y = 0
     while True:
         far = _box_costs(x.boxes[level_x], i, y.boxes[level_y], j, metric)
-        near = alpha_max[level_x][i] + beta_max[level_y][j] - far > margin
+        near = alpha_max[level_x][i] + beta_max[level_y][j] > far
         i, j = i[near], j[near]
         if level_x < x.depth and x.depth - level_x >= y.depth - level_y:
             i, j, level_x = _children(i), np.repeat(j, 2), level_x + 1

@@ -187,9 +187,9 @@ def test_tokens_of_pre_training_hold_all_stages():
     task = make_method("MiM of the hybrid network").eval()
     mask = make_visible(1)[0]
     crop = torch.rand(1, 1, *TINY_CROP)
-    _, before = task.autoencoder(task.encoder, crop, mask, 26)
+    before = task.autoencoder.decode(task.encoder, crop, mask, 26)
     nn.init.zeros_(task.autoencoder.tokens.projections[0].weight)
-    _, after = task.autoencoder(task.encoder, crop, mask, 26)
+    after = task.autoencoder.decode(task.encoder, crop, mask, 26)
     assert not torch.allclose(before, after)
 
 

@@ -24,19 +24,18 @@ from nnunet_topomae.methods.alice.similarity import (
     teacher_temperature,
 )
 from nnunet_topomae.methods.alice.views import KEY, PairViews, exchanged
-from nnunet_topomae.methods.autoencoders import TokenAutoencoder, token_autoencoder_of, train_only
+from nnunet_topomae.methods.autoencoders import TokenAutoencoder, token_autoencoder_of
 from nnunet_topomae.methods.base import Batch, CaseReport, ImageSource
 from nnunet_topomae.methods.gathering import gather
 from nnunet_topomae.methods.losses import compose, denormalise_patches, masked_mse, normalise_patches
 from nnunet_topomae.methods.masked import NormalisedReconstruction
 from nnunet_topomae.methods.masking import mask_to_voxels
 from nnunet_topomae.methods.moving_average import follow
-from nnunet_topomae.networks.geometry import Size
 from nnunet_topomae.networks.vit import visible_indices
 
 _COLLAPSED = 0.01  # spread of cls below which all crops look the same to the encoder
 _FEW = 0.5  # share of accepted matches
-_BRANCH, _SPREAD, _PAIRS = "alice", "cls_std", "pairs_"
+_SPREAD, _PAIRS = "cls_std", "pairs_"
 
 
 class Encoded(NamedTuple):
@@ -75,7 +74,7 @@ class Alice(NormalisedReconstruction):
 
     config_class = AliceConfig
     config: AliceConfig
-    headings = {_BRANCH: "reconstruction"}  # noqa: RUF012 - a constant
+    headings = {"alice": "reconstruction"}  # noqa: RUF012 - a constant
     autoencoder: TokenAutoencoder
     landmarks: Tensor
     centres: Tensor
@@ -89,9 +88,7 @@ class Alice(NormalisedReconstruction):
                 f"neither; plan the dataset with nnUNetv2_topomae plan_and_preprocess -pl AliceUNETRPlanner or "
                 f"-pl AliceHybridPlanner"
             )
-        super().__init__(network, config, crop_size)
-        train_only(self.get_submodule(autoencoder.encoder_name), self)
-        self.autoencoder = autoencoder
+        super().__init__(network, config, crop_size, autoencoder)
         width = autoencoder.token_width
         self.to_width = nn.Linear(autoencoder.width, width)
         self.head = ProjectionHead(width, config.head_width)
@@ -107,15 +104,10 @@ class Alice(NormalisedReconstruction):
         self.register_buffer("temperature", torch.tensor(FIRST_TEMPERATURE))
 
     @property
-    def patch_size(self) -> Size:
-        """The patches of the encoder, voxels per axis."""
-        return self.autoencoder.patch_size
-
-    @property
     def _followed(self) -> dict[str, nn.Module]:
         """What the target is a moving average of."""
-        encoder = self.get_submodule(self.autoencoder.encoder_name)
-        return {"encoder": encoder, "tokens": self.autoencoder.tokens, "head": self.head}
+        encoder, tokens = self.autoencoder.encoder_of(self), self.autoencoder.tokens
+        return {"encoder": encoder, "tokens": tokens, "head": self.head}
 
     def views(self) -> PairViews:
         """Crops of the same body part in two volumes, and two views of each."""
@@ -246,10 +238,6 @@ class Alice(NormalisedReconstruction):
     def normalised(self, output: Encoded) -> Tensor:
         """What is predicted of the queries; see :meth:`NormalisedReconstruction.normalised`."""
         return output.prediction.chunk(2)[0]
-
-    def images(self, output: Encoded, batch: Batch) -> dict[str, Tensor]:
-        """The reconstructions of the queries, with the mean and the deviation of the crop's patches put back."""
-        return {_BRANCH: denormalise_patches(self.normalised(output), batch["crop"], self.patch_size)}
 
     def shown(self, output: Encoded, batch: Batch) -> CaseReport:
         """The query as every masked method shows it, what CASA attends to in it, and the key."""

@@ -1,7 +1,7 @@
 """MiM: one encoder reconstructs volumes of three nested levels and ties each to the one around it (Zhuang et al.)."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nnunet_topomae.methods.autoencoders import MaskedAutoencoder, autoencoder_of, train_only
 from nnunet_topomae.methods.base import Batch, CaseReport, PretextTask
-from nnunet_topomae.methods.inpainting import harmonic_inpainting
+from nnunet_topomae.methods.inpainting import WITH_MEANS, harmonic_inpainting
 from nnunet_topomae.methods.losses import (
     compose,
     denormalise_patches,
@@ -69,6 +69,18 @@ class Prediction(NamedTuple):
     candidates: list[Tensor]
 
 
+class First(NamedTuple):
+    """The first volume of a level of each item, which is what is shown and what errors are taken of.
+
+    Attributes:
+        volume: (B, C, D, H, W).
+        hidden: its mask at voxels, (B, 1, D, H, W) bool.
+    """
+
+    volume: Tensor
+    hidden: Tensor
+
+
 class Decoded(NamedTuple):
     """What the decoder makes of the volumes of a part.
 
@@ -100,7 +112,7 @@ class MiM(PretextTask):
     config_class = MiMConfig
     config: MiMConfig
     headings = {_BRANCH: "all levels"}  # noqa: RUF012 - a constant
-    yardstick = "inpainting with true patch means"
+    yardstick = WITH_MEANS
     autoencoder: MaskedAutoencoder
 
     def __init__(self, network: nn.Module, config: MiMConfig, crop_size: Sequence[int]):
@@ -114,7 +126,7 @@ class MiM(PretextTask):
         super().__init__(network, config, crop_size)
         self.patch_grid = grid_of(crop_size, autoencoder.patch_size, "patch size")
         self.level_plans = plan_levels(config, self.patch_grid)
-        train_only(self.get_submodule(autoencoder.encoder_name), self)
+        train_only(autoencoder.encoder_of(self), self)
         self.autoencoder = autoencoder
         if self.is_aligned:
             self._add_heads(autoencoder.width)
@@ -137,10 +149,6 @@ class MiM(PretextTask):
         self.candidate_head = Mlp(width, projected, projected) if with_negatives else nn.Identity()
         for head in (self.query_head, self.candidate_head):
             initialize_linear_layers(head)
-
-    @property
-    def _shared_encoder(self) -> nn.Module:
-        return self.get_submodule(self.autoencoder.encoder_name)
 
     def views(self) -> NestedViews:
         """A crop of twice the size, masks of all levels, and what is cut out for the next ones."""
@@ -192,9 +200,10 @@ class MiM(PretextTask):
 
         def decode(parents: Tensor, indices: Tensor, mask: Tensor) -> Decoded:
             volumes = cut(parents, part.grid, indices, self.crop_size)
-            reconstruction, features = self.autoencoder(self._shared_encoder, volumes, mask, num_visible)
-            regions = F.adaptive_avg_pool3d(features, level.grid).flatten(2).transpose(1, 2)
-            return Decoded(reconstruction, features.mean(dim=(2, 3, 4)), regions)
+            features = self.autoencoder.decode(self.autoencoder.encoder_of(self), volumes, mask, num_visible)
+            of_patches = F.adaptive_avg_pool3d(features, self.patch_grid)  # U-Nets have features at voxels
+            regions = F.adaptive_avg_pool3d(of_patches, level.grid).flatten(2).transpose(1, 2)
+            return Decoded(self.autoencoder.predict(features), of_patches.mean(dim=(2, 3, 4)), regions)
 
         return self._recomputed(part, decode, part.parents, part.indices, part.mask)
 
@@ -234,51 +243,51 @@ class MiM(PretextTask):
             return byol(queries, candidates, positives)
         return infonce(queries, candidates, positives, self.config.temperature)
 
-    def _firsts(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
-        """Of every level the first volume of each item, (B, C, D, H, W), and its mask: those that are shown.
-
-        The first volume of a level is cut from the first one of the level before.
-        """
+    def _firsts(self, batch: Batch) -> list[First]:
+        """By level; the first volume of a level is cut from the first one of the level before."""
+        firsts = []
         for part in self._parts(batch)[: self.config.levels]:
             step = len(part.mask) // len(batch["crop"])
-            yield self._volumes(part)[::step], part.mask[::step]
+            hidden = mask_to_voxels(part.mask[::step], self.autoencoder.patch_size)
+            firsts.append(First(self._volumes(part)[::step], hidden))
+        return firsts
+
+    def _inpainted(self, firsts: Sequence[First]) -> list[Tensor]:
+        """What the yardstick makes of these volumes."""
+        patch_size = self.autoencoder.patch_size
+        return [with_patch_means_of(volume, harmonic_inpainting(volume, h), patch_size) for volume, h in firsts]
+
+    def _first_images(self, output: Prediction, firsts: Sequence[First]) -> list[Tensor]:
+        """Their reconstructions with the mean and the deviation of the patches put back."""
+        images = []
+        for (volume, _), prediction in zip(firsts, output.reconstructions, strict=False):
+            first = prediction[:: len(prediction) // len(volume)]
+            images.append(denormalise_patches(first, volume, self.autoencoder.patch_size))
+        return images
 
     def baseline_error(self, batch: Batch) -> Tensor:
         """Error of the yardstick in the first volumes, mean over the levels; see :meth:`PretextTask.baseline_error`."""
         firsts = self._firsts(batch)
-        return torch.stack([masked_mse(self._inpainted(v, m), v, self._voxels(m)) for v, m in firsts]).mean()
+        return mean_error(self._inpainted(firsts), firsts)
 
     def errors(self, output: Prediction, batch: Batch) -> dict[str, Tensor]:
         """Error of the reconstructed images of the same volumes, mean over the levels."""
-        firsts = zip(self._firsts(batch), self._first_images(output, batch), strict=True)
-        errors = [masked_mse(image, volume, self._voxels(mask)) for (volume, mask), image in firsts]
-        return {_BRANCH: torch.stack(errors).mean()}
-
-    def _first_images(self, output: Prediction, batch: Batch) -> Iterator[Tensor]:
-        """Their reconstructions with the mean and the deviation of the patches put back."""
-        for (volume, _), prediction in zip(self._firsts(batch), output.reconstructions, strict=False):
-            first = prediction[:: len(prediction) // len(volume)]
-            yield denormalise_patches(first, volume, self.autoencoder.patch_size)
-
-    def _voxels(self, mask: Tensor) -> Tensor:
-        return mask_to_voxels(mask, self.autoencoder.patch_size)
-
-    def _inpainted(self, volume: Tensor, mask: Tensor) -> Tensor:
-        """What the yardstick makes of a volume."""
-        return with_patch_means_of(volume, harmonic_inpainting(volume, self._voxels(mask)), self.autoencoder.patch_size)
+        firsts = self._firsts(batch)
+        return {_BRANCH: mean_error(self._first_images(output, firsts), firsts)}
 
     def shown(self, output: Prediction, batch: Batch) -> CaseReport:
         """Of the first volume of every level what is hidden, its reconstruction, and where the next one is cut from.
 
         Skill is given by level, and as in validation, for all of them.
         """
-        error, baseline = self.errors(output, batch)[_BRANCH].item(), self.baseline_error(batch).item()
+        firsts = self._firsts(batch)
+        images, inpainted = self._first_images(output, firsts), self._inpainted(firsts)
+        error, baseline = (mean_error(each, firsts).item() for each in (images, inpainted))
         metrics: dict[str, dict[str, float | None]] = {_BRANCH: {SKILL: 1 - error / baseline if baseline else None}}
         columns: dict[str, npt.NDArray[np.float32]] = {}
-        firsts = zip(self._firsts(batch), self._first_images(output, batch), strict=True)
-        for level, ((volume, mask), image) in enumerate(firsts, start=1):
-            heading, hidden = f"level {level}", self._voxels(mask)
-            metrics[heading] = self._figures(volume, image, mask)
+        for level, (first, image, yardstick) in enumerate(zip(firsts, images, inpainted, strict=True), start=1):
+            heading, (volume, hidden) = f"level {level}", first
+            metrics[heading] = self._figures(first, image, yardstick)
             shown = {"": volume, ", hidden": volume.masked_fill(hidden, torch.nan)}
             shown[", reconstructed"] = compose(volume, image, hidden)
             columns |= {heading + what: each[0].cpu().numpy() for what, each in shown.items()}
@@ -288,12 +297,16 @@ class MiM(PretextTask):
                 columns[f"level {level + 1} is cut from here"] = outlined(columns[heading], index, grid)
         return CaseReport(columns, metrics)
 
-    def _figures(self, volume: Tensor, image: Tensor, mask: Tensor) -> dict[str, float | None]:
+    def _figures(self, first: First, image: Tensor, inpainted: Tensor) -> dict[str, float | None]:
         """Figures of a reconstruction, and its skill: 1 - (its MSE) / (the MSE of the yardstick)."""
-        crop, hidden = volume[0].cpu().numpy(), self._voxels(mask)[0].cpu().numpy()
-        images = (each[0].cpu().numpy() for each in (image, self._inpainted(volume, mask)))
-        of_image, of_yardstick = (reconstruction_metrics(crop, each, hidden) for each in images)
+        volume, hidden, *images = (each[0].cpu().numpy() for each in (*first, image, inpainted))
+        of_image, of_yardstick = (reconstruction_metrics(volume, each, hidden) for each in images)
         return with_skills({"": of_image, self.yardstick: of_yardstick}, self.yardstick)[""]
+
+
+def mean_error(images: Sequence[Tensor], firsts: Sequence[First]) -> Tensor:
+    """Mean squared error of hidden voxels, mean over the levels; a scalar."""
+    return torch.stack([masked_mse(image, *first) for image, first in zip(images, firsts, strict=True)]).mean()
 
 
 def plan_levels(config: MiMConfig, patch_grid: Size) -> list[Level]:

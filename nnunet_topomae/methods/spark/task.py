@@ -7,7 +7,7 @@ from dynamic_network_architectures.building_blocks.plain_conv_encoder import Pla
 from dynamic_network_architectures.building_blocks.residual_encoders import ResidualEncoder
 from torch import Tensor
 
-from nnunet_topomae.methods.autoencoders import ConvolutionalAutoencoder, train_only
+from nnunet_topomae.methods.autoencoders import ConvolutionalAutoencoder
 from nnunet_topomae.methods.base import Batch
 from nnunet_topomae.methods.masked import NormalisedReconstruction
 from nnunet_topomae.methods.spark.settings import AnatoMaskConfig, SparKConfig
@@ -36,19 +36,12 @@ class SparK(NormalisedReconstruction):
                 f"{type(self).__name__} pre-trains a PlainConvUNet or ResidualEncoderUNet, but the plans name "
                 f"{type(network).__name__}"
             )
-        super().__init__(network, config, crop_size)
-        train_only(self.encoder, self)  # nnU-Net's decoders hold the encoder, too
-        self.autoencoder = ConvolutionalAutoencoder(network, config.decoder_width)
-
-    @property
-    def patch_size(self) -> tuple[int, int, int]:
-        """See :func:`~nnunet_topomae.methods.masked_convolution.choose_patch_size`."""
-        return self.autoencoder.patch_size
+        super().__init__(network, config, crop_size, ConvolutionalAutoencoder(network, config.decoder_width))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """See :meth:`PretextTask.forward`; reconstructions are of normalised patches."""
-        features = self.autoencoder.decode(self.encoder, batch["crop"], batch["mask"])
-        return {"unet": self.autoencoder.decoder.predict(features)}
+        features = self.autoencoder.decode(self.encoder, batch["crop"], batch["mask"], self.num_visible)
+        return {"unet": self.autoencoder.predict(features)}
 
 
 class AnatoMask(SparK):

@@ -66,6 +66,14 @@ def test_turned_crops_keep_their_middle():
     assert max(map(abs, placement.angles)) <= np.pi / 6
 
 
+def test_turned_crops_zoom_in_as_far_as_out():
+    rng = np.random.default_rng(0)
+    scales = [turned_crop(START, SIZE, (1, 1, 1), rng).scale for _ in range(200)]
+    assert 1 / 1.4 <= min(scales) < 1 / 1.35
+    assert 1.35 < max(scales) <= 1.4
+    assert 0.4 < np.mean(np.array(scales) < 1) < 0.6
+
+
 def test_coarse_slices_are_turned_in_their_plane_only():
     angles = turned_crop(START, SIZE, (1.0, 5.0, 1.0), np.random.default_rng(0)).angles
     assert [angle != 0 for angle in angles] == [False, True, False]

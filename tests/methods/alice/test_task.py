@@ -25,10 +25,6 @@ def make_alice(kind: str = "unetr", **settings) -> Alice:
     return Alice.build(make_network(kind), replace(CONFIG, **settings), TINY_CROP)
 
 
-def encoder_of(task: Alice) -> nn.Module:
-    return task.get_submodule(task.autoencoder.encoder_name)
-
-
 def terms_of(task: Alice, batch: dict) -> dict[str, torch.Tensor]:
     return task.loss_terms(to_float32(task(batch)), batch)
 
@@ -59,7 +55,7 @@ def test_no_gradient_reaches_the_target_even_if_it_could(kind, similarity):
     task.target.requires_grad_(True)
     terms_of(task, draw_batch(task, images))["total"].backward()
     assert all(parameter.grad is None for parameter in task.target.parameters())
-    assert encoder_of(task).blocks[0].mlp.fc1.weight.grad.abs().sum() > 0
+    assert task.autoencoder.encoder_of(task).blocks[0].mlp.fc1.weight.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -142,11 +138,29 @@ def test_the_target_follows_with_the_stated_momentum(kind, progress, momentum):
             if parameter.requires_grad:
                 parameter += torch.randn_like(parameter)
         task.after_step(task(batch), batch, progress)
-    parts = {"encoder": encoder_of(task), "tokens": task.autoencoder.tokens, "head": task.head}
+    parts = {"encoder": task.autoencoder.encoder_of(task), "tokens": task.autoencoder.tokens, "head": task.head}
     online = {f"{part}.{name}": value for part in parts for name, value in parts[part].named_parameters()}
     assert online.keys() == before.keys()
     for name, value in task.target.named_parameters():
         torch.testing.assert_close(value, momentum * before[name] + (1 - momentum) * online[name])
+
+
+def test_a_step_moves_the_centre_of_cls_by_targets_and_that_of_tokens_by_casas_teacher():
+    task, images = make_alice(similarity="dino"), Volumes()
+    batch = draw_batch(task, images)
+    output = task(batch)
+    task.after_step(output, batch, 0.5)
+    for centre, teacher in zip(task.centres, (output.target_cls, output.teacher), strict=True):
+        torch.testing.assert_close(centre, moved_centre(torch.zeros(FEATURES), teacher.detach()))
+
+
+def test_a_step_sets_the_teachers_temperature():
+    task, images = make_alice(similarity="dino"), Volumes()
+    batch = draw_batch(task, images)
+    output = task(batch)
+    for progress, expected in ((0.0, 0.008), (0.015, 0.009), (0.5, 0.01)):
+        task.after_step(output, batch, progress)
+        assert task.temperature.item() == pytest.approx(expected)
 
 
 def test_pairs_that_are_not_accepted_do_not_count_in_l_dv():
@@ -236,7 +250,7 @@ def test_the_target_sees_the_whole_crop_as_the_encoder_would(kind):
     whole = torch.cat([batch["target"], batch["key_target"]])
     every = torch.arange(64).expand(len(whole), -1)
     with torch.no_grad():
-        tokens = task.autoencoder.tokens(encoder_of(task), whole, every)
+        tokens = task.autoencoder.tokens(task.autoencoder.encoder_of(task), whole, every)
         torch.testing.assert_close(task(batch).target_cls, task.head(tokens).mean(dim=1))
 
 

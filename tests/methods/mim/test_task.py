@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from nnunet_topomae.methods.autoencoders import MaskedAutoencoder
 from nnunet_topomae.methods.mae import MAE, MAEConfig
 from nnunet_topomae.methods.mim import MiM, MiMConfig
 from nnunet_topomae.methods.mim.levels import resize
@@ -28,19 +29,22 @@ def batch():
     return draw_batch(make_mim(), Volumes())
 
 
-class PatchMeans(nn.Module):
-    """Takes the mean of each patch for its feature, and the volume for its reconstruction."""
+class Intensities(MaskedAutoencoder):
+    """Takes the intensities of a volume for its features, and for its reconstruction."""
 
     encoder_name, patch_size, width = "vit", PATCH, 1
 
-    def forward(self, encoder, crop, mask, num_visible):
-        return crop, nn.functional.avg_pool3d(crop, PATCH)
+    def decode(self, encoder, crop, mask, num_visible):
+        return crop
+
+    def predict(self, features):
+        return features
 
 
 def test_the_positive_is_the_region_that_the_volume_was_cut_from(batch):
     """Features that are means of intensities are equal just there, because resizing keeps means."""
     task = make_mim()
-    task.autoencoder, task.query_head, task.candidate_head = PatchMeans(), nn.Identity(), nn.Identity()
+    task.autoencoder, task.query_head, task.candidate_head = Intensities(), nn.Identity(), nn.Identity()
     output = task(batch)
     assert [tuple(each.shape) for each in output.queries] == [(2, 4, 1), (8, 4, 1)]
     assert [tuple(each.shape) for each in output.candidates] == [(2, 8, 1), (8, 64, 1)]
@@ -135,7 +139,8 @@ def test_levels_share_one_encoder_and_one_decoder(batch, kind):
     task = make_mim(kind)
     batch = draw_batch(task, Volumes())
     terms = task.loss_terms(task(batch), batch)
-    trained = [p for part in (task._shared_encoder, task.autoencoder) for p in part.parameters() if p.requires_grad]
+    parts = (task.autoencoder.encoder_of(task), task.autoencoder)
+    trained = [p for part in parts for p in part.parameters() if p.requires_grad]
     for level in (1, 2, 3):
         gradients = torch.autograd.grad(terms[f"level_{level}_mse"], trained, retain_graph=True)
         assert all(gradient.abs().sum() > 0 for gradient in gradients)
