@@ -54,7 +54,7 @@ class MaskedAutoencoder(nn.Module, ABC):
             num_visible: visible patches in every sample.
 
         Returns:
-            (B, width, ...) at patches or at voxels: on the grid of patches, or at the resolution of the crop.
+            (B, width, d, h, w), one vector for each patch, or (B, width, D, H, W), one for each voxel.
         """
 
     @abstractmethod
@@ -126,7 +126,7 @@ class TokenAutoencoder(MaskedAutoencoder):
         self.width = decoder.embed.out_features
 
     def decode(self, encoder: nn.Module, crop: Tensor, mask: Tensor, num_visible: int) -> Tensor:
-        """At patches, (B, width, d, h, w); see :meth:`MaskedAutoencoder.decode`."""
+        """One vector for each patch, (B, width, d, h, w); see :meth:`MaskedAutoencoder.decode`."""
         visible = visible_indices(mask, num_visible)
         features = self.decoder.decode(self.tokens(encoder, crop, visible), visible)
         return features.transpose(1, 2).unflatten(2, mask.shape[1:])
@@ -156,7 +156,7 @@ class ConvolutionalAutoencoder(MaskedAutoencoder):
         self.width = self.decoder.output.in_channels
 
     def decode(self, encoder: nn.Module, crop: Tensor, mask: Tensor, num_visible: int) -> Tensor:
-        """At voxels, (B, width, D, H, W); see :meth:`MaskedAutoencoder.decode`."""
+        """One vector for each voxel, (B, width, D, H, W); see :meth:`MaskedAutoencoder.decode`."""
         self.hidden.mask = mask
         stages = encoder(crop.masked_fill(mask_to_voxels(mask, self.patch_size), 0))
         features = self.decoder.decode(stages, self.hidden)
