@@ -6,21 +6,19 @@ No GPU is needed. Networks are those that nnU-Net plans for crops of 128^3 voxel
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
-from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
-from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
-from torch import Tensor, nn
+from torch import nn
 
-from nnunet_topomae.methods import to_float32
 from nnunet_topomae.methods.base import PretextTask
 from nnunet_topomae.methods.mim import MiM
 from nnunet_topomae.methods.spark import AnatoMask, SparK
-from nnunet_topomae.nnunet.planning.memory import GIB, trace_step
+from nnunet_topomae.nnunet.planning.memory import GIB
+from nnunet_topomae.nnunet.planning.traces import StepSizes, trace_finetuning, trace_pretraining
 
 CHANNELS, CLASSES = 1, 2
 SHARED: dict[str, Any] = {
@@ -42,42 +40,25 @@ NETWORKS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
 METHODS: dict[str, type[PretextTask]] = {"SparK": SparK, "AnatoMask": AnatoMask, "MiM": MiM}
 
 
-def finetuning_loss(crop: Sequence[int], batch_size: int) -> Callable[[nn.Module], Tensor]:
-    """nnU-Net's loss of all outputs that it weighs above 0."""
-    options = {"batch_dice": False, "smooth": 1e-5, "do_bg": False, "ddp": False}
-    loss = DC_and_CE_loss(options, {}, dice_class=MemoryEfficientSoftDiceLoss)
-
-    def of_step(network: nn.Module) -> Tensor:
-        outputs = network(torch.empty(batch_size, CHANNELS, *crop))[:-1]
-        return sum(loss(output, torch.empty(batch_size, 1, *output.shape[2:])) for output in outputs)
-
-    return of_step
-
-
-def pretraining_loss(batch_size: int) -> Callable[[PretextTask], Tensor]:
-    """The method's loss, after its teacher has chosen the mask, if it has one."""
-
-    def of_step(task: PretextTask) -> Tensor:
-        batch = task.choose(task.views().example(batch_size, CHANNELS), 0.5)
-        return task.loss_terms(to_float32(task(batch)), batch)["total"]
-
-    return of_step
+def unet(
+    network_class: type[nn.Module],
+    arguments: dict[str, Any],
+    num_channels: int,
+    num_classes: int,
+    crop_size: Sequence[int],
+    **kwargs: Any,
+) -> nn.Module:
+    """A U-Net, which unlike the networks of this package does not ask for the size of the crop."""
+    return network_class(num_channels, num_classes=num_classes, **SHARED, **arguments, **kwargs)
 
 
 def estimates(
     network_class: type[nn.Module], arguments: dict[str, Any], crop: list[int], batch_size: int
 ) -> list[float]:
     """GiB of a step of fine-tuning, and of one of every method with its default settings."""
-    build = partial(network_class, CHANNELS, **SHARED, **arguments)
-    unet = partial(build, num_classes=CLASSES, deep_supervision=True)
-    needed = [trace_step(unet, finetuning_loss(crop, batch_size))]
-    for method in METHODS.values():
-        config = method.for_memory(method.config_class())
-
-        def task(method: type[PretextTask] = method, config: Any = config) -> PretextTask:
-            return method.build(build(num_classes=CHANNELS, deep_supervision=False), config, crop)
-
-        needed.append(trace_step(task, pretraining_loss(batch_size)))
+    build = partial(unet, network_class, arguments)
+    sizes = StepSizes(build, json.dumps({"crop_size": crop}), CHANNELS, CLASSES, batch_size)
+    needed = [trace_finetuning(sizes), *(trace_pretraining(method, sizes) for method in METHODS.values())]
     return [each / GIB for each in needed]
 
 

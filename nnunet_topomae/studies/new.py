@@ -184,14 +184,14 @@ def _draws(splits: Sequence[Split], wishes: Wishes, file: Path) -> list[list[int
             labelled cases.
     """
     num_seeds, counts = wishes.num_seeds, {len(split.train) for split in splits}
-    if missing := set(wishes.labelled) - counts:
+    chosen = set(wishes.labelled) or counts
+    if missing := chosen - counts:
         raise ValueError(
             f"{file} has no fold with {labelled_cases(min(missing))}; give --labelled some of "
             f"{' '.join(map(str, sorted(counts)))}, or leave it out"
         )
-    wanted = [fold for fold, split in enumerate(splits) if len(split.train) in (wishes.labelled or counts)]
-    size = len(set(wishes.labelled) or counts)
-    draws = [wanted[first : first + size] for first in range(0, len(wanted), size)]
+    wanted = [fold for fold, split in enumerate(splits) if len(split.train) in chosen]
+    draws = [wanted[first : first + len(chosen)] for first in range(0, len(wanted), len(chosen))]
     if 1 < len(draws) < num_seeds:
         raise ValueError(
             f"{file} draws labelled cases {len(draws)} times, but the study has {num_seeds} seeds; make it with "

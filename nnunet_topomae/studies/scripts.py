@@ -2,9 +2,10 @@
 
 import shlex
 
-from nnunet_topomae.nnunet.training.checkpointing import FINAL
+from nnunet_topomae.nnunet.training.checkpointing import CHECKPOINTS, FINAL
 from nnunet_topomae.studies.steps import PRETRAIN, SUMMARY, Step, Steps
 
+_CAN_GO_ON = " || ".join(f'-f "$fold/{name}"' for name in CHECKPOINTS)
 _HEAD = "#!/usr/bin/env bash\nset -euo pipefail\n"
 _SETUP = 'export nnUNet_extTrainer="$(nnUNetv2_topomae trainers)${nnUNet_extTrainer:+:$nnUNet_extTrainer}"\n'
 
@@ -18,7 +19,7 @@ train() {{
         echo "$fold is complete"
     elif [[ -f "$fold/{FINAL}" ]]; then
         nnUNetv2_train "$@" --val
-    elif compgen -G "$fold/checkpoint_*.pth" > /dev/null; then
+    elif [[ {_CAN_GO_ON} ]]; then
         nnUNetv2_train "$@" --c
     elif [[ -n "$weights" ]]; then
         nnUNetv2_train "$@" -pretrained_weights "$weights"

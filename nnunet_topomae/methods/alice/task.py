@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nnunet_topomae.methods.alice.landmarks.inspection import inspect
 from nnunet_topomae.methods.alice.landmarks.matcher import ACCEPTED, CYCLE, SIMILARITY, TRIES, ByEmbedding
-from nnunet_topomae.methods.alice.landmarks.store import IDENTITY_BYTES, LandmarkStore
+from nnunet_topomae.methods.alice.landmarks.store import IDENTITY_BYTES
 from nnunet_topomae.methods.alice.landmarks.training import embed_missing, prepare_landmarks
 from nnunet_topomae.methods.alice.matching import Matcher, Position, SameVolume, check_partners
 from nnunet_topomae.methods.alice.modules import CASA, FEATURES, Predictor, ProjectionHead
@@ -118,6 +118,9 @@ class Alice(NormalisedReconstruction):
             return SameVolume(self.crop_size)
         if self.config.matcher == "position":
             return Position(self.crop_size)
+        return self._by_embedding()
+
+    def _by_embedding(self) -> ByEmbedding:
         return ByEmbedding(self.crop_size, self.config.landmarks, self.landmarks.cpu())
 
     def prepare(self, images: ImageSource, device: torch.device, log: Callable[[str], None]) -> None:
@@ -131,13 +134,12 @@ class Alice(NormalisedReconstruction):
         if self.config.matcher == "embedding":
             store = prepare_landmarks(images, self.config.landmarks, device, log)
             self.landmarks.copy_(torch.tensor(list(store.identity()), dtype=torch.uint8))
-            inspect(ByEmbedding(self.crop_size, self.config.landmarks, self.landmarks.cpu()), images, log)
+            inspect(self._by_embedding(), images, log)
 
     def catch_up(self, images: ImageSource, device: torch.device, log: Callable[[str], None]) -> None:
         """Embed images that were added since the training began; see :meth:`PretextTask.catch_up`."""
         if self.config.matcher == "embedding":
-            store = LandmarkStore.opened(images.cache, bytes(self.landmarks.tolist()))
-            embed_missing(store, images, device, log)
+            embed_missing(self._by_embedding().store(images), images, device, log)
 
     def choose(self, batch: Batch, progress: float) -> Batch:
         """With ``mask_source: anatomask``, a teacher chooses both masks; see :meth:`MaskedReconstruction.choose`."""
