@@ -6,9 +6,9 @@ Reads plans of a dataset that has been planned by ``TopoMAEPlanner`` and preproc
 (UNETR++ and a ViT), ``SmallUNETR`` and ``SmallUNet`` beside it, and the UNETR again for MiM and Alice, which have
 settings of their own: ``SmallMiM`` and ``SmallAlice``. All train on the same preprocessed images, in batches of 2.
 Names that go on with ``Frozen`` or ``Slow`` are the same plans, but in fine-tuning the pre-trained encoder keeps its
-weights, or learns at a tenth of the rate. Those that end in ``NoTopology`` or ``FullTopology`` pre-train without the
-topological term, or with a weight of 1, those in ``HighMask`` hide three quarters of the patches in place of half.
-``SmallTopoMAEFinePatches`` has patches of 4 voxels in place of 8.
+weights, or learns at a tenth of the rate; those with ``LowRate`` fine-tune the whole network at 8e-4. Those that end in
+``NoTopology`` or ``FullTopology`` pre-train without the topological term, or with a weight of 1, those in ``HighMask``
+hide three quarters of the patches in place of half. ``SmallTopoMAEFinePatches`` has patches of 4 voxels in place of 8.
 """
 
 import argparse
@@ -95,7 +95,12 @@ BLOCKS = {  # learning rates for a batch of 2: 1e-3 and 5e-4 in pre-training, 2e
 }
 
 
-RECIPES: dict[str, dict[str, Any]] = {"": {}, "Frozen": {"encoder_lr": 0.0}, "Slow": {"encoder_lr": 0.1}}
+RECIPES: dict[str, dict[str, Any]] = {
+    "": {},
+    "Frozen": {"encoder_lr": 0.0},
+    "Slow": {"encoder_lr": 0.1},
+    "LowRate": {"base_lr": 0.1},
+}
 PRETRAININGS: dict[str, dict[str, Any]] = {
     "": {"topology": {"weight": 0.1}},
     "NoTopology": {"topology": {"enabled": False}},
