@@ -100,7 +100,7 @@ def test_small_plans_build_networks_for_their_crop(tmp_path, run):
     (folder / "nnUNetTopoMAEPlans.json").write_text(json.dumps(plans))
     replaced = {"nnUNet_preprocessed": tmp_path, "maybe_convert_to_dataset_name": lambda _: "Dataset004_Made"}
     run("small_plans", 4, "--crop", 16, 32, 16, **replaced)
-    weights, ratios = {}, {}
+    weights, ratios, rates = {}, {}, {}
     for file in folder.glob("Small*.json"):
         plans = json.loads(file.read_text())
         (written,) = plans["configurations"].values()
@@ -115,10 +115,12 @@ def test_small_plans_build_networks_for_their_crop(tmp_path, run):
             topology = written["pretraining"]["topology"]
             weights[file.stem] = topology["weight"] if topology["enabled"] else 0
             ratios[file.stem] = written["pretraining"]["mask_ratio"]
+            rates["LowRate" in file.stem] = written["finetuning"]["base_lr"]
     expected = {"": (0.1, 0.5), "NoTopology": (0, 0.5), "FullTopology": (1, 0.5), "HighMask": (0.1, 0.75)}
-    names = itertools.product(("", "FinePatches"), ("", "Slow", "Frozen"), expected)
+    names = itertools.product(("", "FinePatches"), ("", "Slow", "Frozen", "LowRate"), expected)
     written = {f"SmallTopoMAE{patches}{recipe}{name}": expected[name] for patches, recipe, name in names}
     assert {name: (weights[name], ratios[name]) for name in weights} == written
+    assert rates == {False: 0.256, True: 0.1}
     run("small_plans", 4, "--prefix", "Coarse", **replaced)
     names = {kind: sorted(file.stem.removeprefix(kind) for file in folder.glob(f"{kind}*")) for kind in prefixes}
     assert names["Coarse"] == names["Small"]
