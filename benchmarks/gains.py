@@ -2,7 +2,7 @@
 
     python benchmarks/gains.py [FILE]
 
-Left atria are computed from ``benchmarks/results``. The cases of the hippocampus studies have not been kept, so their
+They are computed from ``benchmarks/results``. The cases of TopoMAE's hippocampus studies have not been kept, so their
 figures are those of docs/results/hippocampus.md.
 """
 
@@ -19,12 +19,15 @@ from nnunet_topomae.studies.statistics import comparisons
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDIES = ROOT / "benchmarks" / "results"
-PLANNED = (  # study, row from scratch, and by what the picture says the rows compared with it; corrected for these
-    ("leftatrium_unet", "unet", {"left atria: plain U-Net after SparK\n4,500 and 2,400 steps": "spark"}),
-    ("leftatrium_long", "scratch", {"left atria: TopoMAE\n4,500 and 2,400 steps": "topomae"}),
-    ("leftatrium", "scratch", {"left atria: TopoMAE\n1,500 and 600 steps": "topomae"}),
+PLANNED = (  # study, labelled cases, row from scratch, and by what the picture says the rows compared with it, which are
+    # corrected for each other
+    ("leftatrium_unet", 8, "unet", {"left atria: plain U-Net after SparK\n4,500 and 2,400 steps": "spark"}),
+    ("hippocampus_unet", 3, "unet", {"hippocampi: plain U-Net after SparK\n3,000 and 1,200 steps": "spark"}),
+    ("leftatrium_long", 8, "scratch", {"left atria: TopoMAE\n4,500 and 2,400 steps": "topomae"}),
+    ("leftatrium", 8, "scratch", {"left atria: TopoMAE\n1,500 and 600 steps": "topomae"}),
     (
         "leftatrium_unetr",
+        8,
         "unetr",
         {
             "left atria: UNETR after MAE\n9,000 and 600 steps": "mae",
@@ -33,7 +36,6 @@ PLANNED = (  # study, row from scratch, and by what the picture says the rows co
         },
     ),
 )
-LABELLED = 8
 BETTER, OPEN, WORSE = "#2a9a6b", "#7d8590", "#c8507d"
 
 
@@ -69,9 +71,9 @@ HIPPOCAMPUS = {
 def planned_gains() -> dict[str, Gain]:
     """All planned comparisons, from ``benchmarks/results`` where they are kept."""
     gains = {}
-    for name, scratch, rows in PLANNED:
+    for name, labelled, scratch, rows in PLANNED:
         study = read_study(STUDIES / name)
-        records = [record for record in read_results(study) if record.labelled == LABELLED]
+        records = [record for record in read_results(study) if record.labelled == labelled]
         compared = comparisons(records, dict.fromkeys(rows.values(), scratch), "dice", study.patients)
         found = {each.row: each for each in compared}
         for said, row in rows.items():
