@@ -19,8 +19,8 @@ from nnunet_topomae.studies.statistics import comparisons
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDIES = ROOT / "benchmarks" / "results"
-# Study, labelled cases, row from scratch; and by what the picture says, the rows that are compared with it and corrected
-# for each other.
+# Study, labelled cases, row from scratch, and the rows compared with it (by their names in the picture), which are
+# corrected for each other.
 PLANNED = (
     ("leftatrium_unet", 8, "unet", {"left atria: plain U-Net after SparK\n4,500 and 2,400 steps": "spark"}),
     ("hippocampus_unet", 3, "unet", {"hippocampi: plain U-Net after SparK\n3,000 and 1,200 steps": "spark"}),
