@@ -236,6 +236,7 @@ class Batches(Iterator[dict]):
         stream: of items.
         sampler: which of them, in their order.
         batch_size: items in a batch; None for single items as they are.
+        validation: whether the batches are for validation, to which nnU-Net gives half as many processes.
         timeout: seconds after which a batch is given up, as the disk does not answer.
         pin_memory: whether batches are put where a GPU can copy them from.
     """
@@ -246,10 +247,12 @@ class Batches(Iterator[dict]):
         sampler: Sampler[int] | Sequence[int],
         batch_size: int | None,
         *,
+        validation: bool = False,
         timeout: float = 300,
         pin_memory: bool = False,
     ):
-        workers = get_allowed_n_proc_DA()
+        allowed = get_allowed_n_proc_DA()
+        workers = max(allowed // 2, min(allowed, 1)) if validation else allowed
         self._stream, self._timeout = stream, timeout
         self._now = torch.full((max(workers, 1), 2), -1, dtype=torch.int64).share_memory_()
         loader = DataLoader(

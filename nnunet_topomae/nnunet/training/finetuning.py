@@ -293,8 +293,8 @@ class FinetuneTrainer(StageTrainer):
             for loader, number in ((training, _TRAINING), (validation, _VALIDATION))
         )
         return (
-            self.batches(drawn, StreamSampler(seen, **world), self.batch_size, done),
-            self.batches(fixed, StreamSampler(validated, **world), self.batch_size),
+            self.batches(drawn, StreamSampler(seen, **world), done),
+            self.batches(fixed, StreamSampler(validated, **world), validation=True),
         )
 
     def _build_loss(self) -> nn.Module:

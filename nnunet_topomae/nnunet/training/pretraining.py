@@ -198,8 +198,8 @@ class Pretrainer(StageTrainer):
         drawn = self.stream(training, _TRAINING_STREAM, mirror=True)
         fixed = self._validation_stream(training, validation, _VALIDATION_STREAM)
         return (
-            self.batches(drawn, StreamSampler(seen, **world), self.batch_size, done),
-            self.batches(fixed, StreamSampler(period=repeated, **world), self.batch_size),
+            self.batches(drawn, StreamSampler(seen, **world), done),
+            self.batches(fixed, StreamSampler(period=repeated, **world), validation=True),
         )
 
     def _images(self, cases: Cases, others: Cases | None = None) -> CaseImages:

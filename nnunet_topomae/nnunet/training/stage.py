@@ -332,11 +332,16 @@ class StageTrainer(nnUNetTrainer, ABC):
             self._leave(f"{self.stop.name or _ELSEWHERE} received; the training is complete, --c validates")
 
     def batches(
-        self, stream: Stream, sampler: StreamSampler, batch_size: int | None, done: Sequence[dict] = ()
+        self, stream: Stream, sampler: StreamSampler, done: Sequence[dict] = (), *, validation: bool = False
     ) -> Iterator[dict]:
         """Batches of a stream; before them, what was returned by the steps that an interrupted epoch had made."""
         loader = Batches(
-            stream, sampler, batch_size, timeout=self.config.timeout, pin_memory=self.device.type == "cuda"
+            stream,
+            sampler,
+            self.batch_size,
+            validation=validation,
+            timeout=self.config.timeout,
+            pin_memory=self.device.type == "cuda",
         )
         self._loaders.append(loader)
         return chain(map(StepDone, list(done)), loader)

@@ -106,6 +106,17 @@ def test_batches_do_not_depend_on_the_number_of_processes(monkeypatch, workers):
     assert batch["mask"].shape == (2, 2, 2, 2)
 
 
+@pytest.mark.parametrize(("allowed", "training", "validation"), [(0, 0, 0), (1, 1, 1), (2, 2, 1)])
+def test_validation_gets_half_as_many_processes(monkeypatch, allowed, training, validation):
+    monkeypatch.setenv("nnUNet_n_proc_DA", str(allowed))
+    dataset = crops(Cases(a=ramp((8, 9, 10))), mirror=True)
+    for validates, expected in ((False, training), (True, validation)):
+        before = set(multiprocessing.active_children())
+        batches = Batches(dataset, StreamSampler(), 2, validation=validates)
+        assert len(set(multiprocessing.active_children()) - before) == expected
+        del batches
+
+
 class Failing(Dataset):
     """A stream whose item 3, of the case named third, cannot be made."""
 
