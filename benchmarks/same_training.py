@@ -18,7 +18,13 @@ import sys
 from pathlib import Path
 
 DATASET = "Dataset998_Phantom"
-SCHEDULE = {"num_epochs": 2, "num_iterations_per_epoch": 10, "num_val_iterations_per_epoch": 2, "warmup_epochs": 1}
+SCHEDULE = {
+    "num_epochs": 2,
+    "num_iterations_per_epoch": 10,
+    "num_val_iterations_per_epoch": 2,
+    "warmup_epochs": 1,
+    "save_every": 1,
+}
 CROP = [16, 32, 32]
 VIT = {"patch_size": [8, 8, 8], "width": 32, "depth": 4, "num_heads": 2}
 FUSED = {
@@ -161,8 +167,7 @@ def train(folder: Path, name: str, plans: str, interrupt: bool, resume: bool) ->
 
 
 def interrupt_last_epoch(trainer) -> None:
-    """Save after every epoch, and stop in the middle of the last one."""
-    trainer.save_every = 1
+    """Stop in the middle of the last epoch."""
     trainer.initialize()
     step, count = trainer.train_step, iter(range(15))
 

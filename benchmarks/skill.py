@@ -6,8 +6,7 @@ r"""How fast pre-training learns: skill against steps, for settings and seeds si
 Trains with nnU-Net's own command line, in the folders that nnU-Net's environment variables name. Every variant is the
 plans with some keys of the configuration replaced; a key is a path of names joined by dots, a value is JSON. Keys that
 decide how images are preprocessed have no effect. What has been trained before is not trained again; an interrupted run
-is continued from nnU-Net's last checkpoint, of which there is one every 50 epochs. Writes ``OUT.png`` and ``OUT.csv``,
-and prints a table of the last skills.
+is continued from its last checkpoint. Writes ``OUT.png`` and ``OUT.csv``, and prints a table of the last skills.
 """
 
 import argparse

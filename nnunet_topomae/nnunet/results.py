@@ -134,11 +134,6 @@ class RawCases:
         return case in self._files
 
     @property
-    def structures(self) -> set[str]:
-        """Names of the labels and regions."""
-        return set(self.description["labels"])
-
-    @property
     def file_ending(self) -> str:
         """Of images and segmentations."""
         return self.description["file_ending"]

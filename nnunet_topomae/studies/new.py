@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from nnunet_topomae.nnunet.data.raw import dataset_name, read_dataset
 from nnunet_topomae.nnunet.data.splits import SPLITS as SPLIT_FILE
 from nnunet_topomae.nnunet.data.splits import Split, as_entries, check_all_added, existing_label_counts, label_counts
 from nnunet_topomae.nnunet.finding import find_class
-from nnunet_topomae.nnunet.planning.plans import FINETUNING, PRETRAINING
+from nnunet_topomae.nnunet.planning.plans import FINETUNING, PRETRAINING, check_strides
 from nnunet_topomae.nnunet.training.pretraining import Pretrainer, external_folders
 from nnunet_topomae.nnunet.training.stage import StageTrainer
 from nnunet_topomae.settings import FinetuningConfig, PretrainingConfig, StageConfig, flatten, to_block
@@ -353,13 +352,12 @@ def check_row(plans: dict[str, Any], configuration_name: str, kind: RowKind) -> 
         ValueError: names the trainer that there is not, or the setting that is wrong.
     """
     configuration = PlansManager(plans).get_configuration(configuration_name)
-    strides = configuration.network_arch_init_kwargs.get("strides", [[1, 1, 1]])
-    total = [prod(stride if isinstance(stride, int) else stride[axis] for stride in strides) for axis in range(3)]
-    if any(size % step for size, step in zip(configuration.patch_size, total, strict=True)):
+    try:
+        check_strides(configuration)
+    except ValueError as error:
         raise ValueError(
-            f"{kind.title}: the crop {configuration.patch_size}, which all rows share, cannot be divided by {total}, "
-            f"the strides of the network in {plans['plans_name']}; make the study with other plans (-p)"
-        )
+            f"{kind.title}: {error}; all rows share the crop, so make the study with other plans (-p)"
+        ) from error
     settings: dict[str, Any] = {"network": configuration.network_arch_class_name.split(".")[-1]}
     settings |= flatten(configuration.network_arch_init_kwargs, "architecture.")
     for name, block, parent in (

@@ -1,6 +1,6 @@
 """What can be wrong with an image file."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ class ImageFile:
         spacing: mm per axis.
         direction: cosines of the axes, a column per axis; None if the reader does not say.
         largest: the largest magnitude of a voxel.
+        is_constant: whether all voxels have the same value.
         labels: the distinct values; only of a label that holds whole numbers.
     """
 
@@ -35,6 +36,7 @@ class ImageFile:
     spacing: tuple[float, ...] = ()
     direction: npt.NDArray[np.float64] | None = None
     largest: float = 0.0
+    is_constant: bool = False
     labels: frozenset[int] = frozenset()
 
     def mismatch(self, image: "ImageFile") -> str | None:
@@ -81,8 +83,27 @@ def inspect(file: Path, reader: BaseReaderWriter, *, is_label: bool = False) -> 
     found = {float(value) for part in values for value in np.unique(part)} if is_label else set()
     if fractions := sorted(value for value in found if value != int(value)):
         return ImageFile(f"holds {fractions[0]:g}, but labels are whole numbers", values.shape)
-    largest = max(abs(float(values.min())), abs(float(values.max())))
-    return ImageFile(None, values.shape, spacing, direction, largest, frozenset(map(int, found)))
+    low, high = float(values.min()), float(values.max())
+    return ImageFile(
+        None, values.shape, spacing, direction, max(abs(low), abs(high)), low == high, frozenset(map(int, found))
+    )
+
+
+def problem_of(images: Mapping[Path, ImageFile]) -> str | None:
+    """What is wrong with the channels of a case, in their order: the first sentence about it, or None.
+
+    A channel that is the same everywhere is accepted beside others, as missing ones are often filled with 0.
+    """
+    for file, content in images.items():
+        if content.defect:
+            return f"{file.name} {content.defect}"
+    first, grid = next(iter(images.items()))
+    for file, content in images.items():
+        if mismatch := content.mismatch(grid):
+            return f"{file.name} {mismatch} {first.name}"
+    if all(content.is_constant for content in images.values()):
+        return f"{' and '.join(file.name for file in images)}: all voxels have the same value"
+    return None
 
 
 def _reason(error: Exception) -> str:

@@ -9,16 +9,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
+from math import prod
 from pathlib import Path
 
 from tqdm import tqdm
 
 from nnunet_topomae.files import lock
-from nnunet_topomae.nnunet.data.image_files import inspect
+from nnunet_topomae.nnunet.data.image_files import inspect, problem_of
 from nnunet_topomae.nnunet.data.preprocessed import PlannedDataset, files_of, open_cases
 from nnunet_topomae.nnunet.data.raw import name_problem
 from nnunet_topomae.nnunet.data.splits import read_splits
 
+_LEAST_FILLED = 0.1  # of a crop
 _UNFINISHED = ".unfinished_"  # begins the names of the folders in which cases are preprocessed
 
 
@@ -137,9 +139,8 @@ def _held_out(dataset: PlannedDataset, cases: Iterable[str]) -> dict[str, str]:
 def _add_case(dataset: PlannedDataset, configuration: str, case: str, files: list[Path]) -> str | None:
     """Preprocess a case, in a process of its own; returns what is wrong with it, or None."""
     reader = dataset.plans.image_reader_writer_class()
-    for file in files:
-        if defect := inspect(file, reader).defect:
-            return f"{file.name} {defect}"
+    if problem := problem_of({file: inspect(file, reader) for file in files}):
+        return problem
     folder = dataset.unlabelled_folder(configuration)
     folder.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=folder))
@@ -148,6 +149,8 @@ def _add_case(dataset: PlannedDataset, configuration: str, case: str, files: lis
         settings.preprocessor_class(verbose=False).run_case_save(
             str(temporary / case), [str(file) for file in files], None, dataset.plans, settings, dataset.description
         )
+        if problem := _too_small(open_cases(temporary, [case]).load_case(case)[0].shape[1:], settings.patch_size):
+            return problem
         for file in sorted(temporary.iterdir(), reverse=True):  # the image last, as a case counts once that is there
             file.replace(folder / file.name)
     except Exception as error:  # whatever a reader or resampling raises concerns this case only
@@ -155,6 +158,15 @@ def _add_case(dataset: PlannedDataset, configuration: str, case: str, files: lis
     finally:
         shutil.rmtree(temporary)
     return None
+
+
+def _too_small(shape: Sequence[int], crop_size: Sequence[int]) -> str | None:
+    """Localizers and the like are no images to learn from: crops of them would be padding almost everywhere."""
+    filled = prod(min(size, crop) / crop for size, crop in zip(shape, crop_size, strict=True))
+    if filled >= _LEAST_FILLED:
+        return None
+    voxels, crop = (" x ".join(map(str, sizes)) for sizes in (shape, crop_size))
+    return f"has {voxels} voxels at the spacing of the plans, which fills {filled:.1%} of a crop ({crop})"
 
 
 def remove(dataset: PlannedDataset, case: str, configurations: Sequence[str]) -> None:

@@ -321,7 +321,12 @@ class PretrainingPlanner(ExperimentPlanner, ABC):
         return StepSizes(self.network_class, arguments, self.num_channels, len(self.dataset_json["labels"]), batch_size)
 
     def _pretraining_fits(self, sizes: StepSizes) -> bool:
-        return trace_pretraining(self.task_class, sizes) <= self.UNet_vram_target_GB * GIB
+        try:
+            return trace_pretraining(self.task_class, sizes) <= self.UNet_vram_target_GB * GIB
+        except ValueError:  # a crop may have too few patches for the method
+            if self.crop_size is not None:
+                raise
+            return False
 
     def _finetuning_fits(self, sizes: StepSizes) -> bool:
         return trace_finetuning(sizes) <= self.UNet_vram_target_GB * GIB

@@ -1,6 +1,7 @@
 """Reads the settings that plans hold, and refuses plans that cannot be trained before anything is written."""
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -12,6 +13,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunet_topomae.files import read_json
+from nnunet_topomae.networks.geometry import grid_of
 from nnunet_topomae.nnunet.planning.class_names import check_class_names
 from nnunet_topomae.settings import read_block
 from nnunet_topomae.settings.schema import Number, UnknownKeyError
@@ -97,6 +99,8 @@ def check_plans(
         with torch.device("meta"):
             build(configuration, settings)
     except UnknownKeyError as error:
+        if refusal := _refusal(lambda: build(configuration, {block: blocks[block]() for block in blocks})):
+            raise ValueError(f"{where}: {refusal}") from error
         raise ValueError(
             f"{where}: {error}; if the plans were written for another method (by {manager.experiment_planner_name}), "
             f"use the trainer of that method or take its keys out of a copy of the plans"
@@ -107,6 +111,16 @@ def check_plans(
         said = error if isinstance(error, TypeError | ImportError) else f"{type(error).__name__}: {error}"
         raise ValueError(f"{where}: architecture {configuration.network_arch_class_name}: {said}") from error
     return settings
+
+
+def _refusal(build: Callable[[], object]) -> ValueError | None:
+    """Why a network cannot be trained whatever its settings, if so: with the default ones."""
+    try:
+        with torch.device("meta"):
+            build()
+    except ValueError as error:
+        return error
+    return None
 
 
 def check_own_name(plans: dict[str, Any], folder: Path) -> None:
@@ -147,6 +161,18 @@ def _check_sizes(configuration: ConfigurationManager) -> None:
     crop_size = configuration.network_arch_init_kwargs.get("crop_size", size)  # which nnU-Net's networks have not
     if list(crop_size) != size:
         raise ValueError(f"patch_size {size} and architecture.arch_kwargs.crop_size {crop_size} must be equal")
+    check_strides(configuration)
+
+
+def check_strides(configuration: ConfigurationManager) -> None:
+    """See that the strides of the plans' network divide its crop.
+
+    Raises:
+        ValueError: names both.
+    """
+    strides = configuration.network_arch_init_kwargs.get("strides", [])
+    total = [math.prod(stride if isinstance(stride, int) else stride[axis] for stride in strides) for axis in range(3)]
+    grid_of(configuration.patch_size, total, "the total stride of the network,")
 
 
 def build_network(

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from nnunet_topomae.files import keep_as
 from nnunet_topomae.nnunet.data.preprocessed import PlannedDataset
 from nnunet_topomae.nnunet.weights.checkpoints import WEIGHTS, write_checkpoint
+from nnunet_topomae.settings import StageConfig
 
 CHECKPOINTS = FINAL, LATEST, BEST, PREVIOUS = (
     "checkpoint_final.pth",
@@ -23,7 +24,7 @@ CHECKPOINTS = FINAL, LATEST, BEST, PREVIOUS = (
 )
 OPTIMIZER = "optimizer_state"  # nnU-Net's key
 _SHARE = 0.02  # of the time that may be spent on writing checkpoint_latest.pth
-_OF_NETWORK = ("architecture", "patch_size")
+_OF_NETWORK, _STEPS = ("architecture", "patch_size"), "num_iterations_per_epoch"
 _OTHER_PLANS = (
     "{} was written with other plans than the present ones, so the run cannot be continued; restore the plans or "
     "delete the folder: {}"
@@ -77,29 +78,31 @@ def checkpoints_in(folder: Path) -> list[Path]:
     return [file for name in CHECKPOINTS if (file := folder / name).is_file()]
 
 
-def check_plans_stayed(before: Mapping[str, Any], now: Mapping[str, Any], file: Path) -> None:
-    """Refuse what tensors of the right shape cannot tell: images that were preprocessed otherwise, other positions.
+def check_plans_stayed(before: Mapping[str, Any], now: Mapping[str, Any], block: str, file: Path) -> None:
+    """Refuse what tensors of the right shape cannot tell: other preprocessing, other positions, epochs of other length.
 
     Args:
         before: what the trainer was made with that wrote a checkpoint: plans, configuration and dataset_json.
         now: what the present one was made with.
+        block: of the plans that the trainer reads.
         file: the checkpoint.
 
     Raises:
         ValueError: names what was otherwise.
     """
-    written, present = (_must_stay(made_with, file.parent) for made_with in (before, now))
+    written, present = (_must_stay(made_with, block, file.parent) for made_with in (before, now))
     for key, value in written.items():
         if value != present.get(key):
             raise ValueError(_OTHER_PLANS.format(file, f"{key} was {value}"))
 
 
-def _must_stay(made_with: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def _must_stay(made_with: Mapping[str, Any], block: str, folder: Path) -> dict[str, Any]:
     """What must not change in the plans of a trainer while its run goes on."""
     plans, configuration = PlansManager(made_with["plans"]), made_with["configuration"]
     settings = plans.get_configuration(configuration).configuration
     preprocessing = PlannedDataset(folder, plans, made_with["dataset_json"]).preprocessing(configuration)
-    return {**{key: settings[key] for key in _OF_NETWORK}, **preprocessing}
+    steps = settings.get(block, {}).get(_STEPS, getattr(StageConfig, _STEPS))  # by which what is done is counted
+    return {**{key: settings[key] for key in _OF_NETWORK}, f"{block}.{_STEPS}": steps, **preprocessing}
 
 
 def restore_weights(checkpoint: Mapping[str, Any], network: nn.Module, optimizer: Optimizer, file: Path) -> None:

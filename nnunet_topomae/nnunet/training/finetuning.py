@@ -40,11 +40,11 @@ _FRESH = "fresh_parameters"  # key of checkpoints, and of the optimiser's groups
 _OF_SAME_IMAGES = (
     "There is no pre-training of fold {}; starting from that of another fold, which drew from the same images"
 )
-_OF_ALL = (
-    "WARNING: there is no pre-training of fold {}; starting from fold all, which has seen the images (not the labels) "
-    "of this fold's validation cases, and of test cases if there are any"
+_OF_ALL = "There is no pre-training of fold {}; starting from that of fold all"
+_SEEN = (
+    "WARNING: {} has seen images (not labels) of cases that this fold holds out, such as {}, so their Dice may be a "
+    "little too good; pre-train this fold to avoid that"
 )
-_SEEN = "WARNING: {} has seen images (not labels) of cases that this fold now holds out, such as {}; pre-train again"
 
 
 class FinetuneTrainer(StageTrainer):
@@ -176,7 +176,16 @@ class FinetuneTrainer(StageTrainer):
         self.start_from(self.find_pretrained_checkpoint())
 
     def take_over(self, checkpoint: dict[str, Any], file: Path) -> HandOver:
-        """As every stage does; what the checkpoint does not bring is fresh, what it should not know is warned of."""
+        """As every stage does; what the checkpoint does not bring is fresh, what it should not know is warned of.
+
+        Raises:
+            ValueError: if the plans ask for a training from scratch; or see :meth:`StageTrainer.start_from`.
+        """
+        if self.config.from_scratch:
+            raise ValueError(
+                f"finetuning.from_scratch is true in {self.plans_manager.plans_name}.json, so {file} is not to be "
+                f"loaded; set it to false, or leave -pretrained_weights out"
+            )
         result = super().take_over(checkpoint, file)
         seen = cases_seen(checkpoint, self.plans_manager.dataset_name)
         if leaked := seen.intersection([*self.split.val, *self.split.test]):
@@ -271,7 +280,7 @@ class FinetuneTrainer(StageTrainer):
             f"nnUNetv2_train {self.plans_manager.dataset_name} {self.configuration_name} {self.fold} "
             f"-p {shlex.quote(self.plans_manager.plans_name)} -tr"
         )
-        names = self._wanted() or named_pretrainers(external_folders())
+        names = self._wanted() or list(filter(self._can_pretrain, named_pretrainers(external_folders())))
         return (
             f"no pre-trained checkpoint of fold {self.fold}, of a fold with the same images, or of fold all beside "
             f"{self.output_folder_base}. Pre-train first (add --c to continue an interrupted run):\n\n"
@@ -279,6 +288,14 @@ class FinetuneTrainer(StageTrainer):
             + "\nor pass -pretrained_weights FILE, or set finetuning.from_scratch to true in "
             f"{self.plans_manager.plans_name}.json to train without"
         )
+
+    def _can_pretrain(self, name: str) -> bool:
+        """Whether a pre-training trainer takes the plans."""
+        trainer = find_pretrainer(name, external_folders())
+        try:
+            return trainer is not None and bool(trainer.check_plans(self.plans_manager.plans, self.configuration_name))
+        except ValueError:
+            return False
 
     def get_dataloaders(self) -> tuple[Iterator[dict], Iterator[dict]]:
         """nnU-Net's loaders, but what is drawn as item n depends on the seed and n alone."""

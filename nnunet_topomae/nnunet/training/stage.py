@@ -585,7 +585,7 @@ class StageTrainer(nnUNetTrainer, ABC):
         self._goes_on = True  # with --val, too, cases may have been deleted since
         if not self.was_initialized:
             self.initialize()
-        check_plans_stayed(checkpoint["init_args"], self.my_init_kwargs, file)
+        check_plans_stayed(checkpoint["init_args"], self.my_init_kwargs, self.block, file)
         self.before_restoring(checkpoint)
         restore_weights(checkpoint, self.module, self.optimizer, file)
         if self.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:

@@ -117,7 +117,8 @@ def check_fits(checkpoint: Mapping[str, Any], network: nn.Module, file: Path) ->
         raise ValueError(
             f"{file} is of another architecture than the plans: {len(missing)} tensors are missing"
             f"{_some(missing)}, {len(reshaped)} have another shape{_some(reshaped)}; "
-            f"use a checkpoint that was pre-trained with these plans, or carry it over with nnUNetv2_topomae adapt"
+            f"use a checkpoint that was pre-trained with these plans, or carry one of a network of the same class over "
+            f"with nnUNetv2_topomae adapt"
         )
 
 

@@ -214,6 +214,21 @@ def test_an_interrupted_training_goes_on_and_ends_with_the_same_network(tmp_path
         assert torch.equal(got[name], tensor), name
 
 
+def test_large_values_stay_finite(images):
+    expected = images.volumes["copy0"] * 1e6
+    images.volumes["copy0"] = expected
+    store = LandmarkStore.of(images, CONFIG)
+    for _ in range(2):  # resampled, then read
+        assert np.abs(store.image(images, "copy0")).max() == pytest.approx(np.abs(expected).max(), rel=0.1)
+
+
+def test_a_training_that_diverges_ends_and_leaves_no_network(images, monkeypatch):
+    monkeypatch.setattr(training, "contrast", lambda *_, **__: torch.tensor(torch.nan, requires_grad=True))
+    with pytest.raises(ValueError, match="the loss of the landmark network is nan in step 1; see that images are"):
+        prepare_landmarks(images, CONFIG, CPU, ignore)
+    assert not LandmarkStore.of(images, CONFIG).network_file.exists()
+
+
 def test_landmarks_are_prepared_on_a_disk_without_locks(images, monkeypatch):
     def no_locks(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))

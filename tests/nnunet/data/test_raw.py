@@ -68,6 +68,10 @@ DEFECTS = {
         lambda d: _rewrite(_image(d), np.full((48, 48, 32), np.nan, np.float32)),
         "$image holds NaN or inf",
     ),
+    "image of one value": (
+        lambda d: _rewrite(_image(d), np.full((48, 48, 32), 7, np.int16)),
+        "$dataset/imagesTr: phantom_002_0000.nii.gz: all voxels have the same value",
+    ),
     "image without a voxel": (
         lambda d: _rewrite(_image(d), np.zeros((48, 48, 0), np.float32)),
         "$image holds no voxel",
@@ -127,7 +131,7 @@ DEFECTS = {
         "$label is oriented otherwise (its axes point into other directions) than phantom_002_0000.nii.gz",
     ),
     "scaled image": (
-        lambda d: _rewrite(_image(d), np.full((48, 48, 32), 1e30, np.float32)),
+        lambda d: _rewrite(_image(d), np.linspace(0, 1e30, 73728, dtype=np.float32).reshape(48, 48, 32)),
         f"$image has values up to 1e+30, but most images of its channel up to {ANYTHING}",
     ),
     "channel too many": (

@@ -8,6 +8,7 @@ import torch
 from nnunet_topomae.commands.cli import find_planner
 from nnunet_topomae.methods.topomae import TopoMAEConfig
 from nnunet_topomae.networks import FusedViTUNETRPP
+from nnunet_topomae.nnunet.planning import planner as planner_module
 from nnunet_topomae.nnunet.planning.geometry import choose_patch_size, fit_strides, shrinking_crops
 from nnunet_topomae.nnunet.planning.memory import GIB
 from nnunet_topomae.nnunet.planning.planner import epochs_for
@@ -203,6 +204,19 @@ def test_crops_and_batches_grow_with_the_memory_target(tmp_path, monkeypatch):
 def test_too_little_memory_is_said(tmp_path, monkeypatch):
     planner = _planner(tmp_path, monkeypatch, gpu_memory_target_in_gb=0.5)
     with pytest.raises(ValueError, match=r"no crop fits into 0\.5 GB"):
+        planner.plan_experiment()
+
+
+def test_crops_that_a_method_refuses_do_not_fit(tmp_path, monkeypatch):
+    def refuse(task_class, sizes):
+        raise ValueError("too few patches")
+
+    monkeypatch.setattr(planner_module, "trace_pretraining", refuse)
+    planner = _planner(tmp_path, monkeypatch)
+    with pytest.raises(ValueError, match="no crop fits into"):
+        planner.plan_experiment()
+    planner.crop_size = (64, 64, 64)
+    with pytest.raises(ValueError, match="too few patches"):
         planner.plan_experiment()
 
 

@@ -35,8 +35,8 @@ EDITS = {  # what Python says of unknown arguments differs between its versions
     ),
     "strides that do not divide": (
         lambda c: _network(c, strides=[[1, 1, 1], [5, 2, 2]] + [[1] * 3] * 3),
-        "crop size (24, 32, 32) is not divisible by cumulative UNETR++ stride (5, 2, 2); choose a crop size whose "
-        "axes are multiples of it",
+        "crop size (24, 32, 32) is not divisible by the total stride of the network, (5, 2, 2); choose a crop size "
+        "whose axes are multiples of it",
     ),
     "heads that do not divide": (lambda c: _vit(c, num_heads=5), "ViT width 32 is not divisible by 5 heads"),
     "shallow ViT": (lambda c: _vit(c, depth=2), "taps must be 3 increasing blocks of a ViT of depth 2: [0, 1, 2]"),

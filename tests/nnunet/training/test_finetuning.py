@@ -54,7 +54,11 @@ def test_fold_all_is_taken_with_a_warning(workspace, pretrained, log):
     of_all.write_bytes(workspace.checkpoint("TopoMAEPretrainer").read_bytes())
     trainer = workspace.trainer(FUSED, plans, fold=2)
     assert trainer.find_pretrained_checkpoint() == of_all
-    assert any("WARNING" in line and "fold all" in line for line in log)
+    assert log[-1] == "There is no pre-training of fold 2; starting from that of fold all"
+    trainer.initialize()
+    trainer.load_pretrained_weights()
+    (warning,) = (line for line in log if "WARNING" in line)
+    assert f"{of_all} has seen images (not labels) of cases that this fold holds out, such as phantom_" in warning
 
 
 @pytest.fixture
@@ -118,9 +122,16 @@ def test_a_pretraining_that_saw_what_is_held_out_now_is_warned_of(workspace, nes
     no_split.write_text(json.dumps([{"train": ["phantom_000"], "val": ["phantom_003"], "test": ["phantom_002"]}]))
     file = start(workspace.trainer(FUSED, nested), pretraining)
     assert log[-1] == (
-        f"WARNING: {file} has seen images (not labels) of cases that this fold now holds out, such as phantom_002; "
-        f"pre-train again"
+        f"WARNING: {file} has seen images (not labels) of cases that this fold holds out, such as phantom_002, so "
+        f"their Dice may be a little too good; pre-train this fold to avoid that"
     )
+
+
+def test_weights_are_not_loaded_into_a_training_from_scratch(workspace, pretrained):
+    plans = workspace.write_plans("ScratchOnly", lambda c: c["finetuning"].update(from_scratch=True))
+    file = workspace.checkpoint("TopoMAEPretrainer")
+    with pytest.raises(ValueError, match=rf"from_scratch is true in {plans}\.json, so {file} is not to be loaded; set"):
+        _named(workspace.trainer(FUSED, plans), file)
 
 
 def test_from_scratch_must_be_asked_for(workspace, log):

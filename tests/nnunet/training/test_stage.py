@@ -27,6 +27,13 @@ def _without(key):
     return edit
 
 
+def _longer(file):
+    content = torch.load(file, weights_only=True)
+    made_with = content["init_args"]
+    made_with["plans"]["configurations"][made_with["configuration"]]["pretraining"]["num_iterations_per_epoch"] = 17
+    torch.save(content, file)
+
+
 class _Code:
     def __reduce__(self):
         return os.mkdir, ("executed",)
@@ -47,7 +54,7 @@ CHECKPOINTS = {
     "of another network": (
         _with(network_weights={"a": torch.ones(1)}),
         f"is of another architecture than the plans: {ANYTHING}, 0 have another shape; use a checkpoint that was "
-        "pre-trained with these plans, or carry it over with nnUNetv2_topomae adapt",
+        "pre-trained with these plans, or carry one of a network of the same class over with nnUNetv2_topomae adapt",
     ),
 }
 
@@ -70,6 +77,11 @@ RESUMED = {
     "of nnU-Net's trainer": (
         _without("random_state"),
         "was not written by TopoMAEPretrainer; delete it to start a new training",
+    ),
+    "of longer epochs": (
+        _longer,
+        "was written with other plans than the present ones, so the run cannot be continued; restore the plans or "
+        "delete the folder: pretraining.num_iterations_per_epoch was 17",
     ),
     "of other plans": (
         _with(network_weights={"a": torch.ones(1)}),

@@ -119,7 +119,9 @@ class LandmarkStore:
             volume = np.asarray(images.load(case)[:], dtype=np.float32)
             size = self.size_of(volume.shape[1:], images.spacing)
             channels = [resize(channel, size, order=1, anti_aliasing=True) for channel in volume]
-            stored = [np.stack(channels).astype(np.float16)]  # rounded, as it will be read again
+            shrunk = np.stack(channels)
+            fits = np.abs(shrunk).max() <= np.finfo(np.float16).max  # not always, where values are not normalised
+            stored = [shrunk.astype(np.float16 if fits else np.float32)]  # rounded, as it will be read again
             _write(file, mark, image=stored[0])
         return stored[0].astype(np.float32)
 

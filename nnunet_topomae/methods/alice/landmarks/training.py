@@ -104,6 +104,11 @@ def _train(store: LandmarkStore, images: ImageSource, config: LandmarkConfig, de
             for group in optimizer.param_groups:
                 group["lr"] = rate
             losses.append(_step(network, optimizer, batch.to(device), points, size))
+            if not math.isfinite(losses[-1]):
+                raise ValueError(
+                    f"the loss of the landmark network is {losses[-1]} in step {iteration + 1}; see that images are "
+                    f"normalised (normalization_schemes in the plans), delete {store.folder}, and start again"
+                )
             if (iteration + 1) % _SAVE_EVERY == 0:
                 _save({"network": network, "optimizer": optimizer}, iteration + 1, store.folder / _UNFINISHED)
                 log(f"  step {iteration + 1}: loss {np.mean(losses):.3f}")
