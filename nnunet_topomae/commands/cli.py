@@ -104,7 +104,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     report = commands.add_parser("report", help="make a page about a study, or about runs of training")
     report.add_argument(
-        "folders", type=Path, nargs="+", metavar="FOLDER", help="a study, or the folder of a fold in nnUNet_results"
+        "folders",
+        type=Path,
+        nargs="+",
+        metavar="FOLDER",
+        help="a study, the folder of a fold in nnUNet_results, or that of all its folds",
     )
     report.add_argument("-o", type=Path, required=True, metavar="OUT.html", help="the file to write")
     report.add_argument("--overwrite", action="store_true", help="replace an existing file")
@@ -445,7 +449,8 @@ def _export(options: argparse.Namespace) -> None:
 def _report(options: argparse.Namespace) -> None:
     from nnunet_topomae.commands import report
 
-    report.run(options.folders, options.o, overwrite=options.overwrite)
+    for folder in report.run(options.folders, options.o, overwrite=options.overwrite):
+        say(f"WARNING: {folder} is left out, as it holds no checkpoint")
     say(f"Written: {options.o}; open it in a browser")
 
 

@@ -22,31 +22,39 @@ from nnunet_topomae.studies.statistics import equivalent_labels, sentence
 from nnunet_topomae.studies.steps import Steps
 from nnunet_topomae.studies.tables import dice_comparisons
 
+_FOLD = "fold_"
 _NO_RAW = "Pictures of cases are left out, because nnUNet_raw is not set or has no {}."
 _NO_PREDICTION = (
     "Pictures of cases are left out, because {} does not exist; move away what is left of its folder, and "
     "nnUNetv2_topomae study run predicts again."
 )
 _NO_PLANS = "Pre-trainings are left out, because nnUNet_preprocessed is not set or lacks plans of the study."
-_LINES = "Orange: the label. Blue, dashed: the prediction. Each plane is that with most labelled voxels."
+_LINES = (
+    "Orange: the label. Blue, dashed: the prediction. Each plane is that with most labelled voxels; of several "
+    "channels, the first is shown."
+)
 
 
-def run(folders: Sequence[Path], output: Path, *, overwrite: bool = False) -> None:
-    """Write a page about a study folder, or about folders of folds, or both.
+def run(folders: Sequence[Path], output: Path, *, overwrite: bool = False) -> list[Path]:
+    """Write a page about study folders, folders of folds, or both.
 
     Args:
-        folders: each holds study.json or a checkpoint.
+        folders: each holds study.json, a checkpoint, or folders of folds.
         output: the HTML file to write.
         overwrite: replace a file that is there.
 
+    Returns:
+        Folders of folds that were left out, as they hold no checkpoint.
+
     Raises:
-        FileNotFoundError, ValueError: if a folder is neither, or something in it is broken or of another dataset; if
-            ``output`` exists or lies in no folder. Nothing has been written then.
+        FileNotFoundError, ValueError: if a folder is none of these, if no fold has a checkpoint, or something in it is
+            broken or of another dataset; if ``output`` exists or lies in no folder. Nothing has been written then.
     """
     if output.exists() and not overwrite:
         raise ValueError(f"{output} exists; add --overwrite to replace it")
     if not output.resolve().parent.is_dir():
         raise FileNotFoundError(f"{output.resolve().parent} does not exist; make it first")
+    folders, empty = _with_something(folders)
     parts = [_about_study(read_study(folder)) for folder in folders if _is_study(folder)]
     if runs := [read_run(folder) for folder in folders if not _is_study(folder)]:
         parts.append(_about_runs(runs))
@@ -55,6 +63,7 @@ def run(folders: Sequence[Path], output: Path, *, overwrite: bool = False) -> No
     sections = [section for part in parts for section in part.sections]
     made_by = f"Made by nnunet_topomae {__version__}."
     Page(f"Report on {' and '.join(datasets)}", answer, sections, made_by).save(output)
+    return empty
 
 
 class _Part(NamedTuple):
@@ -63,6 +72,16 @@ class _Part(NamedTuple):
     datasets: Sequence[str]
     answer: str
     sections: Sequence[Section]
+
+
+def _with_something(folders: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Folders to report on, those of a trained model replaced by its folds; and folds that hold no checkpoint."""
+    each: list[Path] = []
+    for folder in folders:
+        folds = [] if (folder / FILE).is_file() else sorted(folder.glob(f"{_FOLD}*"))
+        each += folds or [folder]
+    empty = [f for f in each if f.name.startswith(_FOLD) and f.is_dir() and not checkpoints_in(f)]
+    return ([folder for folder in each if folder not in empty], empty) if len(empty) < len(each) else (each, [])
 
 
 def _is_study(folder: Path) -> bool:
@@ -260,7 +279,10 @@ def _validation_cases(run: Run) -> Section:
     if not ranked:
         return Section(heading)
     blocks = []
-    for kind, case in (("best", ranked[-1]), ("median", ranked[len(ranked) // 2]), ("worst", ranked[0])):
+    kinds: dict[str, str] = {}  # of one or two cases, the same one would be shown several times
+    for kind, case in (("best", ranked[-1]), ("worst", ranked[0]), ("median", ranked[len(ranked) // 2])):
+        kinds.setdefault(case, kind)
+    for case, kind in kinds.items():
         if case not in raw:
             raise ValueError(f"{run.folder} has validated case {case}, which {raw.folder} has not")
         title = f"{kind.capitalize()} case, {case}: Dice {values[case]:.3f}"

@@ -25,6 +25,7 @@ _MAX_POINTS = 200  # of a line; longer ones are thinned
 _FEW_POINTS = 20  # up to which every point gets a dot
 _MAX_TOLD = 8  # lines that the text for screen readers describes
 _LABEL_WIDTH = 20  # letters in a line
+_DECADE = 10  # factor from which on a scale is logarithmic
 _POINT = 25  # area of a marker
 _SETTINGS: dict[Any, Any] = {
     **{f"{part}.color": _INK for part in ("text", "xtick", "ytick", "grid")},
@@ -80,13 +81,14 @@ def styles(labels: Sequence[str]) -> dict[str, Style]:
     }
 
 
-def over_time(title: str, lines: Sequence[Line], *, from_zero: bool = False) -> Chart:
-    """A value per epoch; the scale is logarithmic where all values are positive.
+def over_time(title: str, lines: Sequence[Line], *, from_zero: bool = False, lowest: float | None = None) -> Chart:
+    """A value per epoch; the scale is logarithmic where values are positive and differ by more than a factor of 10.
 
     Args:
         title: above the chart.
         lines: at least one.
         from_zero: draw a linear scale that begins at 0.
+        lowest: where the scale begins if only some values are below it, as these would hide the others.
     """
 
     def draw(axis: Axes) -> None:
@@ -98,7 +100,9 @@ def over_time(title: str, lines: Sequence[Line], *, from_zero: bool = False) -> 
         finite = [value for line in lines for value in line.values if np.isfinite(value)]
         if from_zero:
             axis.set_ylim(bottom=0)
-        elif finite and min(finite) > 0:
+        elif lowest is not None and finite and min(finite) < lowest < max(finite):
+            axis.set_ylim(bottom=lowest)
+        elif finite and max(finite) > _DECADE * min(finite) > 0:
             axis.set_yscale("log")
             axis.yaxis.set_minor_locator(NullLocator())
             axis.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1.0, 2.0, 5.0), numticks=6))

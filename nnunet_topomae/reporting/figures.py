@@ -21,7 +21,8 @@ _PLANES = ("axial", "coronal", "sagittal")
 _TILE = 2.2  # inches
 _GREY = matplotlib.colormaps["gray"].with_extremes(bad="#24527a")  # hidden voxels in blue
 _WINDOW = (0.5, 99.5)  # percentiles of the input that become black and white
-_WORST_SKILL = -1.5  # the lowest that is drawn: early epochs would hide all others
+_WORST_SKILL = -1.5  # the lowest that is drawn if others are higher: early epochs would hide these
+_DECADE = 10  # factor from which on a scale is logarithmic
 _FEW_EPOCHS = 20  # up to which every epoch gets a dot
 _HEADING_WIDTH = 22  # letters above a column
 _CHANNEL = 0  # the channel that pictures show
@@ -219,7 +220,8 @@ def save_progress(
             if len(values):
                 _draw_curve(axis, values, label=label, color=color)
         axis.set_title(name.replace("_", " "))
-        if all(value > 0 for values in curve for value in values):
+        values = [value for values in curve for value in values]
+        if values and max(values) > _DECADE * min(values) > 0:
             axis.set_yscale("log")
     if first_term:
         first_term.legend()
@@ -240,7 +242,10 @@ def save_progress(
 
 def _draw_skills(axis: Axes, skills: Mapping[str, Sequence[float]]) -> None:
     for index, (branch, values) in enumerate(skills.items()):
-        _draw_curve(axis, np.maximum(values, _WORST_SKILL), label=branch, color=f"C{index}")
+        _draw_curve(axis, values, label=branch, color=f"C{index}")
+    drawn = np.concatenate([*skills.values()])
+    if len(drawn) and drawn.min() < _WORST_SKILL < drawn.max():
+        axis.set_ylim(bottom=_WORST_SKILL)
     axis.axhline(0, color="black", linewidth=1, linestyle="--", label="learns nothing")
     axis.set_title("skill in validation (1: perfect)")
     axis.legend()

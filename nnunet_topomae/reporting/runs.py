@@ -17,12 +17,12 @@ from nnunet_topomae.reporting.page import Charts, Picture, Pictures, Table, plai
 _NONE = "–"
 _TRAIN, _VAL, _SKILL = "train_", "val_", "skill_"
 _FIRST, _LAST = "epoch_start_timestamps", "epoch_end_timestamps"
-_LOWEST_SKILL = -1.5  # that is drawn: early epochs would hide all others
+_LOWEST_SKILL = -1.5  # that is drawn if others are higher: early epochs would hide these
 _SPLITS = {_TRAIN: Style("training", "#3a86c8", "6 2"), _VAL: Style("validation", "#d9702b")}
 _NAMES = {"losses": "total loss", "mean_fg_dice": "pseudo Dice in validation", "lrs": "learning rate"}
 _ABOUT_SKILL = (
     "Skill: 0 is as good as inpainting that learns nothing, 1 is perfect. "
-    f"Values below {_LOWEST_SKILL} are drawn as {_LOWEST_SKILL}."
+    f"Values below {_LOWEST_SKILL} lie below the chart if others do not."
 )
 _OF_SEGMENTATIONS = ("Dice", "IoU")  # nnU-Net counts voxels, too
 _PICTURES = {
@@ -193,13 +193,17 @@ def course_charts(title: str, runs: Sequence[Drawn]) -> Charts:
         for key, values in run.log.items():
             if key.startswith(_SKILL):
                 branch = key.removeprefix(_SKILL)
-                shown = [max(value, _LOWEST_SKILL) for value in values]
-                lines[f"skill of {run.headings.get(branch, branch)}"].append(Line(shown, style))
+                lines[f"skill of {run.headings.get(branch, branch)}"].append(Line(values, style))
             elif key in _NAMES and key != "losses":
                 lines[_NAMES[key]].append(Line(values, style))
         lines["seconds per epoch"].append(Line(run.seconds, style))
     charts = [
-        over_time(name, drawn, from_zero=name.startswith(("seconds", "pseudo")))
+        over_time(
+            name,
+            drawn,
+            from_zero=name.startswith(("seconds", "pseudo")),
+            lowest=_LOWEST_SKILL if name.startswith("skill") else None,
+        )
         for name, drawn in sorted(lines.items(), key=lambda item: not item[0].startswith(("skill", "pseudo")))
     ]
     note = _ABOUT_SKILL if any(name.startswith("skill") for name in lines) else ""

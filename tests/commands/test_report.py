@@ -167,7 +167,7 @@ def test_runs_of_pretraining_and_finetuning(workspace, pretrained, tmp_path):
     text = Outline(tmp_path / "report.html").text
     assert "nnUNetTrainer, nnUNetPlans, fold 1: Dice 0.75 over 1 validation cases." in text
     assert re.search(r"TopoMAEPretrainer, nnUNetTopoMAEPlans, fold 0: skill of ViT -?\d+.\d\d and UNETR\+\+", text)
-    for part in ("UNETR++: topological", "Persistence diagrams", "pseudo Dice", f"Worst case, {case}", "solid_organ"):
+    for part in ("UNETR++: topological", "Persistence diagrams", "pseudo Dice", f"Best case, {case}", "solid_organ"):
         assert part in text
 
 
@@ -185,6 +185,18 @@ def test_nothing_is_replaced_unless_asked(copied, capsys):
 def test_folders_that_are_neither_are_refused(copied, capsys):
     assert f"{copied / 'raw'} holds neither study.json nor a checkpoint" in _refused(copied, capsys, copied / "raw")
     assert f"{copied / 'no'} does not exist" in _refused(copied, capsys, copied / "no")
+
+
+def test_folds_without_a_checkpoint_are_left_out_and_named(copied, capsys):
+    model = copied / "results" / made_up.DATASET / "FusedFinetuneTrainer__study_spark_seed0__3d_fullres"
+    empty = model / "fold_9"
+    empty.mkdir()
+    for named in ([model], [model / "fold_0", empty]):
+        command = ["report", *map(str, named), "-o", str(copied / "model.html"), "--overwrite"]
+        assert cli.main(command) == 0
+        assert f"WARNING: {empty} is left out, as it holds no checkpoint\n" in capsys.readouterr().out
+        assert "FusedFinetuneTrainer, study_spark_seed0, fold 0: " in Outline(copied / "model.html").text
+    assert f"{empty} holds neither study.json nor a checkpoint" in _refused(copied, capsys, empty)
 
 
 def test_a_page_in_no_folder_is_refused(copied, capsys):

@@ -91,7 +91,11 @@ def test_means_over_labels_with_a_dot_a_seed():
 
 @pytest.mark.parametrize(
     ("values", "from_zero", "log"),
-    [([8.0, 4.0, 2.0, 1.0], False, True), ([0.5, -0.5, 0.25], False, False), ([8.0, 4.0, 2.0, 1.0], True, False)],
+    [
+        ([20.0, 4.0, 2.0, 1.0], False, True),
+        ([0.5, -0.5, 0.25], False, False),
+        ([8.0, 4.0, 2.0, 1.0], True, False),
+    ],
     ids=["logarithmic", "linear", "from zero"],
 )
 def test_a_value_per_epoch(values, from_zero, log):
@@ -103,6 +107,12 @@ def test_a_value_per_epoch(values, from_zero, log):
     assert np.ptp(shift) < 0.01
     assert len(drawn.markers(FIRST)) == len(values)
     assert (0 in drawn.ticks(1)[0]) == (not log)
+
+
+@pytest.mark.parametrize(("values", "hidden"), [([-9.0, -1.0, 0.5], True), ([-9.0, -8.0, -5.0], False)])
+def test_a_scale_begins_at_the_lowest_value_if_others_are_higher(values, hidden):
+    ticks, _ = Drawn(over_time("skill", [Line(values, FIRST)], lowest=-1.5)).ticks(1)
+    assert (min(ticks) < -1.5) == (not hidden)
 
 
 def test_long_lines_are_thinned_and_what_is_missing_is_left_out():

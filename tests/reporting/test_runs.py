@@ -119,7 +119,7 @@ def test_every_term_of_the_loss_has_a_chart(tmp_path):
 def test_course_of_a_run(tmp_path):
     found = course_charts("Course", _drawn(_pretraining(tmp_path)))
     assert [chart.alt for chart in found.charts] == [
-        "skill of ViT by epoch. pre-training: -1.5 to 0.5 in 2 epochs",  # -9 would hide all others
+        "skill of ViT by epoch. pre-training: -9 to 0.5 in 2 epochs",
         "learning rate by epoch. pre-training: 0.01 to 0.001 in 2 epochs",
         "seconds per epoch by epoch. pre-training: 1.8e+03 to 1.8e+03 in 2 epochs",
     ]

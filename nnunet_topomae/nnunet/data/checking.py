@@ -1,5 +1,6 @@
 """Makes sure before a training that its cases can be read and are finite; files that were are not read again."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -46,7 +47,8 @@ class CheckedFiles:
 
     def _stamps(self, cases: Cases, case: str) -> dict[str, list[int]]:
         stats = {str(file): file.stat() for file in files_of(cases, case, with_label=self._with_labels)}
-        return {file: [stat.st_size, stat.st_mtime_ns] for file, stat in stats.items()}
+        folder = self._file.parent  # paths relative to it stay right when it is moved or copied
+        return {os.path.relpath(file, folder): [stat.st_size, stat.st_mtime_ns] for file, stat in stats.items()}
 
     @staticmethod
     def _is_unknown(stamps: Mapping[str, list[int]], known: Mapping[str, list[int]]) -> bool:

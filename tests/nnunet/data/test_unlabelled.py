@@ -55,7 +55,7 @@ def test_new_images_are_added_and_ill_ones_named(workspace, images, capsys):
     _write(images / "flat_0000.nii.gz", np.ones((20, 20, 20), np.float32), zooms=(0.0, 1.0, 1.0))
     _write(images / "second_0001.nii.gz", np.ones((20, 20, 20), np.float32))
     shutil.copy(images / "extra_0_0000.nii.gz", images / "extra_0_seg_0000.nii.gz")
-    _write(images / "empty_0000.nii.gz", np.zeros((20, 20, 20), np.float32))
+    _write(images / "blank_0000.nii.gz", np.zeros((20, 20, 20), np.float32))
     _write(images / "scout_0000.nii.gz", np.arange(1, 61, dtype=np.float32).reshape(3, 4, 5))
     whole = gzip.compress(b"no image")
     (images / "cut_0000.nii.gz").write_bytes(whole[:-4])
@@ -68,7 +68,7 @@ def test_new_images_are_added_and_ill_ones_named(workspace, images, capsys):
         "flat flat_0000.nii.gz has a spacing of (0.0, 1.0, 1.0) mm",
         "second has channels [1], but the dataset has channels [0]",
         "cut cut_0000.nii.gz cannot be read: ",
-        "empty empty_0000.nii.gz: all voxels have the same value",
+        "blank blank_0000.nii.gz: all voxels have the same value",
         "scout has ",
         " voxels at the spacing of the plans, which fills 0.0% of a crop (24 x 32 x 32)",
         "phantom_000 is the name of a labelled case",
