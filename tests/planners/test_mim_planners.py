@@ -178,7 +178,7 @@ def _crop(*size):
         (_pretraining(beta=131), "pretraining.beta in the plans must be at most 130, as many as there are masked patc"),
         (_pretraining(mask_ratios=[0.5, 0.6]), "pretraining.mask_ratios in the plans must be a list of 3"),
         (_pretraining(mask_ratio=0.6), "unknown key pretraining.mask_ratio in the plans"),
-        (_crop(96, 96, 90), "crop size (96, 96, 90) is not divisible by the product of the strides (32, 32, 32)"),
+        (_crop(96, 96, 90), "crop size (96, 96, 90) is not divisible by the total stride of the network, (32, 32, 32)"),
         (lambda c: c.update(patch_size=[96, 96, 64]), "patch_size [96, 96, 64] and architecture.arch_kwargs.crop_size"),
         (
             lambda c: c["architecture"]["arch_kwargs"]["encoder"].update(num_heads=7),

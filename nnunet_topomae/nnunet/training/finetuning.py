@@ -40,7 +40,10 @@ _FRESH = "fresh_parameters"  # key of checkpoints, and of the optimiser's groups
 _OF_SAME_IMAGES = (
     "There is no pre-training of fold {}; starting from that of another fold, which drew from the same images"
 )
-_OF_ALL = "There is no pre-training of fold {}; starting from that of fold all"
+_OF_ALL = (
+    "WARNING: there is no pre-training of fold {}; starting from fold all, which has seen the images (not the labels) "
+    "of this fold's validation cases, so their Dice may be a little too good; pre-train this fold to avoid that"
+)
 _SEEN = (
     "WARNING: {} has seen images (not labels) of cases that this fold holds out, such as {}, so their Dice may be a "
     "little too good; pre-train this fold to avoid that"
@@ -53,10 +56,12 @@ class FinetuneTrainer(StageTrainer):
     Attributes:
         pretrainers: names of the trainers whose checkpoints can be used; None for all checkpoints of pre-training in
             the folders of results beside that of this trainer.
+        starts_from_all: whether the checkpoint found is that of fold ``all``, which is warned of once.
     """
 
     block = FINETUNING
     config_class = FinetuningConfig
+    starts_from_all = False
     fresh: Sequence[str] = ()  # names of the tensors that pre-training has not trained
     pretrainers: ClassVar[Sequence[str] | None] = None
 
@@ -188,7 +193,8 @@ class FinetuneTrainer(StageTrainer):
             )
         result = super().take_over(checkpoint, file)
         seen = cases_seen(checkpoint, self.plans_manager.dataset_name)
-        if leaked := seen.intersection([*self.split.val, *self.split.test]):
+        leaked = seen.intersection([*self.split.val, *self.split.test])
+        if leaked and not self.starts_from_all:
             self.print_to_log_file(_SEEN.format(file, min(leaked)))
         self._check_frozen(result.fresh, file)
         self._set_fresh(result.fresh)
@@ -234,6 +240,7 @@ class FinetuneTrainer(StageTrainer):
             raise ValueError(self._how_to_pretrain())
         (file,) = found.values()
         if not own:
+            self.starts_from_all = not same
             self.print_to_log_file((_OF_SAME_IMAGES if same else _OF_ALL).format(self.fold))
         return file
 
