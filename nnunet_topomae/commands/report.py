@@ -81,7 +81,9 @@ def _with_something(folders: Sequence[Path]) -> tuple[list[Path], list[Path]]:
         folds = [] if (folder / FILE).is_file() else sorted(folder.glob(f"{_FOLD}*"))
         each += folds or [folder]
     empty = [f for f in each if f.name.startswith(_FOLD) and f.is_dir() and not checkpoints_in(f)]
-    return ([folder for folder in each if folder not in empty], empty) if len(empty) < len(each) else (each, [])
+    if len(empty) == len(each):  # then the first is refused, by its name
+        return each, []
+    return [folder for folder in each if folder not in empty], empty
 
 
 def _is_study(folder: Path) -> bool:

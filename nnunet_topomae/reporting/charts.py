@@ -25,6 +25,7 @@ _MAX_POINTS = 200  # of a line; longer ones are thinned
 _FEW_POINTS = 20  # up to which every point gets a dot
 _MAX_TOLD = 8  # lines that the text for screen readers describes
 _LABEL_WIDTH = 20  # letters in a line
+LOWEST_SKILL = -1.5  # that is drawn if others are higher: early epochs would hide these
 _DECADE = 10  # factor from which on a scale is logarithmic
 _POINT = 25  # area of a marker
 _SETTINGS: dict[Any, Any] = {
@@ -82,13 +83,13 @@ def styles(labels: Sequence[str]) -> dict[str, Style]:
 
 
 def over_time(title: str, lines: Sequence[Line], *, from_zero: bool = False, lowest: float | None = None) -> Chart:
-    """A value per epoch; the scale is logarithmic where values are positive and differ by more than a factor of 10.
+    """A value per epoch.
 
     Args:
         title: above the chart.
         lines: at least one.
         from_zero: draw a linear scale that begins at 0.
-        lowest: where the scale begins if only some values are below it, as these would hide the others.
+        lowest: see :func:`fit_scale`.
     """
 
     def draw(axis: Axes) -> None:
@@ -97,22 +98,34 @@ def over_time(title: str, lines: Sequence[Line], *, from_zero: bool = False, low
             epochs = np.linspace(0, len(values) - 1, min(len(values), _MAX_POINTS)).round().astype(int)
             marker = "." if len(values) < _FEW_POINTS else None
             axis.plot(epochs, values[epochs], color=line.style.color, linestyle=_dashes(line.style), marker=marker)
-        finite = [value for line in lines for value in line.values if np.isfinite(value)]
         if from_zero:
             axis.set_ylim(bottom=0)
-        elif lowest is not None and finite and min(finite) < lowest < max(finite):
-            axis.set_ylim(bottom=lowest)
-        elif finite and max(finite) > _DECADE * min(finite) > 0:
-            axis.set_yscale("log")
-            axis.yaxis.set_minor_locator(NullLocator())
-            axis.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1.0, 2.0, 5.0), numticks=6))
-            axis.yaxis.set_major_formatter(FuncFormatter(_short))
+        else:
+            fit_scale(axis, [value for line in lines for value in line.values], lowest)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set(title=title, xlabel="epoch")
 
     said = "; ".join(f"{line.style.label}: {_course(line.values)}" for line in lines[:_MAX_TOLD])
     said += f"; and {len(lines) - _MAX_TOLD} more" if len(lines) > _MAX_TOLD else ""
     return _chart(f"{title} by epoch. {said}", draw)
+
+
+def fit_scale(axis: Axes, values: Sequence[float], lowest: float | None = None) -> None:
+    """Make the vertical scale logarithmic where all values are positive and differ by more than a factor of 10.
+
+    Args:
+        axis: on which the values have been drawn.
+        values: NaN and inf are passed over.
+        lowest: where the scale begins if only some values are below it, as these would hide the others.
+    """
+    finite = [value for value in values if np.isfinite(value)]
+    if lowest is not None and finite and min(finite) < lowest < max(finite):
+        axis.set_ylim(bottom=lowest)
+    elif finite and max(finite) > _DECADE * min(finite) > 0:
+        axis.set_yscale("log")
+        axis.yaxis.set_minor_locator(NullLocator())
+        axis.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1.0, 2.0, 5.0), numticks=6))
+        axis.yaxis.set_major_formatter(FuncFormatter(_short))
 
 
 def over_labels(measure: str, points: Mapping[Style, Mapping[int, Sequence[float]]]) -> Chart:

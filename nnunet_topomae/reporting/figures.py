@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from nnunet_topomae.files import write_file
+from nnunet_topomae.reporting.charts import LOWEST_SKILL, fit_scale
 
 Volume = npt.NDArray[np.float32]
 Diagram = npt.NDArray[np.floating]  # (N, 2): birth and death, birth > death
@@ -21,8 +22,6 @@ _PLANES = ("axial", "coronal", "sagittal")
 _TILE = 2.2  # inches
 _GREY = matplotlib.colormaps["gray"].with_extremes(bad="#24527a")  # hidden voxels in blue
 _WINDOW = (0.5, 99.5)  # percentiles of the input that become black and white
-_WORST_SKILL = -1.5  # the lowest that is drawn if others are higher: early epochs would hide these
-_DECADE = 10  # factor from which on a scale is logarithmic
 _FEW_EPOCHS = 20  # up to which every epoch gets a dot
 _HEADING_WIDTH = 22  # letters above a column
 _CHANNEL = 0  # the channel that pictures show
@@ -220,9 +219,7 @@ def save_progress(
             if len(values):
                 _draw_curve(axis, values, label=label, color=color)
         axis.set_title(name.replace("_", " "))
-        values = [value for values in curve for value in values]
-        if values and max(values) > _DECADE * min(values) > 0:
-            axis.set_yscale("log")
+        fit_scale(axis, [*curve.training, *curve.validation])
     if first_term:
         first_term.legend()
     rates, seconds = axes[panels - 2], axes[panels - 1]
@@ -243,9 +240,7 @@ def save_progress(
 def _draw_skills(axis: Axes, skills: Mapping[str, Sequence[float]]) -> None:
     for index, (branch, values) in enumerate(skills.items()):
         _draw_curve(axis, values, label=branch, color=f"C{index}")
-    drawn = np.concatenate([*skills.values()])
-    if len(drawn) and drawn.min() < _WORST_SKILL < drawn.max():
-        axis.set_ylim(bottom=_WORST_SKILL)
+    fit_scale(axis, [skill for values in skills.values() for skill in values], LOWEST_SKILL)
     axis.axhline(0, color="black", linewidth=1, linestyle="--", label="learns nothing")
     axis.set_title("skill in validation (1: perfect)")
     axis.legend()

@@ -11,18 +11,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from nnunet_topomae.reporting.charts import Line, Style, boxes, over_time
+from nnunet_topomae.reporting.charts import LOWEST_SKILL, Line, Style, boxes, over_time
 from nnunet_topomae.reporting.page import Charts, Picture, Pictures, Table, plain
 
 _NONE = "–"
 _TRAIN, _VAL, _SKILL = "train_", "val_", "skill_"
 _FIRST, _LAST = "epoch_start_timestamps", "epoch_end_timestamps"
-_LOWEST_SKILL = -1.5  # that is drawn if others are higher: early epochs would hide these
 _SPLITS = {_TRAIN: Style("training", "#3a86c8", "6 2"), _VAL: Style("validation", "#d9702b")}
 _NAMES = {"losses": "total loss", "mean_fg_dice": "pseudo Dice in validation", "lrs": "learning rate"}
 _ABOUT_SKILL = (
     "Skill: 0 is as good as inpainting that learns nothing, 1 is perfect. "
-    f"Values below {_LOWEST_SKILL} lie below the chart if others do not."
+    f"Values below {LOWEST_SKILL} lie below the chart if others do not."
 )
 _OF_SEGMENTATIONS = ("Dice", "IoU")  # nnU-Net counts voxels, too
 _PICTURES = {
@@ -202,7 +201,7 @@ def course_charts(title: str, runs: Sequence[Drawn]) -> Charts:
             name,
             drawn,
             from_zero=name.startswith(("seconds", "pseudo")),
-            lowest=_LOWEST_SKILL if name.startswith("skill") else None,
+            lowest=LOWEST_SKILL if name.startswith("skill") else None,
         )
         for name, drawn in sorted(lines.items(), key=lambda item: not item[0].startswith(("skill", "pseudo")))
     ]

@@ -1,6 +1,6 @@
 """What can be wrong with an image file."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,21 +89,23 @@ def inspect(file: Path, reader: BaseReaderWriter, *, is_label: bool = False) -> 
     )
 
 
-def problem_of(images: Mapping[Path, ImageFile]) -> str | None:
-    """What is wrong with the channels of a case, in their order: the first sentence about it, or None.
+def problems_of(files: Mapping[Path, ImageFile], images: Sequence[Path]) -> list[str]:
+    """What is wrong with the files of a case, as sentences that begin with the file.
 
     A channel that is the same everywhere is accepted beside others, as missing ones are often filled with 0.
+
+    Args:
+        files: the channels of the case, and its label if it has one.
+        images: those that are channels.
     """
-    for file, content in images.items():
-        if content.defect:
-            return f"{file.name} {content.defect}"
-    first, grid = next(iter(images.items()))
-    for file, content in images.items():
-        if mismatch := content.mismatch(grid):
-            return f"{file.name} {mismatch} {first.name}"
-    if all(content.is_constant for content in images.values()):
-        return f"{' and '.join(file.name for file in images)}: all voxels have the same value"
-    return None
+    if defects := [f"{file} {content.defect}" for file, content in files.items() if content.defect]:
+        return defects
+    differing = {file: content.mismatch(files[images[0]]) for file, content in files.items()}
+    if defects := [f"{file} {mismatch} {images[0].name}" for file, mismatch in differing.items() if mismatch]:
+        return defects
+    if all(files[image].is_constant for image in images):
+        return [f"{' and '.join(map(str, images))}: all voxels have the same value"]
+    return []
 
 
 def _reason(error: Exception) -> str:

@@ -17,7 +17,7 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from tqdm import tqdm
 
 from nnunet_topomae.files import read_json
-from nnunet_topomae.nnunet.data.image_files import ImageFile, inspect, problem_of
+from nnunet_topomae.nnunet.data.image_files import ImageFile, inspect, problems_of
 
 _KEYS = {"labels": "names and values of the labels", "file_ending": 'such as ".nii.gz"', "numTraining": "of cases"}
 _MAX_NAMED = 5
@@ -232,13 +232,8 @@ def _defects_of(
         return [f"{images[0]} and the other channels of its case are {len(images)}, but there should be {num_channels}"]
     if label not in found:
         return [f"{label} does not exist; images without labels are added with nnUNetv2_topomae add_unlabelled"]
-    if defects := [f"{file} {content.defect}" for file, content in found.items() if content.defect]:
-        return defects
-    differing = {file: content.mismatch(found[images[0]]) for file, content in found.items()}
-    if defects := [f"{file} {mismatch} {images[0].name}" for file, mismatch in differing.items() if mismatch]:
-        return defects
-    if problem := problem_of({image: found[image] for image in images}):
-        return [f"{images[0].parent}: {problem}"]
+    if problems := problems_of(found, images):
+        return problems
     if unknown := sorted(found[label].labels - allowed):
         return [f"{label} holds the label {unknown[0]}, but dataset.json has {', '.join(map(str, sorted(allowed)))}"]
     return []

@@ -15,7 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from nnunet_topomae.files import lock
-from nnunet_topomae.nnunet.data.image_files import inspect, problem_of
+from nnunet_topomae.nnunet.data.image_files import inspect, problems_of
 from nnunet_topomae.nnunet.data.preprocessed import PlannedDataset, files_of, open_cases
 from nnunet_topomae.nnunet.data.raw import name_problem
 from nnunet_topomae.nnunet.data.splits import read_splits
@@ -139,8 +139,9 @@ def _held_out(dataset: PlannedDataset, cases: Iterable[str]) -> dict[str, str]:
 def _add_case(dataset: PlannedDataset, configuration: str, case: str, files: list[Path]) -> str | None:
     """Preprocess a case, in a process of its own; returns what is wrong with it, or None."""
     reader = dataset.plans.image_reader_writer_class()
-    if problem := problem_of({file: inspect(file, reader) for file in files}):
-        return problem
+    found = {Path(file.name): inspect(file, reader) for file in files}
+    if problems := problems_of(found, list(found)):
+        return problems[0]
     folder = dataset.unlabelled_folder(configuration)
     folder.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=folder))

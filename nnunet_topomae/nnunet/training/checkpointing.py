@@ -24,7 +24,8 @@ CHECKPOINTS = FINAL, LATEST, BEST, PREVIOUS = (
 )
 OPTIMIZER = "optimizer_state"  # nnU-Net's key
 _SHARE = 0.02  # of the time that may be spent on writing checkpoint_latest.pth
-_OF_NETWORK, _STEPS = ("architecture", "patch_size"), "num_iterations_per_epoch"
+_OF_NETWORK = ("architecture", "patch_size")
+_STEPS = "num_iterations_per_epoch"  # by which a schedule and the steps of an epoch that was interrupted are counted
 _OTHER_PLANS = (
     "{} was written with other plans than the present ones, so the run cannot be continued; restore the plans or "
     "delete the folder: {}"
@@ -101,7 +102,7 @@ def _must_stay(made_with: Mapping[str, Any], block: str, folder: Path) -> dict[s
     plans, configuration = PlansManager(made_with["plans"]), made_with["configuration"]
     settings = plans.get_configuration(configuration).configuration
     preprocessing = PlannedDataset(folder, plans, made_with["dataset_json"]).preprocessing(configuration)
-    steps = settings.get(block, {}).get(_STEPS, getattr(StageConfig, _STEPS))  # by which what is done is counted
+    steps = settings.get(block, {}).get(_STEPS, StageConfig.num_iterations_per_epoch)
     return {**{key: settings[key] for key in _OF_NETWORK}, f"{block}.{_STEPS}": steps, **preprocessing}
 
 

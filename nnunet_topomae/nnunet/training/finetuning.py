@@ -299,10 +299,13 @@ class FinetuneTrainer(StageTrainer):
     def _can_pretrain(self, name: str) -> bool:
         """Whether a pre-training trainer takes the plans."""
         trainer = find_pretrainer(name, external_folders())
+        if trainer is None:
+            return False
         try:
-            return trainer is not None and bool(trainer.check_plans(self.plans_manager.plans, self.configuration_name))
+            trainer.check_plans(self.plans_manager.plans, self.configuration_name)
         except ValueError:
             return False
+        return True
 
     def get_dataloaders(self) -> tuple[Iterator[dict], Iterator[dict]]:
         """nnU-Net's loaders, but what is drawn as item n depends on the seed and n alone."""

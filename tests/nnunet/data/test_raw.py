@@ -70,7 +70,7 @@ DEFECTS = {
     ),
     "image of one value": (
         lambda d: _rewrite(_image(d), np.full((48, 48, 32), 7, np.int16)),
-        "$dataset/imagesTr: phantom_002_0000.nii.gz: all voxels have the same value",
+        "$image: all voxels have the same value",
     ),
     "image without a voxel": (
         lambda d: _rewrite(_image(d), np.zeros((48, 48, 0), np.float32)),
