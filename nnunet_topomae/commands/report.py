@@ -10,7 +10,7 @@ from nnunet_topomae import __version__
 from nnunet_topomae.nnunet.results import RawCases, read_run
 from nnunet_topomae.nnunet.training.checkpointing import checkpoints_in
 from nnunet_topomae.reporting import runs as of_runs
-from nnunet_topomae.reporting.charts import styles
+from nnunet_topomae.reporting.charts import Style, styles
 from nnunet_topomae.reporting.page import Page, Picture, Pictures, Section, Table
 from nnunet_topomae.reporting.runs import Drawn, Run
 from nnunet_topomae.reporting.slices import slices
@@ -30,8 +30,8 @@ _NO_PREDICTION = (
 )
 _NO_PLANS = "Pre-trainings are left out, because nnUNet_preprocessed is not set or lacks plans of the study."
 _LINES = (
-    "Orange: the label. Blue, dashed: the prediction. Each plane is that with most labelled voxels; of several "
-    "channels, the first is shown."
+    "Tinted: the label. Outlined: the prediction. Each plane is that with most labelled voxels; of several channels, "
+    "the first is shown."
 )
 
 
@@ -210,13 +210,20 @@ def _test_cases(study: Study, records: Sequence[Record]) -> Section:
         f"Test cases ranked by the Dice of {shown.rows[-1].title} with {shown.labelled} labelled cases, seeds "
         f"averaged; the predictions are of seed {shown.seed}. {_LINES}"
     )
-    return Section("Test cases", blocks, [which])
+    return Section("Test cases", blocks, [which], list(_structures(raw).values()))
+
+
+def _structures(raw: RawCases) -> dict[str, Style]:
+    """How the structures of a dataset are drawn, by their names."""
+    return styles(list(dict.fromkeys(raw.structures.values())))
 
 
 def _planes(title: str, raw: RawCases, case: str, predictions: Path) -> Pictures:
     found = raw.read(case, predictions / f"{case}{raw.file_ending}")
-    drawn = slices(found.image, found.label, found.prediction, found.geometry)
-    alt = "{} plane of {} with the contours of label and prediction. {}"
+    drawn_as = _structures(raw)
+    colors = {value: drawn_as[name].color for value, name in raw.structures.items()}
+    drawn = slices(found.image, found.label, found.prediction, found.geometry, colors)
+    alt = "{} plane of {} with label and prediction. {}"
     pictures = [Picture(png, alt.format(plane.capitalize(), case, title), plane) for plane, png in drawn.items()]
     return Pictures(title, pictures, columns=3)
 
@@ -289,4 +296,4 @@ def _validation_cases(run: Run) -> Section:
             raise ValueError(f"{run.folder} has validated case {case}, which {raw.folder} has not")
         title = f"{kind.capitalize()} case, {case}: Dice {values[case]:.3f}"
         blocks.append(_planes(title, raw, case, run.folder / "validation"))
-    return Section(heading, blocks, [_LINES])
+    return Section(heading, blocks, [_LINES], list(_structures(raw).values()))

@@ -1,6 +1,7 @@
 """Reading what training runs have left in nnU-Net's folder of results, and the test cases that they were tried on."""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from nnunetv2.paths import nnUNet_raw
 
 from nnunet_topomae import trainers
 from nnunet_topomae.files import read_json
-from nnunet_topomae.nnunet.data.raw import read_dataset
+from nnunet_topomae.nnunet.data.raw import IGNORED, read_dataset, structures
 from nnunet_topomae.nnunet.planning.plans import FINETUNING, PRETRAINING
 from nnunet_topomae.nnunet.training.checkpointing import CHECKPOINTS, checkpoints_in
 from nnunet_topomae.nnunet.training.pretraining import external_folders, find_pretrainer
@@ -133,6 +134,15 @@ class RawCases:
     def __contains__(self, case: str) -> bool:
         return case in self._files
 
+    @cached_property
+    def structures(self) -> dict[int, str]:
+        """Names of structures by their values in segmentations; a value in several regions has the names of all."""
+        names: dict[int, list[str]] = {}
+        for name, values in structures(self.description).items():
+            for value in values:
+                names.setdefault(value, []).append(name)
+        return {value: ", ".join(each) for value, each in sorted(names.items())}
+
     @property
     def file_ending(self) -> str:
         """Of images and segmentations."""
@@ -155,6 +165,6 @@ class RawCases:
                 f"{prediction} has {segmentation.shape} voxels, but {files['images'][0]} has {image.shape[1:]}; it is "
                 "of another case or dataset"
             )
-        ignored = self.description["labels"].get("ignore", 0)
+        ignored = self.description["labels"].get(IGNORED, 0)
         label = np.where(label == ignored, 0, label)
         return Case(image[0], label, segmentation, Geometry(properties["spacing"], plane_names()))

@@ -84,13 +84,15 @@ class Section:
     """A part of the page with a heading.
 
     Attributes:
-        paragraphs: of plain text, before everything else.
         blocks: what it shows.
+        paragraphs: of plain text, before everything else.
+        legend: of its pictures, after the paragraphs.
     """
 
     title: str
     blocks: Sequence[Charts | Pictures | Table] = ()
     paragraphs: Sequence[str] = ()
+    legend: Sequence[Style] = ()
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,13 @@
 """Measures the predictions of a study, and keeps ``results.csv`` and ``answer.json``."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
 from nnunet_topomae.files import read_json, write_json
+from nnunet_topomae.nnunet.data.raw import IGNORED, structures
 from nnunet_topomae.studies.definition import FILE, Row, Run, Study
 from nnunet_topomae.studies.measures import measure_case
 from nnunet_topomae.studies.records import Record, read_records, write_records
@@ -15,7 +16,6 @@ from nnunet_topomae.studies.steps import Steps
 
 RESULTS, ANSWER = "results.csv", "answer.json"
 _TOLERANCE = "nsd_tolerance"
-_IGNORED = "ignore"  # nnU-Net's name
 
 
 def measure_study(steps: Steps, say: Callable[[str], None]) -> list[Record]:
@@ -131,7 +131,7 @@ def measure_run(steps: Steps, row: Row, run: Run) -> list[Record]:
     reader = determine_reader_writer_from_dataset_json(
         description, cases[steps.study.test_cases[0]]["images"][0], verbose=False
     )()
-    wanted, ignored = structures(description), description["labels"].get(_IGNORED)
+    wanted, ignored = structures(description), description["labels"].get(IGNORED)
     records = []
     for case in steps.study.test_cases:
         file, label = steps.predictions(row, run) / f"{case}{steps.file_ending}", Path(cases[case]["label"])
@@ -150,9 +150,3 @@ def _read(reader: Any, file: Path) -> tuple[Any, dict[str, Any]]:
     except Exception as error:  # each reader has its own
         raise ValueError(f"{file} cannot be read: {str(error).strip().splitlines()[-1]}") from error
     return labels[0].round().astype(int), properties
-
-
-def structures(description: Mapping[str, Any]) -> dict[str, Sequence[int]]:
-    """The labels that each structure or region of a dataset consists of, without background and ignored voxels."""
-    named = {name: labels if isinstance(labels, list) else [labels] for name, labels in description["labels"].items()}
-    return {name: labels for name, labels in named.items() if name != _IGNORED and labels != [0]}

@@ -35,21 +35,40 @@ def test_a_run_is_shown_as_its_most_trained_checkpoint_has_it(tmp_path):
     assert read_run(fold).seed == 7
 
 
-def test_ignored_voxels_are_no_structure_in_pictures(tmp_path, monkeypatch):
-    """Else slices would be chosen for the ignored voxels, and these outlined."""
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ({"background": 0, "vessel": 2, "organ": 1, "ignore": 3}, {1: "organ", 2: "vessel"}),
+        ({"background": 0, "whole": [1, 2, 3], "core": [2, 3]}, {1: "whole", 2: "whole, core", 3: "whole, core"}),
+    ],
+)
+def test_structures_are_named_by_value_and_regions_share_them(labels, expected, tmp_path, monkeypatch):
     monkeypatch.setattr("nnunet_topomae.nnunet.results.nnUNet_raw", str(tmp_path))
-    folder = tmp_path / "Dataset997_Scribbles"
+    _scribbles(tmp_path, labels)
+    assert list(RawCases("Dataset997_Scribbles").structures.items()) == list(expected.items())
+
+
+def test_ignored_voxels_are_no_structure_in_pictures(tmp_path, monkeypatch):
+    """Else slices would be chosen for the ignored voxels."""
+    monkeypatch.setattr("nnunet_topomae.nnunet.results.nnUNet_raw", str(tmp_path))
+    label, predicted = _scribbles(tmp_path, {"background": 0, "organ": 1, "vessel": 2, "ignore": 3})
+    shown = RawCases("Dataset997_Scribbles").read("a", predicted).label
+    assert np.array_equal(shown, np.where(label == 3, 0, label))
+
+
+def _scribbles(raw, labels):
+    """A dataset of one case; its label, and a file in which nothing is predicted."""
+    folder = raw / "Dataset997_Scribbles"
     files = {name: folder / name for name in ("imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz", "predicted.nii.gz")}
     label = np.zeros((4, 5, 6), np.uint8)
     label[1], label[2] = 1, 3
     for name, file in files.items():
         file.parent.mkdir(parents=True, exist_ok=True)
         sitk.WriteImage(sitk.GetImageFromArray(label if "labels" in name else label * 0), str(file))
-    labels = {"background": 0, "organ": 1, "vessel": 2, "ignore": 3}
     description = {"channel_names": {"0": "MRI"}, "labels": labels, "numTraining": 1, "file_ending": ".nii.gz"}
+    description["regions_class_order"] = list(range(1, len(labels)))
     write_json(description, folder / "dataset.json")
-    shown = RawCases("Dataset997_Scribbles").read("a", files["predicted.nii.gz"]).label
-    assert np.array_equal(shown, np.where(label == 3, 0, label))
+    return label, files["predicted.nii.gz"]
 
 
 def _validated(fold, means, cases=()):

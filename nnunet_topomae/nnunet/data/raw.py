@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
@@ -20,6 +20,7 @@ from nnunet_topomae.files import read_json
 from nnunet_topomae.nnunet.data.image_files import ImageFile, inspect, problems_of
 
 _KEYS = {"labels": "names and values of the labels", "file_ending": 'such as ".nii.gz"', "numTraining": "of cases"}
+IGNORED = "ignore"  # the label that nnU-Net leaves out
 _MAX_NAMED = 5
 _MAX_FACTOR = 1e6  # between the magnitudes of an image and of most others
 
@@ -48,6 +49,12 @@ def dataset_name(dataset_id: int) -> str:
 def channel_names(description: Mapping[str, Any]) -> list[str]:
     """Names of the channels that a dataset.json describes, in their order."""
     return list(description.get("channel_names", description.get("modality", {})).values())
+
+
+def structures(description: Mapping[str, Any]) -> dict[str, Sequence[int]]:
+    """The labels that each structure or region of a dataset consists of, without background and ignored voxels."""
+    named = {name: labels if isinstance(labels, list) else [labels] for name, labels in description["labels"].items()}
+    return {name: labels for name, labels in named.items() if name != IGNORED and labels != [0]}
 
 
 def label_values(description: Mapping[str, Any], file: Path) -> set[int]:
