@@ -1,4 +1,4 @@
-"""``nnUNetv2_topomae demo``: every command on a made-up dataset, with networks small enough for a laptop."""
+"""``nnUNetv2_topomae demo``: planning, both trainings and prediction of a made-up dataset, on a laptop."""
 
 import json
 import os
@@ -55,13 +55,16 @@ def run(keep: Path | None) -> None:
     folder = (keep or Path(tempfile.mkdtemp(prefix="topomae_demo_"))).resolve()
     started = time.monotonic()
     try:
-        Demo(folder).run()
+        demo = Demo(folder)
+        demo.run()
         say(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes.")
     finally:
         if keep is None:
             shutil.rmtree(folder, ignore_errors=True)
     if keep is None:
         say("Use --keep FOLDER to look at pictures, checkpoints and predictions.")
+    else:
+        say("\n".join(["Pictures to look at:", *(f"  {file}" for file in demo.pictures())]))
 
 
 class Demo:
@@ -77,7 +80,7 @@ class Demo:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def run(self) -> None:
-        """All steps, in the order of the README."""
+        """Plan, train and predict, in the order of the README."""
         dataset = self.raw / _DATASET
         write_dataset(dataset, _NUM_TRAINING, _NUM_TEST)
         say(f"{_NUM_TRAINING} phantoms to train on and {_NUM_TEST} to test in {dataset}; device: {self.device}\n")
@@ -116,21 +119,25 @@ class Demo:
         return {name: summary["mean"][str(label)]["Dice"] for name, label in LABELS.items() if label}
 
     def report(self, pretrained: dict[str, float], scratch: dict[str, float]) -> None:
-        """Print both columns of Dice and where the pictures are."""
+        """Print both columns of Dice."""
         steps = _SETTINGS["finetuning"]["num_epochs"] * _ITERATIONS
         say(f"\nDice of {_NUM_TEST} test cases, {steps} training steps each")
         say(f"  {'structure':<16}{'pre-trained':>14}{'from scratch':>14}")
         for name, value in pretrained.items():
             say(f"  {name:<16}{value:>14.3f}{scratch[name]:>14.3f}")
-        say("One seed and tiny networks: this shows that everything works, not how much pre-training helps.\n")
+        say("One seed and tiny networks: this shows that everything works, not how much pre-training helps.")
+
+    def pictures(self) -> list[Path]:
+        """The pictures that the trainings have made."""
         fold = f"{_PLANS}__{_CONFIGURATION}/fold_{_FOLD}"
-        results = self.results / _DATASET
-        for trainer, picture in (
-            ("TopoMAEPretrainer", "progress.png"),
-            ("TopoMAEPretrainer", "validation/reconstructions.png"),
-            ("FusedFinetuneTrainer", "progress.png"),
-        ):
-            say(f"  {results / f'{trainer}__{fold}' / picture}")
+        pretraining, finetuning = (
+            self.results / _DATASET / f"{trainer}__{fold}" for trainer in ("TopoMAEPretrainer", "FusedFinetuneTrainer")
+        )
+        return [
+            pretraining / "progress.png",
+            pretraining / "validation" / "reconstructions.png",
+            finetuning / "progress.png",
+        ]
 
     def execute(self, command: str, *arguments: object) -> None:
         """Run a console command in its own process; its output goes to a log.

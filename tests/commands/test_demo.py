@@ -52,6 +52,8 @@ def test_steps_are_those_of_the_readme_and_both_columns_are_printed(tmp_path, co
     said = capsys.readouterr().out
     assert "  solid_organ              0.760         0.510" in said
     assert "  tree                     0.790         0.540" in said
+    fold = "nnUNet_results/Dataset999_TopoMAEPhantom/TopoMAEPretrainer__nnUNetTopoMAEPlans__3d_fullres/fold_0"
+    assert str(tmp_path / "demo" / fold / "validation" / "reconstructions.png") in said
     raw = tmp_path / "demo" / "nnUNet_raw" / "Dataset999_TopoMAEPhantom"
     assert (len(list((raw / "imagesTr").iterdir())), len(list((raw / "imagesTs").iterdir()))) == (10, 3)
 
@@ -83,7 +85,9 @@ def test_a_demo_that_is_not_kept_leaves_nothing(tmp_path, commands, monkeypatch,
     monkeypatch.setattr(demo.tempfile, "tempdir", str(tmp_path))
     demo.run(None)
     assert not list(tmp_path.iterdir())
-    assert "Use --keep FOLDER" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Use --keep FOLDER" in said
+    assert ".png" not in said
     monkeypatch.setattr(Demo, "train", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         demo.run(None)
