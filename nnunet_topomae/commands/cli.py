@@ -114,7 +114,7 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("--overwrite", action="store_true", help="replace an existing file")
     report.set_defaults(run=_report)
 
-    demo = commands.add_parser("demo", help="plan, train and predict a made-up dataset (under 10 minutes on 2 CPU cores)")
+    demo = commands.add_parser("demo", help="train and predict a made-up dataset (under 10 minutes on 2 CPU cores)")
     demo.add_argument("--keep", type=Path, metavar="FOLDER", help="keep data, pictures and results in FOLDER")
     demo.set_defaults(run=_demo)
     return parser

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
+import torch
 from torch import Tensor, nn
 
 from nnunet_topomae.networks.grids import repeat_channels, resize
@@ -36,8 +37,9 @@ def adapt_weights(
 
     - Tensors on grids are resized as the networks say (``resizing()``).
     - Kernels are resized. Those of convolutions are then divided by their growth, those of transposed ones are not.
-    - Weights that take the crop's channels as input are repeated for more channels and divided, so that the sum over
-      channels stays what it was. Weights whose output is the crop's channels are repeated, or averaged for one channel.
+    - Weights that take the crop's channels as input are divided among more channels, or added up for fewer, so that
+      the sum over channels stays what it was. Weights whose output is the crop's channels are repeated, or averaged for
+      one channel.
 
     Args:
         weights: state dict of ``source``.
@@ -85,8 +87,16 @@ def _fit_kernel(given: Tensor, wanted: Tensor, channels: tuple[int, int], *, tra
         given = resize(given.flatten(2), before, after).unflatten(2, after) / growth
     given = _fit_outputs(given, wanted.shape[0], channels)
     if (given.shape[1], wanted.shape[1]) == channels and channels[0] != channels[1]:
-        given = repeat_channels(given.transpose(0, 1), channels[1]).transpose(0, 1) * (channels[0] / channels[1])
+        given = torch.einsum("ji,oi...->oj...", _shares(*channels), given)
     return given
+
+
+def _shares(before: int, after: int) -> Tensor:
+    """What share of each channel's kernel goes to which new channel, (after, before); channels take turns."""
+    turns = torch.arange(max(before, after))
+    shares = torch.zeros(after, before)
+    shares[turns % after, turns % before] = 1
+    return shares / shares.sum(dim=0)
 
 
 def _fit_outputs(given: Tensor, wanted: int, channels: tuple[int, int]) -> Tensor:

@@ -1,11 +1,12 @@
 """What masked methods share; what each of them must do is in test_contract.py."""
 
+import numpy as np
 import pytest
 import torch
 
-from nnunet_topomae.methods.masked import TeacherConfig
+from nnunet_topomae.methods.masked import HARDNESS_SCORES, TeacherConfig
 from nnunet_topomae.methods.spark import AnatoMask, AnatoMaskConfig, SparK, SparKConfig
-from tiny import TINY_CROP, Volumes, draw_batch, make_method, make_network
+from tiny import TINY_CROP, Volumes, draw_batch, make_batch, make_crops, make_method, make_network
 
 
 def test_the_momentum_rises_in_the_first_quarter():
@@ -32,6 +33,50 @@ def test_a_teacher_chooses_in_evaluation_mode():
     assert modes
     assert not any(modes)
     assert task.training
+
+
+@pytest.mark.parametrize("progress", [0, 0.3, 1])
+def test_a_teacher_hides_the_hardest_of_the_hidden_patches_and_random_others(progress, monkeypatch):
+    """Section 3.3: the share of the hidden patches that are chosen by their error rises linearly from 0 to a half."""
+    task = make_method("AnatoMask")
+    batch = draw_batch(task, Volumes())
+    drawn, order = (batch[name].flatten(1).numpy() for name in ("mask", "order"))
+    errors = np.random.default_rng(0).permutation(drawn.size).reshape(drawn.shape) + 1.0
+    errors[~drawn] += 1000  # visible patches are not compared, however hard they are
+    monkeypatch.setattr(task.teacher, "patch_errors", lambda *_: torch.from_numpy(errors).reshape(batch["mask"].shape))
+    chosen = task.choose(batch, progress)["mask"].flatten(1)
+    num_hidden = drawn[0].sum()
+    for sample in range(len(drawn)):
+        hidden = sorted(np.flatnonzero(drawn[sample]), key=lambda patch: -errors[sample, patch])
+        hardest = hidden[: int(num_hidden * 0.5 * progress)]
+        others = sorted(set(range(drawn.shape[1])).difference(hardest), key=lambda patch: -order[sample, patch])
+        expected = {*hardest, *others[: num_hidden - len(hardest)]}
+        assert set(np.flatnonzero(chosen[sample].numpy())) == expected
+
+
+@pytest.mark.parametrize("hardness", HARDNESS_SCORES)
+def test_how_hard_a_patch_is_with_two_channels(hardness):
+    """A NumPy loop over the patches; the prediction is of patches with mean 0 and deviation 1 in every channel."""
+    config = AnatoMaskConfig(decoder_width=16, anatomask=TeacherConfig(hardness=hardness))
+    task = AnatoMask.build(make_network("plain", 2, 2), config, TINY_CROP)
+    crop = make_crops(1, channels=2)
+    batch = make_batch(task, crop)
+    output = task(batch)
+    (prediction,) = (volume.detach().numpy()[0] for volume in output.values())
+    errors = task.patch_errors(output, batch)[0].detach()
+    for corner in np.ndindex(*errors.shape):
+        place = tuple(slice(at * edge, (at + 1) * edge) for at, edge in zip(corner, task.patch_size, strict=True))
+        by_channel = []
+        for channel in range(2):
+            predicted, true = prediction[(channel, *place)], crop[0].numpy()[(channel, *place)]
+            mean, deviation = true.mean(), np.sqrt(true.var() + 1e-6)
+            compared = {
+                "denormalised": (predicted * deviation + mean, true),
+                "normalised": (predicted, (true - mean) / deviation),
+                "mixed": (predicted, true),
+            }
+            by_channel.append(np.square(np.subtract(*compared[hardness])).mean())
+        assert errors[corner].item() == pytest.approx(np.mean(by_channel), rel=1e-4)
 
 
 @pytest.mark.parametrize(("progress", "momentum"), [(0.0, 0.5), (0.125, 0.6), (0.25, 0.7), (1.0, 0.7)])

@@ -46,17 +46,18 @@ def test_published_size():
     assert encoder.grid == (6, 6, 6)
 
 
-def test_hidden_patches_cost_next_to_nothing():
-    """Multiply-adds, two FLOP each, of all patches and with 60 % hidden (docs/results.md)."""
+def test_hidden_patches_cost_little():
+    """With 60 % of the patches hidden, 86 of 216 are computed, and the depthwise convolutions of all."""
     with torch.device("meta"), torch.no_grad():
         encoder = HybridEncoder(1, (96, 96, 96), FULL_STRIDES[1:5])
         crop, visible = torch.empty(1, 1, 96, 96, 96), torch.empty(1, 86, dtype=torch.int64)
-        giga = []
+        operations = []
         for shown in (None, visible):
             with FlopCounterMode(display=False) as counter:
                 encoder(crop, shown)
-            giga.append(counter.get_total_flops() / 2e9)
-    assert giga == pytest.approx([16.2, 7.4], abs=0.1)
+            operations.append(counter.get_total_flops())
+    whole, visible_only = operations
+    assert 86 / 216 < visible_only / whole < 0.5
 
 
 def _reference(encoder: HybridEncoder, crop: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:

@@ -72,19 +72,15 @@ def test_projections_of_constant_tokens_stay_what_they_were():
         torch.testing.assert_close(*projected)
 
 
-@pytest.mark.parametrize("channels", [(1, 4), (4, 1), (2, 3), (3, 2)])
+@pytest.mark.parametrize("channels", [(1, 4), (4, 1), (2, 3), (3, 2), (2, 4), (4, 2)])
 def test_a_stem_answers_equal_channels_as_before(channels):
     old, new = (ViTEncoder(n, (8, 8, 8), (4, 4, 4), 12, 1, 2) for n in channels)
-    if channels == (3, 2):  # repeated and divided: exact only where the channels' kernels are alike
-        with torch.no_grad():
-            old.patch_embed.weight.copy_(old.patch_embed.weight[:, :1].expand(-1, 3, -1, -1, -1))
     new.load_state_dict(adapt_weights(old.state_dict(), old, new, channels).weights)
     crop = torch.rand(2, 1, 8, 8, 8)
     expected, got = (
         vit.patch_embed(crop.expand(-1, n, -1, -1, -1)) for vit, n in zip((old, new), channels, strict=True)
     )
-    if channels != (2, 3):
-        torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(got, expected)
     assert torch.equal(new.blocks[0].mlp.fc1.weight, old.blocks[0].mlp.fc1.weight)
 
 

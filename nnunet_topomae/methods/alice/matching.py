@@ -69,15 +69,15 @@ class Matcher(ABC):
         return (np.array(self.crop_size) - 1) / 2
 
 
-def check_partners(images: ImageSource) -> None:
+def check_partners(cases: Sequence[str]) -> None:
     """Make sure that every case has another one to find the same body part in.
 
     Raises:
         ValueError: if there is only one.
     """
-    if len(set(images.partners)) < 2:  # fold all has the same cases to train and to validate on
+    if len(set(cases)) < 2:  # fold all has the same cases to train and to validate on
         raise ValueError(
-            f"{images.partners[0]} is the only image, so there is no other one to find the same body part in; add "
+            f"{cases[0]} is the only image, so there is no other one to find the same body part in; add "
             f"images with nnUNetv2_topomae add_unlabelled, or set pretraining.matcher to same_volume and "
             f"pretraining.l_dv to false"
         )
@@ -89,7 +89,7 @@ def draw_partner(images: ImageSource, case: str, rng: np.random.Generator) -> st
     Raises:
         ValueError: if there is none.
     """
-    check_partners(images)
+    check_partners(images.partners)
     others = [other for other in images.partners if other != case]
     return others[int(rng.integers(len(others)))]
 

@@ -127,10 +127,10 @@ class Alice(NormalisedReconstruction):
         """Train the landmark network, if the matcher needs one that is not there; see :meth:`PretextTask.prepare`.
 
         Raises:
-            ValueError: if the matcher needs another image, and there is only one.
+            ValueError: if the matcher needs another image, and there is only one to train on.
         """
         if self.config.matcher != "same_volume":
-            check_partners(images)
+            check_partners(images.identifiers)  # those that are trained on; partners may be validation cases
         if self.config.matcher == "embedding":
             store = prepare_landmarks(images, self.config.landmarks, device, log)
             self.landmarks.copy_(torch.tensor(list(store.identity()), dtype=torch.uint8))

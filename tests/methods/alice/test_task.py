@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from nnunet_topomae.methods.alice import Alice, AliceConfig
+from nnunet_topomae.methods.alice import views as alice_views
+from nnunet_topomae.methods.alice.augmentation import view_of
 from nnunet_topomae.methods.alice.landmarks.matcher import ACCEPTED, CYCLE, SIMILARITY, TRIES
 from nnunet_topomae.methods.alice.modules import CASA, FEATURES
 from nnunet_topomae.methods.alice.similarity import cosine_loss, dino_loss, moved_centre, spread, teacher_temperature
@@ -213,6 +215,46 @@ def test_the_hardness_of_patches_is_that_of_the_queries():
     torch.testing.assert_close(errors[0, 0, 0, 0], first.square().mean())
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_l_r_is_the_error_of_normalised_patches_of_queries_and_of_keys(kind):
+    """Query and key hide different patches of different crops; with a NumPy loop over the patches (equation 1)."""
+    task = make_alice(kind)
+    batch = draw_batch(task, Volumes())
+    assert not torch.equal(batch["mask"], batch["key_mask"])
+    output = task(batch)
+    expected = sum(
+        _error_of_hidden_patches(half.detach().numpy(), *(batch[name].numpy() for name in names), task.patch_size)
+        for half, names in zip(output.prediction.chunk(2), (("crop", "mask"), ("key_crop", "key_mask")), strict=True)
+    )
+    assert task.loss_terms(output, batch)["l_r"].item() == pytest.approx(expected, rel=1e-4)
+
+
+def _error_of_hidden_patches(prediction, crop, mask, patch_size):
+    errors = []
+    for sample, *corner in np.argwhere(mask):
+        place = tuple(slice(at * edge, (at + 1) * edge) for at, edge in zip(corner, patch_size, strict=True))
+        patch = crop[(sample, 0, *place)]
+        normalised = (patch - patch.mean()) / np.sqrt(patch.var() + 1e-6)
+        errors.append(np.square(prediction[(sample, 0, *place)] - normalised).mean())
+    return np.mean(errors)
+
+
+def test_the_target_encoder_sees_the_turned_crop_with_other_intensities(monkeypatch):
+    """Section 4.2: strong augmentation for the target only; the online encoder's crops are resized, as MAE's are."""
+    task, placements = make_alice(matcher="same_volume"), {}
+    for name in ("resized_crop", "turned_crop"):
+        drawn = getattr(alice_views, name)
+        monkeypatch.setattr(
+            alice_views, name, lambda *given, name=name, drawn=drawn: placements.setdefault(name, drawn(*given))
+        )
+    monkeypatch.setattr(alice_views, "changed_intensities", lambda view, rng: 100 + view)
+    images = Volumes()
+    item = task.views().draw(images, "large", np.random.default_rng(0), mirror=True)
+    volume = images.load("large")
+    torch.testing.assert_close(item["crop"], view_of(volume, placements["resized_crop"]))
+    torch.testing.assert_close(item["target"], 100 + view_of(volume, placements["turned_crop"]))
+
+
 def test_without_augmentation_both_views_are_the_crop():
     task, images = make_alice(matcher="same_volume"), Volumes()
     batch = draw_batch(task, images, mirror=False)
@@ -261,9 +303,10 @@ def test_another_network_is_refused(kind, name):
 
 
 @pytest.mark.parametrize("matcher", ["embedding", "position"])
-def test_a_single_image_is_refused_before_the_landmark_network_is_trained(matcher, monkeypatch):
+@pytest.mark.parametrize("partners", [["large", "large"], ["large", "thin"]])  # fold all; a validation case beside it
+def test_a_single_image_to_train_on_is_refused_before_the_landmark_network_is(matcher, partners, monkeypatch):
     task, images = make_alice(matcher=matcher), Volumes()
-    images.identifiers, images.partners = ["large"], ["large", "large"]  # as in fold all
+    images.identifiers, images.partners = ["large"], partners
     monkeypatch.setattr("nnunet_topomae.methods.alice.task.prepare_landmarks", None)  # to call it would fail
     with pytest.raises(ValueError, match=r"^large is the only image"):
         task.prepare(images, torch.device("cpu"), print)

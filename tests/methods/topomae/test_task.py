@@ -62,8 +62,13 @@ def test_terms_by_hand():
     assert terms["reconstruction_consistency"].item() == pytest.approx(
         (vit - unetrpp)[hidden].square().mean().item(), rel=1e-5
     )
-    assert terms["unetrpp_spatial"].item() == pytest.approx(
-        (output.keypoints["unetrpp"] - 0.5).square().mean().item(), rel=1e-5
+    assert terms["unetrpp_mse"].item() == pytest.approx((unetrpp - crop)[hidden].square().mean().item(), rel=1e-5)
+    points = output.keypoints
+    for branch in ("vit", "unetrpp"):
+        expected = (points[branch] - 0.5).square().mean().item()
+        assert terms[f"{branch}_spatial"].item() == pytest.approx(expected, rel=1e-5)
+    assert terms["spatial_consistency"].item() == pytest.approx(
+        (points["vit"] - points["unetrpp"]).square().mean().item(), rel=1e-5
     )
 
 
