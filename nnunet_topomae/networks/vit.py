@@ -321,7 +321,10 @@ def _scaled_taps(of_twelve: Sequence[int], depth: int, count: int) -> tuple[int,
 
 
 def light_decoder(encoder: ViTEncoder, output_channels: int) -> ViTDecoder:
-    """SelfMedMAE's decoder (384 wide, 8 blocks, 12 heads), never wider or deeper than two thirds of a small encoder."""
+    """SelfMedMAE's decoder (384 wide, 8 blocks, 12 heads), never wider or deeper than two thirds of the encoder.
+
+    So an encoder that is 512 wide has one of 320 with 10 heads.
+    """
     width = min(_DECODER_WIDTH, max(encoder.width * 2 // 3, 1) // _DECODER_HEAD_WIDTH * _DECODER_HEAD_WIDTH)
     width = max(width, _DECODER_HEAD_WIDTH)
     depth = min(_DECODER_DEPTH, max(len(encoder.blocks) * 2 // 3, 1))
