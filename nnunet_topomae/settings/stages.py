@@ -128,8 +128,8 @@ class FinetuningConfig(StageConfig):
         1.0,
         Number(0, 1),
         "factor on the learning rate of the pre-trained encoder; at 0 its weights stay as pre-training left them, and "
-        "only the other parts learn, while its batch norms still follow the images, and its dropout and drop_path still "
-        "act; not used from scratch",
+        "only the other parts learn, while its batch norms still follow the images, and its dropout and drop_path "
+        "still act; not used from scratch",
         "ours",
     )
     layer_decay: float = setting(
