@@ -59,10 +59,10 @@ def run(folders: Sequence[Path], output: Path, *, overwrite: bool = False) -> li
     if runs := [read_run(folder) for folder in folders if not _is_study(folder)]:
         parts.append(_about_runs(runs))
     datasets = dict.fromkeys(name for part in parts for name in part.datasets)
-    answer = " ".join(part.answer for part in parts)
+    answers = [answer for part in parts for answer in part.answers]
     sections = [section for part in parts for section in part.sections]
     made_by = f"Made by nnunet_topomae {__version__}."
-    Page(f"Report on {' and '.join(datasets)}", answer, sections, made_by).save(output)
+    Page(f"Report on {' and '.join(datasets)}", answers, sections, made_by).save(output)
     return empty
 
 
@@ -70,7 +70,7 @@ class _Part(NamedTuple):
     """What the page says of a study, or of runs."""
 
     datasets: Sequence[str]
-    answer: str
+    answers: Sequence[str]
     sections: Sequence[Section]
 
 
@@ -133,7 +133,8 @@ def _about_study(study: Study) -> _Part:
         Section("Settings", [settings] if settings.rows else []),
         Section("Runs, versions, hardware, hours", [of_runs.runs_table(everything)] if everything else []),
     ]
-    return _Part([study.dataset], sentence(compared, labels, study.baselines, study.titles, study.main), sections)
+    said = sentence(compared, labels, study.baselines, study.titles, study.main)
+    return _Part([study.dataset], [said], sections)
 
 
 def _pretrainings(study: Study) -> list[Drawn] | None:
@@ -259,7 +260,7 @@ def _about_runs(runs: Sequence[Run]) -> _Part:
         Section("Settings", [settings] if settings else []),
         Section("Runs, versions, hardware, hours", [of_runs.runs_table(runs)]),
     ]
-    return _Part([run.dataset for run in runs], " ".join(run.outcome() for run in runs), sections)
+    return _Part([run.dataset for run in runs], [run.outcome() for run in runs], sections)
 
 
 def _finetuning_section(runs: Sequence[Drawn]) -> Section:

@@ -101,13 +101,13 @@ class Page:
 
     Attributes:
         title: heading of the page.
-        answer: what it says, in a sentence.
+        answers: what it says, a sentence each; a single one is the headline.
         sections: in their order; those that are empty are left out.
         foot: by what it was made.
     """
 
     title: str
-    answer: str
+    answers: Sequence[str]
     sections: Sequence[Section]
     foot: str
 

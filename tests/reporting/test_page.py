@@ -33,16 +33,18 @@ class Elements(HTMLParser):
         return [text for _, text in self.of(tag)]
 
 
-def _page(*sections):
-    return Elements(Page("Report on A & B", "Better <with> 5 labels.", sections, "Made by us.").html())
+ANSWER = "Better <with> 5 labels."
 
 
-def test_title_answer_and_foot_are_text():
-    found = _page()
+def _page(*sections, answers=(ANSWER,)):
+    return Elements(Page("Report on A & B", answers, sections, "Made by us.").html())
+
+
+@pytest.mark.parametrize(("answers", "look"), [([ANSWER], "answer"), ([ANSWER, "Fold 1: 0.5"], "answer of-several")])
+def test_title_answers_and_foot_are_text(answers, look):
+    found = _page(answers=answers)
     assert found.texts("title") == found.texts("h1") == ["Report on A & B"]
-    assert [text for attributes, text in found.of("p") if attributes.get("class") == "answer"] == [
-        "Better <with> 5 labels."
-    ]
+    assert [text for attributes, text in found.of("p") if attributes.get("class") == look] == answers
     assert found.texts("p")[-1] == "Made by us."
     assert found.of("html")[0][0] == {"lang": "en"}
 
@@ -65,6 +67,13 @@ def test_charts_and_their_legend():
     assert found.of("path") == [({"d": "M0 0"}, "")]  # as it is, not as text
     (line,) = found.of("line")
     assert (line[0]["stroke"], line[0]["stroke-dasharray"]) == ("#123456", "6 2")
+
+
+def test_a_section_has_a_legend_of_its_pictures():
+    found = _page(Section("Cases", paragraphs=["Tinted: the label."], legend=[Style("liver", "#123456")]))
+    (line,) = found.of("line")
+    assert line[0]["stroke"] == "#123456"
+    assert [attributes["aria-label"] for attributes, _ in found.of("ul") if "aria-label" in attributes] == ["Legend"]
 
 
 @pytest.mark.parametrize("columns", [1, 3])
@@ -92,7 +101,7 @@ def test_a_page_that_is_too_large_is_not_written(tmp_path, monkeypatch):
     monkeypatch.setattr(pages, "_MAX_BYTES", 1_000_000)
     section = Section("Cases", [Pictures("Worst", [Picture(bytes(2_000_000), "x")])])
     with pytest.raises(ValueError, match=r"report.html would have 3 MB, .* name fewer folders"):
-        Page("Report", "Yes.", [section], "").save(tmp_path / "report.html")
+        Page("Report", ["Yes."], [section], "").save(tmp_path / "report.html")
     assert not list(tmp_path.iterdir())
 
 
