@@ -215,8 +215,9 @@ def _test_cases(study: Study, records: Sequence[Record]) -> Section:
 
 
 def _structures(raw: RawCases) -> dict[str, Style]:
-    """How the structures of a dataset are drawn, by their names."""
-    return styles(list(dict.fromkeys(raw.structures.values())))
+    """How the structures of a dataset are drawn, by their names: all outlines are solid."""
+    drawn = styles(list(dict.fromkeys(raw.structures.values())))
+    return {name: style._replace(dashes="") for name, style in drawn.items()}
 
 
 def _planes(title: str, raw: RawCases, case: str, predictions: Path) -> Pictures:

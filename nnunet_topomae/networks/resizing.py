@@ -87,7 +87,7 @@ def _fit_kernel(given: Tensor, wanted: Tensor, channels: tuple[int, int], *, tra
         given = resize(given.flatten(2), before, after).unflatten(2, after) / growth
     given = _fit_outputs(given, wanted.shape[0], channels)
     if (given.shape[1], wanted.shape[1]) == channels and channels[0] != channels[1]:
-        given = torch.einsum("ji,oi...->oj...", _shares(*channels), given)
+        given = torch.einsum("ji,oi...->oj...", _shares(*channels).to(given), given)
     return given
 
 
