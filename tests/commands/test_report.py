@@ -108,6 +108,13 @@ def test_page_has_the_answer_and_everything_that_was_measured(site, page):
     assert "ward-7" not in page.text  # names of machines are nobody's business
 
 
+def test_structures_of_test_cases_have_a_legend_of_solid_lines(site):
+    page = (site / "report.html").read_text()
+    legend = re.search(r"Tinted: the label.*?<ul class=\"legend\"[^>]*>(.*?)</ul>", page, re.DOTALL)[1]
+    assert re.findall(r"</svg>(.*?)</li>", legend) == made_up.STRUCTURES
+    assert re.findall(r'stroke-dasharray="(.*?)"', legend) == [""] * len(made_up.STRUCTURES)
+
+
 def test_page_needs_nothing_else_and_describes_every_picture(site, page):
     assert (site / "report.html").stat().st_size < 10_000_000
     assert all(source.startswith(("data:", "#")) for source in page.sources)
