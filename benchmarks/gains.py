@@ -1,4 +1,6 @@
-"""Draws what pre-training was worth in every comparison that was planned before its runs: docs/pictures/gains.svg.
+"""Draws what pre-training was worth in every comparison that a protocol named as the one that counts.
+
+The picture is docs/pictures/gains.svg.
 
     python benchmarks/gains.py [FILE]
 
